@@ -1,0 +1,39 @@
+"""FuseMix: a multimodal model out of frozen unimodal encoders, on one small machine.
+
+The way of the data is the layout::
+
+    pairs -> encoders -> latents -> mixup / adapters -> losses -> train -> evaluate
+          -> index -> retrieve / generate
+
+Importing this package is light; each heavy library is imported by the one module
+that needs it. The public names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "FusionModel": "fusemix.adapters",
+    "ModelConfig": "fusemix.config",
+    "TrainConfig": "fusemix.config",
+    "PairTable": "fusemix.pairs",
+    "LatentStore": "fusemix.latents",
+    "load_encoder": "fusemix.encoders",
+    "EmbeddingIndex": "fusemix.index",
+    "Retriever": "fusemix.retrieve",
+    "fusemix": "fusemix.mixup",
+    "info_nce": "fusemix.losses",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import fusemix`` stays light."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fusemix' has no attribute {name!r}")

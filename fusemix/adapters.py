@@ -1,0 +1,243 @@
+"""Fusion adapters and the FusionModel that holds one per modality; save, load, share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, save_torch_state_dict, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusemix.config import ModelConfig
+from fusemix.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+_WEIGHTS_PATTERN = "model{suffix}.safetensors"
+
+
+class Block(nn.Module):
+    """Residual inverted bottleneck: ``x + Linear(GELU(Linear(LayerNorm(x))))``, widened inside.
+
+    Source: ``Block`` of layer6ai-labs/fusemix (LayerNorm before, dropout after the GELU).
+    """
+
+    def __init__(self, dim: int, expansion: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(expansion * dim)
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D_x)
+        """Apply the block."""
+        return x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
+
+
+class Adapter(nn.Sequential):
+    """``depth`` blocks, a LayerNorm and a projection: latents (B, D_x) -> (B, D), not normalised."""
+
+    def __init__(self, latent_dim: int, embed_dim: int, *, depth: int, expansion: float, dropout: float) -> None:
+        blocks = [Block(latent_dim, expansion, dropout) for _ in range(depth)]
+        super().__init__(*blocks, nn.LayerNorm(latent_dim), nn.Linear(latent_dim, embed_dim))
+
+
+class FusionModel(nn.Module):
+    """One adapter per modality into one shared space.
+
+    Example:
+        >>> model = FusionModel.from_pretrained("checkpoints/default")
+        >>> embeddings = model.embed("text", latents)  # (N, D_text) -> (N, D), unit length
+    """
+
+    def __init__(self, config: ModelConfig, *, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.config = config
+        self.adapters = nn.ModuleDict(
+            {
+                modality: Adapter(
+                    dim,
+                    config.embed_dim,
+                    depth=config.depth,
+                    expansion=config.expansion,
+                    dropout=config.dropout,
+                )
+                for modality, dim in config.latent_dims.items()
+            }
+        )
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities this model can embed."""
+        return tuple(self.config.latent_dims)
+
+    def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Map latents (B, D_x) to adapter outputs (B, D) per modality, not normalised."""
+        return {modality: self.adapters[modality](x) for modality, x in latents.items()}
+
+    @torch.no_grad()
+    def embed(self, modality: str, latents: Tensor | np.ndarray, *, batch_size: int = 4096) -> Tensor:
+        """Embed latents of one modality into the shared space, without gradients or dropout.
+
+        Args:
+            modality: One of :attr:`modalities`.
+            latents: Shape (N, D_x), any float dtype, not normalised.
+            batch_size: Rows per forward pass.
+
+        Returns:
+            Embeddings, shape (N, D), float32 on the CPU, unit length.
+
+        Raises:
+            KeyError: If the model has no adapter for ``modality``.
+            ValueError: If the width is not the adapter's or a value is not finite.
+        """
+        if modality not in self.config.latent_dims:
+            raise KeyError(f"This model embeds {list(self.modalities)}, not {modality!r}.")
+        if isinstance(latents, np.ndarray):
+            latents = torch.from_numpy(np.array(latents, dtype=np.float32))
+        expected = self.config.latent_dims[modality]
+        if latents.ndim != 2 or latents.shape[1] != expected:
+            raise ValueError(
+                f"The {modality} adapter takes latents of shape (N, {expected}), got {tuple(latents.shape)}; "
+                f"encode with {self.config.encoders.get(modality, {}).get('name', 'the encoder it was trained on')}."
+            )
+        if not torch.isfinite(latents).all():
+            raise ValueError(f"The {modality} latents hold NaN or infinite values; encode these items again.")
+        device = self.temperature.device
+        was_training = self.training
+        self.eval()
+        try:
+            parts = [
+                F.normalize(self.adapters[modality](part.to(device, torch.float32)), dim=1).cpu()
+                for part in latents.split(batch_size)
+            ]
+        finally:
+            self.train(was_training)
+        return torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+
+    @property
+    def identity(self) -> str:
+        """Hex SHA-256 of configuration and weights: what an index is tied to."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: str = "5GB",
+        card: str | None = None,
+    ) -> Path:
+        """Write ``config.json``, ``model.safetensors`` (sharded above a size) and ``README.md``.
+
+        Args:
+            folder: Created if absent; weights that lie there are replaced.
+            dtype: Of the stored weights; computation is float32 after loading.
+            max_shard_size: Largest weight file, e.g. ``"9MB"`` to suit a plain git push.
+            card: Text of the model card; none is written when absent.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().to(dtype) for name, value in self.state_dict().items()}
+        write_json(folder / CONFIG_NAME, self.config.to_dict())
+        save_torch_state_dict(state, folder, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> FusionModel:
+        """Load from a folder or a Hugging Face Hub id; never unpickles.
+
+        Args:
+            source: A folder written by :meth:`save_pretrained`, or a Hub id ``owner/name``.
+            revision: Branch, tag or commit on the Hub; ignored for a folder.
+
+        Returns:
+            The model in evaluation mode, float32, on the CPU.
+
+        Raises:
+            FileNotFoundError: If neither a folder nor reachable on the Hub, or a file is missing.
+            ValueError: If the configuration or the weights are damaged or do not fit each other.
+        """
+        folder = _resolve(source, revision)
+        config_path = folder / CONFIG_NAME
+        if not config_path.is_file():
+            raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; expected a folder written by scripts/train.py.")
+        values = read_json(config_path)
+        if not isinstance(values, dict) or "latent_dims" not in values:
+            raise ValueError(f"{config_path} is not a FuseMix configuration: it has no 'latent_dims'.")
+        model = cls(ModelConfig.from_dict(values))
+        state = _read_weights(folder)
+        missing, unexpected = set(model.state_dict()) - set(state), set(state) - set(model.state_dict())
+        if missing or unexpected:
+            raise ValueError(
+                f"The weights in {folder} do not fit its config.json: missing {sorted(missing)[:3]}, "
+                f"unexpected {sorted(unexpected)[:3]}. Were files of two checkpoints mixed?"
+            )
+        try:
+            model.load_state_dict({name: value.float() for name, value in state.items()})
+        except RuntimeError as error:
+            raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
+        return model.eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None, **save: Any) -> str:
+        """Upload the checkpoint to the Hugging Face Hub and return its address."""
+        import tempfile
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **save)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def _resolve(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"No checkpoint folder at {source}; expected a folder or a Hub id 'owner/name'.")
+    try:
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", "README.md"])
+        )
+    except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
+        raise FileNotFoundError(
+            f"{source!r} is no folder here and could not be loaded from the Hugging Face Hub "
+            f"({type(error).__name__}). Check the name and the network, or give a local folder."
+        ) from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    index = folder / f"{WEIGHTS_NAME}.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS_NAME]
+    state: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no weight file {name!r}; the checkpoint is incomplete.")
+        try:
+            state.update(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or truncated ({error}); fetch or train it again.") from error
+    return state

@@ -1,0 +1,118 @@
+"""Frozen dataclasses that fix a model and a training run; to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+EncoderInfo = dict[str, Any]  # name, revision, fingerprint, dim, modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything needed to rebuild a FusionModel; saved as ``config.json``.
+
+    Attributes:
+        latent_dims: Modality -> width D_x of its latents.
+        encoders: Modality -> identity of the frozen encoder (name, revision, fingerprint, ...).
+        embed_dim: Width D of the shared space.
+        depth: Number of inverted-bottleneck blocks per adapter (the paper's code: 4).
+        expansion: Hidden width of a block as a multiple of D_x (the paper's code: 4).
+        dropout: Dropout inside the blocks while training (the paper's code: 0.6).
+    """
+
+    latent_dims: dict[str, int]
+    encoders: dict[str, EncoderInfo] = field(default_factory=dict)
+    embed_dim: int = 512
+    depth: int = 1
+    expansion: float = 4.0
+    dropout: float = 0.6
+
+    def __post_init__(self) -> None:
+        if len(self.latent_dims) < 2:
+            raise ValueError(f"A fusion model needs at least 2 modalities, got {sorted(self.latent_dims)}.")
+        for modality, dim in self.latent_dims.items():
+            if dim < 1:
+                raise ValueError(f"latent_dims[{modality!r}] must be >= 1, got {dim}.")
+        if self.embed_dim < 1 or self.depth < 0 or self.expansion <= 0:
+            raise ValueError(
+                "embed_dim must be >= 1, depth >= 0 and expansion > 0, got "
+                f"{self.embed_dim}, {self.depth} and {self.expansion}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        return cls(**_checked(cls, values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that changes a training run; saved as ``train_config.json`` beside the weights.
+
+    The defaults are the paper's recipe (layer6ai-labs/fusemix, settings of
+    ``mlp_contrastive_fusion_pretrain``) scaled to a small machine: batch 40,960 -> 4,096
+    pairs, 500 -> 30 epochs.
+    """
+
+    batch_size: int = 4096  # pairs read per step; FuseMix halves it
+    epochs: int = 30  # passes over the largest set of pairs
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-6  # end of the cosine, and start of the warm-up
+    warmup_steps: int = 100  # optimizer steps; at most a fifth of the run
+    weight_decay: float = 0.1  # not on 1-d parameters
+    temperature: float = 0.07  # initial
+    min_temperature: float = 0.001
+    max_temperature: float = 0.5
+    mixup_alpha: float | None = 1.0  # None trains without mixup
+    mixup_per_row: bool = False  # one lambda per row instead of one per batch
+    val_fraction: float = 0.05  # of groups, where the latents name no validation split
+    max_val_groups: int = 1000
+    eval_every: int = 1  # epochs
+    save_every: int = 1  # epochs
+    mixed_precision: str = "auto"  # "auto", "no", "bf16", "fp16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
+        if self.mixup_alpha is not None and self.mixup_alpha <= 0:
+            raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
+        if self.mixup_alpha is not None and self.batch_size % 2:
+            raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
+        if self.epochs < 1 or self.eval_every < 1 or self.save_every < 1:
+            raise ValueError("epochs, eval_every and save_every must each be >= 1.")
+        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError(
+                f"temperature must lie in [{self.min_temperature}, {self.max_temperature}], got {self.temperature}."
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be in (0, 1), got {self.val_fraction}.")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        return cls(**_checked(cls, values))
+
+
+def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := set(values) - known:
+        raise ValueError(
+            f"{cls.__name__} does not know {sorted(unknown)}; expected keys among {sorted(known)}. "
+            "The file may come from a newer version of FuseMix."
+        )
+    return values

@@ -1,0 +1,35 @@
+"""Frozen unimodal encoders behind one small interface: items in, latents out."""
+
+from __future__ import annotations
+
+import importlib
+
+from fusemix.encoders.base import Encoder
+
+# name -> (module, class); a new encoder is one class and one line here.
+PACKAGED = {
+    "efficientnet-lite0": ("fusemix.encoders.image", "EfficientNetLite0"),
+    "minilm-l6": ("fusemix.encoders.text", "MiniLML6"),
+    "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
+}
+DEFAULT_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}
+
+__all__ = ["DEFAULT_ENCODERS", "PACKAGED", "Encoder", "load_encoder"]
+
+
+def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
+    """Load a frozen encoder by name.
+
+    Args:
+        name: One of :data:`PACKAGED`.
+        device: A torch device string.
+
+    Raises:
+        ValueError: If no encoder has that name, or its weights are not the expected bytes.
+        ImportError: If the package that carries the weights is not installed.
+    """
+    if name not in PACKAGED:
+        raise ValueError(f"No encoder is called {name!r}; expected one of {sorted(PACKAGED)}.")
+    module, class_name = PACKAGED[name]
+    encoder: Encoder = getattr(importlib.import_module(module), class_name)(device=device)
+    return encoder
