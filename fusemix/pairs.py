@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,10 +124,9 @@ class PairTable:
 def _read_frame(path: Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        separator = "," if kind == ".csv" else "\t"
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error")
+        frame = _read_csv(path, "," if kind == ".csv" else "\t")
     elif kind in (".jsonl", ".ndjson"):
-        frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        frame = pd.read_json(path, lines=True, dtype=False)
     elif kind == ".parquet":
         frame = pd.read_parquet(path)
     else:
@@ -138,6 +138,25 @@ def _read_frame(path: Path) -> pd.DataFrame:
         values = frame[column].astype(object)
         frame[column] = values.where(values.notna(), "").map(lambda cell: str(cell).strip()).astype(object)
     return frame
+
+
+def _read_csv(path: Path, separator: str) -> pd.DataFrame:
+    """Strict: every row must have the header's number of cells, and every quote must close."""
+    with open(path, newline="", encoding="utf-8-sig") as handle:
+        reader = csv.reader(handle, delimiter=separator, strict=True)
+        try:
+            header = next(reader, None)
+            if not header:
+                raise ValueError("it is empty; expected a header line")
+            rows = []
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise ValueError(f"line {reader.line_num} has {len(row)} cells, the header has {len(header)}")
+                if row:
+                    rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"line {reader.line_num + 1}: {error}") from error
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _group_rows(frame: pd.DataFrame) -> np.ndarray:

@@ -1,0 +1,352 @@
+"""Latent store: memory-mapped shards of one encoder's latents, written so that a kill loses nothing.
+
+A store is a folder::
+
+    manifest.json       encoder identity, dtype, table, counts, shard checksums, rows left out
+    rows.parquet        one line per table row: row, item, group, split
+    latents-00000.npy   (rows of the shard, dim), float32 or float16, not normalised
+
+Several rows may share an item (five captions of one photo): an item is encoded once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fusemix.encoders.base import Encoder
+from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.media import MediaError
+from fusemix.pairs import PairTable
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+ROWS_NAME = "rows.parquet"
+FORMAT_VERSION = 1
+SHARD_ITEMS = 1024  # items a shard; what a kill can cost is one shard in the making
+DTYPES = ("float32", "float16")
+
+Report = Callable[[int, int], None]  # items done, items in all
+
+
+class LatentStore:
+    """Latents of one modality, read through a memory map.
+
+    Attributes:
+        manifest: As saved in ``manifest.json``.
+        rows: Table rows that have a latent: columns row, item, group (int64) and split (str).
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], rows: pd.DataFrame) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows = rows
+        self._maps = [np.load(folder / s["file"], mmap_mode="r", allow_pickle=False) for s in manifest["shards"]]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._maps)])
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Identity of the encoder that made the latents."""
+        return dict(self.manifest["encoder"])
+
+    @property
+    def modality(self) -> str:
+        """Modality of the latents."""
+        return str(self.encoder["modality"])
+
+    @property
+    def dim(self) -> int:
+        """Width of a latent."""
+        return int(self.encoder["dim"])
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return int(self._starts[-1])
+
+    def read(self, items: np.ndarray) -> np.ndarray:
+        """Latents of the given items: shape (len(items), dim), float32."""
+        items = np.asarray(items, dtype=np.int64)
+        out = np.empty((len(items), self.dim), dtype=np.float32)
+        shard_of = np.searchsorted(self._starts, items, side="right") - 1
+        for shard in np.unique(shard_of):
+            chosen = shard_of == shard
+            out[chosen] = self._maps[shard][items[chosen] - self._starts[shard]]
+        return out
+
+    def all(self) -> np.ndarray:
+        """Every latent: shape (len(self), dim), float32, in memory."""
+        return np.concatenate([np.asarray(shard, dtype=np.float32) for shard in self._maps])
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = False) -> LatentStore:
+        """Open a finished store.
+
+        Args:
+            folder: Written by :func:`extract` or :func:`write_latents`.
+            verify: Also compare every shard's SHA-256 with the manifest.
+
+        Raises:
+            FileNotFoundError: If the folder holds no store.
+            ValueError: If the store is unfinished, damaged or its manifest does not fit its files.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST_NAME).is_file():
+            raise FileNotFoundError(f"{folder} holds no latent store; make one with scripts/extract.py.")
+        manifest = _read_manifest(folder)
+        if not manifest["complete"]:
+            raise ValueError(f"The latent store {folder} is unfinished; run its scripts/extract.py command again.")
+        for shard in manifest["shards"]:
+            _check_shard(folder, shard, int(manifest["encoder"]["dim"]), verify=verify)
+        try:
+            rows = pd.read_parquet(folder / ROWS_NAME)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / ROWS_NAME} is missing or damaged ({error}); extract again.") from error
+        n_items = sum(shard["items"] for shard in manifest["shards"])
+        if len(rows) and not (0 <= rows["item"].min() and rows["item"].max() < n_items):
+            raise ValueError(f"{folder / ROWS_NAME} names items that the store's {n_items} latents do not hold.")
+        left_out = {entry["item"] for entry in manifest["skipped"]}
+        return cls(folder, manifest, rows[~rows["item"].isin(left_out)].reset_index(drop=True))
+
+
+def extract(
+    table: PairTable,
+    column: str,
+    encoder: Encoder,
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 32,
+    workers: int = 2,
+    skip_errors: bool = False,
+    report: Report | None = None,
+) -> LatentStore:
+    """Encode every distinct item of a column into a store; call again after a kill to go on.
+
+    Args:
+        table: The table of pairs.
+        column: Its column to encode; usually the encoder's modality.
+        encoder: A frozen encoder.
+        folder: Of the store; an unfinished store of the same table, column, split and
+            encoder there is continued, a finished one is returned as it is.
+        split: Only rows of this split.
+        dtype: ``float32`` or ``float16``.
+        batch_size: Items per forward pass.
+        workers: Threads that decode.
+        skip_errors: Leave unusable items out and list them in the manifest, instead of raising.
+        report: Called with (items done, items in all) after every batch.
+
+    Raises:
+        ValueError: If an item cannot be used (naming its row), the folder holds another
+            encoder's or another table's store, or nothing usable is left.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
+    folder = Path(folder)
+    items = table.items(column, split)
+    header = {
+        "format": FORMAT_VERSION,
+        "encoder": encoder.info(),
+        "dtype": dtype,
+        "table": table.fingerprint,
+        "column": column,
+        "split": split,
+        "n_items": len(items),
+    }
+    manifest = _start_or_continue(folder, header)
+    if manifest["complete"]:
+        return LatentStore.open(folder)
+    if not (folder / ROWS_NAME).exists():
+        _write_rows(folder, _row_index(table, column, split))
+    done = sum(shard["items"] for shard in manifest["shards"])
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(done, len(items), SHARD_ITEMS):
+            part = items[start : start + SHARD_ITEMS]
+            shard = np.zeros((len(part), encoder.dim), dtype=dtype)
+            skipped: list[dict[str, Any]] = []
+            for offset in range(0, len(part), batch_size):
+                batch = part[offset : offset + batch_size]
+                prepared = list(pool.map(lambda item: _prepare(encoder, item.value), batch))
+                for i, failure in enumerate(prepared):
+                    if isinstance(failure, MediaError):
+                        entry = {"item": start + offset + i, "row": batch[i].row, "reason": str(failure)}
+                        if not skip_errors:
+                            raise ValueError(
+                                f"Row {entry['row']} of {table.path}, column {column!r}: {failure} "
+                                "(--on-error skip leaves such rows out and lists them)"
+                            ) from failure
+                        logger.warning("Row %d, column %s left out: %s", entry["row"], column, failure)
+                        skipped.append(entry)
+                good = [i for i, value in enumerate(prepared) if not isinstance(value, MediaError)]
+                if good:
+                    shard[[offset + i for i in good]] = encoder.encode_prepared([prepared[i] for i in good])
+                if report:
+                    report(start + offset + len(batch), len(items))
+            _append_shard(folder, manifest, shard, skipped)
+    if len(manifest["skipped"]) == len(items):
+        raise ValueError(f"No item of column {column!r} could be used; the first: {manifest['skipped'][0]['reason']}")
+    manifest["complete"] = True
+    write_json(folder / MANIFEST_NAME, manifest)
+    return LatentStore.open(folder)
+
+
+def write_latents(
+    folder: str | Path,
+    batches: np.ndarray | Iterator[np.ndarray],
+    *,
+    modality: str,
+    name: str,
+    rows: np.ndarray | None = None,
+    groups: Sequence[int] | None = None,
+    splits: Sequence[str] | None = None,
+    dtype: str = "float32",
+) -> LatentStore:
+    """Put latents you already have into a store; row i of every modality is one pair.
+
+    Args:
+        folder: A new folder.
+        batches: Shape (N, dim), or an iterator over such pieces; not normalised.
+        modality: Any name; it becomes a modality of models trained on the store.
+        name: What made the latents, e.g. a model's name; recorded as the encoder.
+        rows: (N,) pair numbers, if not 0..N-1.
+        groups: Items of equal group are right answers for one another; default: each alone.
+        splits: Split name of every latent; ``val``/``dev`` validate, ``test`` is kept out.
+        dtype: ``float32`` or ``float16``.
+
+    Raises:
+        ValueError: If the folder already holds a store or lengths or widths disagree.
+    """
+    folder = Path(folder)
+    pieces = iter([batches] if isinstance(batches, np.ndarray) else batches)
+    first = np.asarray(next(pieces))
+    if first.ndim != 2:
+        raise ValueError(f"Latents must have shape (N, dim), got {first.shape}.")
+    encoder = {
+        "name": name,
+        "modality": modality,
+        "dim": int(first.shape[1]),
+        "revision": "",
+        "fingerprint": "given latents",
+    }
+    header = {
+        "format": FORMAT_VERSION,
+        "encoder": encoder,
+        "dtype": dtype,
+        "table": None,
+        "column": modality,
+        "split": None,
+    }
+    if (folder / MANIFEST_NAME).exists():
+        raise ValueError(f"{folder} already holds a latent store; choose a new folder.")
+    manifest = _start_or_continue(folder, header)
+    for piece in (first, *pieces):
+        piece = np.asarray(piece)
+        if piece.ndim != 2 or piece.shape[1] != first.shape[1]:
+            raise ValueError(f"Every piece must have shape (n, {first.shape[1]}), got {piece.shape}.")
+        _append_shard(folder, manifest, piece.astype(dtype), [])
+    n = sum(shard["items"] for shard in manifest["shards"])
+    index = np.arange(n)
+    columns = {
+        "row": index if rows is None else np.asarray(rows),
+        "item": index,
+        "group": index if groups is None else np.asarray(groups),
+        "split": np.full(n, "", dtype=object) if splits is None else np.asarray(splits, dtype=object),
+    }
+    if any(len(values) != n for values in columns.values()):
+        raise ValueError(f"rows, groups and splits must each have {n} entries, one per latent.")
+    _write_rows(folder, pd.DataFrame(columns))
+    manifest["complete"], manifest["n_items"] = True, n
+    write_json(folder / MANIFEST_NAME, manifest)
+    return LatentStore.open(folder)
+
+
+def _prepare(encoder: Encoder, value: str) -> Any:
+    try:
+        return encoder.prepare(value)
+    except MediaError as error:
+        return error
+
+
+def _row_index(table: PairTable, column: str, split: str | None) -> pd.DataFrame:
+    cells = table.cells(column, split)
+    number = {(item.value, item.group): i for i, item in enumerate(table.items(column, split))}
+    names = table.splits()
+    return pd.DataFrame(
+        {
+            "row": [cell.row for cell in cells],
+            "item": [number[cell.value, cell.group] for cell in cells],
+            "group": [cell.group for cell in cells],
+            "split": [names[cell.row] for cell in cells],
+        }
+    )
+
+
+def _start_or_continue(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
+    if not (folder / MANIFEST_NAME).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {**header, "complete": False, "shards": [], "skipped": []}
+        write_json(folder / MANIFEST_NAME, manifest)
+        return manifest
+    manifest = _read_manifest(folder)
+    for key, value in header.items():
+        if manifest.get(key) != value:
+            raise ValueError(
+                f"{folder} holds latents with {key} = {_short(manifest.get(key))}, this call has {_short(value)}. "
+                "Choose another --out folder or remove that one."
+            )
+    for shard in manifest["shards"]:
+        _check_shard(folder, shard, int(manifest["encoder"]["dim"]), verify=True)
+    return manifest
+
+
+def _append_shard(folder: Path, manifest: dict[str, Any], shard: np.ndarray, skipped: list[dict[str, Any]]) -> None:
+    """Write one shard and only then name it in the manifest: a kill between the two loses nothing."""
+    name = f"latents-{len(manifest['shards']):05d}.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, shard, allow_pickle=False)
+    write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()) and None)
+    manifest["shards"].append({"file": name, "items": len(shard), "sha256": sha256_of(folder / name)})
+    manifest["skipped"].extend(skipped)
+    write_json(folder / MANIFEST_NAME, manifest)
+
+
+def _write_rows(folder: Path, rows: pd.DataFrame) -> None:
+    write_atomic(folder / ROWS_NAME, lambda temporary: rows.to_parquet(temporary, index=False))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST_NAME)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{folder / MANIFEST_NAME} is not a latent store manifest of format {FORMAT_VERSION}.")
+    return manifest
+
+
+def _check_shard(folder: Path, shard: dict[str, Any], dim: int, *, verify: bool) -> None:
+    path = folder / shard["file"]
+    problem = ""
+    if Path(shard["file"]).name != shard["file"] or not path.is_file():
+        problem = "is missing"
+    else:
+        try:
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            if shape != (shard["items"], dim):
+                problem = f"has shape {shape}, the manifest says {(shard['items'], dim)}"
+        except (OSError, ValueError) as error:
+            problem = f"is damaged or cut short ({error})"
+        if not problem and verify and sha256_of(path) != shard["sha256"]:
+            problem = "has other bytes than the manifest's checksum"
+    if problem:
+        raise ValueError(f"The latent shard {path} {problem}; nothing was changed. Remove {folder} and extract again.")
+
+
+def _short(value: Any) -> str:
+    text = f"{value.get('name')} {str(value.get('revision'))[:12]}" if isinstance(value, dict) else str(value)
+    return text if len(text) < 80 else text[:77] + "..."

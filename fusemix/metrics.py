@@ -1,0 +1,95 @@
+"""Ranks, recall@k and confidence intervals of retrieval, computed in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+
+
+def ranks(
+    queries: Tensor, gallery: Tensor, query_groups: np.ndarray, gallery_groups: np.ndarray, *, chunk: int = 1024
+) -> np.ndarray:
+    """Rank of the best right answer of each query, 1 being first.
+
+    A gallery item is right when its group is the query's. Wrong items with the same similarity
+    as the best right one count as ranked before it, so that a collapsed model scores nothing.
+
+    Args:
+        queries: Embeddings, shape (Q, D), unit length.
+        gallery: Embeddings, shape (G, D), unit length.
+        query_groups: (Q,) integers.
+        gallery_groups: (G,) integers.
+        chunk: Queries per similarity matrix, which takes chunk x G floats.
+
+    Returns:
+        (Q,) int64.
+
+    Raises:
+        ValueError: If shapes disagree or a query has no right answer in the gallery.
+    """
+    if len(queries) != len(query_groups) or len(gallery) != len(gallery_groups):
+        raise ValueError("queries and gallery must each come with one group per row.")
+    if not np.isin(query_groups, gallery_groups).all():
+        raise ValueError("Every query needs a right answer in the gallery; leave the others out first.")
+    groups = torch.as_tensor(gallery_groups)
+    out = []
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ gallery.T  # (chunk, G)
+        right = torch.as_tensor(query_groups[start : start + chunk])[:, None] == groups[None]
+        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        out.append(((similarity >= best) & ~right).sum(dim=1) + 1)
+    return torch.cat(out).numpy() if out else np.zeros(0, dtype=np.int64)
+
+
+def summarise(rank: np.ndarray) -> dict[str, float]:
+    """recall_at_1/5/10 (fractions of queries) and median_rank."""
+    values: dict[str, float] = {f"recall_at_{k}": float((rank <= k).mean()) for k in RECALL_AT}
+    values["median_rank"] = float(np.median(rank))
+    return values
+
+
+def bootstrap(
+    rank: np.ndarray, clusters: np.ndarray, *, samples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of :func:`summarise`, resampling whole clusters of queries.
+
+    Args:
+        rank: (Q,) ranks.
+        clusters: (Q,) integers; queries of one cluster (captions of one photo) are drawn together.
+        samples: Bootstrap resamples.
+        seed: Of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    _, cluster = np.unique(clusters, return_inverse=True)
+    n = int(cluster.max()) + 1
+    size = np.bincount(cluster, minlength=n)
+    hits = {k: np.bincount(cluster, weights=rank <= k, minlength=n) for k in RECALL_AT}
+    order = np.argsort(rank, kind="stable")
+    draws: dict[str, list[float]] = {f"recall_at_{k}": [] for k in RECALL_AT} | {"median_rank": []}
+    for _ in range(samples):
+        weight = np.bincount(rng.integers(0, n, n), minlength=n)
+        total = float(weight @ size)
+        for k in RECALL_AT:
+            draws[f"recall_at_{k}"].append(float(weight @ hits[k]) / total)
+        reached = np.cumsum(weight[cluster[order]])
+        draws["median_rank"].append(float(rank[order][np.searchsorted(reached, total / 2)]))
+    return {
+        name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
+        for name, values in draws.items()
+    }
+
+
+def retrieval(
+    queries: Tensor, gallery: Tensor, query_groups: np.ndarray, gallery_groups: np.ndarray, *, intervals: bool = True
+) -> dict[str, Any]:
+    """Recall, median rank and (optionally) 95 % intervals under ``ci95``; see :func:`ranks`."""
+    rank = ranks(queries, gallery, query_groups, gallery_groups)
+    values: dict[str, Any] = {"n_queries": len(rank), "n_gallery": len(gallery), **summarise(rank)}
+    if intervals:
+        values["ci95"] = {name: list(pair) for name, pair in bootstrap(rank, query_groups).items()}
+    return values

@@ -1,0 +1,464 @@
+"""The training loop: paired latents -> FusionModel, resumable to the bit on one device.
+
+Every random choice is a function of (seed, step): the order of pairs, the mixing coefficient
+and the dropout masks. A run that was killed and resumed therefore takes exactly the steps
+that the uninterrupted run takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fusemix.adapters import FusionModel
+from fusemix.config import ModelConfig, TrainConfig
+from fusemix.files import write_atomic, write_json
+from fusemix.latents import MANIFEST_NAME, LatentStore
+from fusemix.losses import info_nce
+from fusemix.metrics import retrieval
+from fusemix.mixup import fusemix
+from fusemix.pairs import TEST_SPLITS, VALIDATION_SPLITS
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "training_state.pt"
+IN_MEMORY_BYTES = 4 * 2**30  # stores up to this size are read into memory once
+MIN_PAIRS = 8
+
+
+@dataclass
+class PairSet:
+    """Latents of two or more modalities joined row by row.
+
+    Attributes:
+        stores: Modality -> its latents.
+        items: Modality -> (n_pairs,) item numbers in that store.
+        groups: (n_pairs,) pairs of equal group are right answers for one another.
+        splits: (n_pairs,) split names, possibly empty.
+    """
+
+    stores: dict[str, LatentStore]
+    items: dict[str, np.ndarray]
+    groups: np.ndarray
+    splits: np.ndarray
+    _memory: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, stores: dict[str, LatentStore]) -> PairSet:
+        """Join stores on their table rows.
+
+        Raises:
+            ValueError: If fewer than two stores are given, they come from different tables,
+                a store is of another modality than its name, or too few rows are in all.
+        """
+        if len(stores) < 2:
+            raise ValueError(f"Pairs need latents of at least two modalities, got {sorted(stores)}.")
+        for name, store in stores.items():
+            if store.modality != name:
+                raise ValueError(f"{store.folder} holds {store.modality} latents, not {name} latents.")
+        if len({store.manifest["table"] for store in stores.values()}) > 1:
+            raise ValueError(
+                f"The latents {[str(s.folder) for s in stores.values()]} were made from different tables, so their "
+                "rows do not match; extract every modality from the same table of pairs."
+            )
+        first, *others = stores
+        rows = stores[first].rows.rename(columns={"item": first})
+        for name in others:
+            rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")
+        if len(rows) < MIN_PAIRS:
+            raise ValueError(
+                f"Only {len(rows)} rows have {' and '.join(stores)} latents; at least {MIN_PAIRS} pairs are needed."
+            )
+        items = {name: rows[name].to_numpy(np.int64) for name in stores}
+        return cls(stores, items, rows["group"].to_numpy(np.int64), rows["split"].to_numpy(object))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def name(self) -> str:
+        """E.g. ``image+text``."""
+        return "+".join(self.stores)
+
+    def latents(self, modality: str, items: np.ndarray) -> Tensor:
+        """Latents of items of a modality: shape (len(items), D_x), float32."""
+        store = self.stores[modality]
+        if len(store) * store.dim * 4 > IN_MEMORY_BYTES:
+            return torch.from_numpy(store.read(items))
+        if modality not in self._memory:
+            self._memory[modality] = store.all()
+        return torch.from_numpy(self._memory[modality][items])
+
+    def check_finite(self) -> None:
+        """Raise ValueError if any latent in use is NaN or infinite, naming the first."""
+        for modality, items in self.items.items():
+            for part in np.array_split(np.unique(items), max(1, len(items) // 65536)):
+                bad = ~torch.isfinite(self.latents(modality, part)).all(dim=1).numpy()
+                if bad.any():
+                    raise ValueError(
+                        f"{self.stores[modality].folder} holds NaN or infinite values in {int(bad.sum())} latents, "
+                        f"first in item {int(part[bad][0])}; extract them again."
+                    )
+
+    def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
+
+        Validation is what a split column calls so; without one, a fraction of the groups,
+        chosen by a hash so that sets of one table hold out the same groups.
+        """
+        test = np.isin(self.splits, list(TEST_SPLITS))
+        validation = np.isin(self.splits, list(VALIDATION_SPLITS))
+        if not validation.any():
+            held = {g for g in np.unique(self.groups).tolist() if _unit_hash(config.seed, g) < config.val_fraction}
+            validation = np.isin(self.groups, list(held)) & ~test
+        train = np.flatnonzero(~validation & ~test)
+        if len(train) < MIN_PAIRS or not validation.any():
+            raise ValueError(
+                f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
+                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger --val-fraction)."
+            )
+        return train, np.flatnonzero(validation)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after each step; ``recall`` is filled after an evaluation."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    temperature: float
+    learning_rate: float
+    pairs_per_s: float
+    recall: dict[str, float] | None = None
+
+
+@dataclass
+class Result:
+    """A finished or interrupted run."""
+
+    model: FusionModel
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    finished: bool
+    seconds: float
+
+
+def train(
+    sets: list[PairSet],
+    model_config: ModelConfig,
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    report: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Train adapters on paired latents; call again with the same arguments to resume.
+
+    All sets train together, one InfoNCE each per step and per pair of modalities; a modality
+    that stands in several sets is the pivot between the others. The checkpoint with the best
+    mean validation recall@1 is kept in memory and returned; ``folder`` holds the training state.
+
+    Args:
+        sets: Joined latents.
+        model_config: Shape of the model; its latent_dims must fit the sets.
+        config: The run.
+        folder: Where ``training_state.pt`` is kept while running.
+        report: Called after every step.
+        should_stop: Asked after every step; when true, the state is saved and the run returns.
+
+    Raises:
+        ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
+            another run in ``folder``, or a loss that became NaN.
+    """
+    run = _Run(sets, model_config, config, Path(folder))
+    return run.go(report, should_stop)
+
+
+class _Run:
+    def __init__(self, sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, folder: Path) -> None:
+        _check_sets(sets, model_config)
+        self.sets, self.config, self.folder = sets, config, folder
+        self.accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
+        if self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"This trainer runs in one process, but {self.accelerator.num_processes} were started; "
+                "start it without torchrun / accelerate launch."
+            )
+        self.fingerprint = _fingerprint(sets, model_config, config)
+        divided = [s.divide(config) for s in sets]
+        self.train_pairs = [train for train, _ in divided]
+        self.val_pairs = [_limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)]
+        even = 2 if config.mixup_alpha is not None else 1
+        self.batches = [min(config.batch_size, len(pairs) // even * even) for pairs in self.train_pairs]
+        self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
+        self.total_steps = self.epoch_steps * config.epochs
+        torch.manual_seed(config.seed)
+        self.model = FusionModel(model_config, temperature=config.temperature)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.step, self.loss_sum, self.loss_count = 0, 0.0, 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"score": -1.0}
+        self.best_weights: dict[str, Tensor] = {}
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.load()
+        began, recent = time.perf_counter(), time.perf_counter()
+        while self.step < self.total_steps:
+            loss = self.take_step()
+            epoch, recall = self.step // self.epoch_steps, None
+            if self.step % self.epoch_steps == 0:
+                if epoch % self.config.eval_every == 0 or self.step == self.total_steps:
+                    recall = self.evaluate(epoch)
+                self.loss_sum, self.loss_count = 0.0, 0
+                if epoch % self.config.save_every == 0 or self.step == self.total_steps:
+                    self.save()
+            if report:
+                now = time.perf_counter()
+                rate, recent = sum(self.batches) / max(now - recent, 1e-9), now
+                report(
+                    Progress(
+                        self.step,
+                        self.total_steps,
+                        epoch,
+                        loss,
+                        float(self.model.temperature),
+                        self.learning_rate(self.step - 1),
+                        rate,
+                        recall,
+                    )
+                )
+            if should_stop and should_stop() and self.step < self.total_steps:
+                self.save()
+                return self.result(began, finished=False)
+        return self.result(began, finished=True)
+
+    def result(self, began: float, *, finished: bool) -> Result:
+        model = self.accelerator.unwrap_model(self.model).cpu()
+        if self.best_weights:
+            model.load_state_dict(self.best_weights)
+        return Result(model.eval(), self.history, self.best, finished, time.perf_counter() - began)
+
+    def take_step(self) -> float:
+        """One optimizer step over a batch of every set; returns the mean loss."""
+        config, device = self.config, self.accelerator.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        rng = np.random.default_rng([config.seed, 1, self.step])
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        with torch.no_grad():
+            self.model.temperature.clamp_(config.min_temperature, config.max_temperature)
+        self.model.train()
+        losses = []
+        for number, pair_set in enumerate(self.sets):
+            pairs = self.draw(number)
+            names = list(pair_set.stores)
+            latents = tuple(pair_set.latents(name, pair_set.items[name][pairs]).to(device) for name in names)
+            if config.mixup_alpha is not None:
+                latents = fusemix(latents, alpha=config.mixup_alpha, rng=rng, per_row=config.mixup_per_row)
+            with self.accelerator.autocast():
+                out = self.model(dict(zip(names, latents, strict=True)))
+            losses += [
+                info_nce(out[a].float(), out[b].float(), temperature=self.model.temperature)
+                for a, b in itertools.combinations(names, 2)
+            ]
+        loss = torch.stack(losses).mean()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss became {value} at step {self.step + 1}; lower --learning-rate. "
+                f"The state before this epoch is kept in {self.folder}."
+            )
+        self.step += 1
+        self.loss_sum, self.loss_count = self.loss_sum + value, self.loss_count + 1
+        return value
+
+    def draw(self, number: int) -> np.ndarray:
+        """Pair numbers of this step's batch: consecutive pieces of a fresh shuffle each epoch."""
+        pairs, batch = self.train_pairs[number], self.batches[number]
+        epoch, piece = divmod(self.step, len(pairs) // batch)
+        if (number, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != number}
+            rng = np.random.default_rng([self.config.seed, 2, number, epoch])
+            self._orders[number, epoch] = rng.permutation(pairs)
+        return self._orders[number, epoch][piece * batch : (piece + 1) * batch]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then cosine, per step.
+
+        The authors' code moves the cosine once an epoch; with the few, long epochs of a small
+        machine we move it every step.
+        """
+        c = self.config
+        warmup = min(c.warmup_steps, max(1, self.total_steps // 5))
+        if step < warmup:
+            return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * (step + 1) / warmup
+        part = (step - warmup) / max(1, self.total_steps - warmup)
+        return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * 0.5 * (1 + math.cos(math.pi * part))
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Validation recall@1 of every set and direction; keeps the weights if they are the best."""
+        model = self.accelerator.unwrap_model(self.model)
+        recall = validation_recall(model, self.sets, self.val_pairs)
+        score = float(np.mean(list(recall.values())))
+        entry = {
+            "epoch": epoch,
+            "step": self.step,
+            "loss": self.loss_sum / max(1, self.loss_count),
+            "temperature": float(model.temperature),
+            "score": score,
+            **recall,
+        }
+        self.history.append(entry)
+        if score > self.best["score"]:
+            self.best = entry
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        return recall
+
+    def save(self) -> None:
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "best_weights": self.best_weights,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()) and None)
+
+    def load(self) -> None:
+        path = self.folder / STATE_NAME
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            raise ValueError(f"{path} is damaged ({error}); remove it to start again.") from error
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"{path} belongs to a run with other latents or settings; resume with the same command, "
+                "choose another --out, or remove that file to start again."
+            )
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.loss_sum, self.loss_count = state["step"], state["loss_sum"], state["loss_count"]
+        self.history, self.best, self.best_weights = state["history"], state["best"], state["best_weights"]
+        logger.info("Resumed %s at step %d of %d.", path, self.step, self.total_steps)
+
+
+def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
+    """recall@1 for every set and direction, e.g. ``image+text/text_to_image``; each item stands once."""
+    recall: dict[str, float] = {}
+    for number, (pair_set, chosen) in enumerate(zip(sets, pairs, strict=True)):
+        sides = {}
+        for modality, items in pair_set.items.items():
+            distinct, first = np.unique(items[chosen], return_index=True)
+            embeddings = model.embed(modality, pair_set.latents(modality, distinct))
+            sides[modality] = (embeddings, pair_set.groups[chosen][first])
+        prefix = f"{number}:{pair_set.name}" if [s.name for s in sets].count(pair_set.name) > 1 else pair_set.name
+        for a, b in itertools.permutations(sides, 2):
+            values = retrieval(sides[a][0], sides[b][0], sides[a][1], sides[b][1], intervals=False)
+            recall[f"{prefix}/{a}_to_{b}"] = values["recall_at_1"]
+    return recall
+
+
+def resolve_precision(name: str) -> str:
+    """``auto`` -> bf16 where the processor multiplies it fast, else no."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    # oneDNN's bf16 products are slow (hundreds of times) without these instructions
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "no"
+
+
+def _check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
+    if not sets:
+        raise ValueError("Give at least one set of paired latents.")
+    for pair_set in sets:
+        for modality, store in pair_set.stores.items():
+            expected = model_config.latent_dims.get(modality)
+            if expected != store.dim:
+                raise ValueError(
+                    f"{store.folder} holds {modality} latents of width {store.dim}, the model takes {expected}; "
+                    "train with latents of one encoder per modality."
+                )
+            encoder = model_config.encoders.get(modality)
+            if encoder is not None and encoder != store.encoder:
+                raise ValueError(
+                    f"{store.folder} was made by {store.encoder['name']} ({store.encoder['revision'][:12]}), but other "
+                    f"{modality} latents here by {encoder['name']} ({encoder['revision'][:12]}); use one encoder."
+                )
+        pair_set.check_finite()
+
+
+def _parameter_groups(model: FusionModel, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _limit_groups(pair_set: PairSet, pairs: np.ndarray, limit: int) -> np.ndarray:
+    groups = pair_set.groups[pairs]
+    distinct = np.unique(groups)
+    if len(distinct) <= limit:
+        return pairs
+    kept = np.random.default_rng(0).choice(distinct, limit, replace=False)
+    return pairs[np.isin(groups, kept)]
+
+
+def _unit_hash(seed: int, group: int) -> float:
+    return int.from_bytes(hashlib.sha256(f"{seed}-{group}".encode()).digest()[:6]) / 2**48
+
+
+def _fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig) -> str:
+    digest = hashlib.sha256(json.dumps([model_config.to_dict(), config.to_dict()], sort_keys=True).encode())
+    for pair_set in sets:
+        for store in pair_set.stores.values():
+            digest.update((store.folder / MANIFEST_NAME).read_bytes())
+    return digest.hexdigest()
+
+
+def save_result(result: Result, folder: str | Path, config: TrainConfig, *, card: str, **save: Any) -> None:
+    """Write the checkpoint of a finished run: weights, configs, history and card.
+
+    Args:
+        result: Of :func:`train`.
+        folder: The checkpoint folder.
+        config: Saved as ``train_config.json``.
+        card: Text of the model card.
+        **save: Passed to :meth:`FusionModel.save_pretrained`.
+    """
+    folder = Path(folder)
+    result.model.save_pretrained(folder, card=card, **save)
+    write_json(folder / "train_config.json", config.to_dict())
+    write_json(folder / "history.json", result.history)

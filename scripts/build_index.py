@@ -1,0 +1,122 @@
+"""Build a search index: table of pairs -> encoders -> adapters -> folder of embeddings and items.
+
+Example::
+
+    python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --out demo/index
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fusemix.adapters import FusionModel
+from fusemix.encoders import Encoder
+from fusemix.index import EmbeddingIndex
+from fusemix.media import MediaError
+from fusemix.pairs import FILE_COLUMNS, Item, PairTable
+from fusemix.retrieve import load_encoders
+
+DETAILS = ("title", "source", "licence", "credit")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--pairs", required=True, type=Path, help="table of pairs (csv, tsv, jsonl, parquet)")
+    parser.add_argument("--out", required=True, type=Path, help="index folder to write")
+    parser.add_argument("--batch-size", type=int, default=32, help="items per forward pass (default: 32)")
+    return parser.parse_args(argv)
+
+
+def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:
+    """Metadata of one item: what a result shows."""
+    cell = {column: str(table.frame[column].iat[item.row]) for column in table.frame.columns}
+    metadata: dict[str, Any] = {"id": cell.get("id") or str(item.row), "caption": cell.get("text", "")}
+    metadata["path" if modality in FILE_COLUMNS else "text"] = cell[modality]
+    metadata["group"] = cell.get("group") or str(item.group)
+    return metadata | {key: cell.get(key, "") for key in DETAILS}
+
+
+def distinct(table: PairTable, modality: str) -> list[Item]:
+    """Each file once; each text once, whatever its capitals, so that no result shows twice."""
+    seen: dict[str, Item] = {}
+    for item in table.items(modality):
+        seen.setdefault(item.value if modality in FILE_COLUMNS else item.value.casefold(), item)
+    return list(seen.values())
+
+
+def fill(
+    index: EmbeddingIndex,
+    model: FusionModel,
+    encoder: Encoder,
+    table: PairTable,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Encode, embed and add every distinct item of one modality.
+
+    Raises:
+        MediaError: If an item cannot be used, with its row.
+    """
+    items = distinct(table, encoder.modality)
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        prepared = []
+        for item in batch:
+            try:
+                prepared.append(encoder.prepare(item.value))
+            except MediaError as error:
+                raise MediaError(f"{table.path}, row {item.row + 2}, column {encoder.modality}: {error}") from error
+        embeddings = model.embed(encoder.modality, encoder.encode_prepared(prepared))
+        index.add(encoder.modality, embeddings, [describe(table, encoder.modality, item) for item in batch])
+        advance(len(batch))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build the index; 0 on success, 2 when an input is at fault."""
+    args = parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        if args.batch_size < 1:
+            raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}.")
+        table = PairTable.read(args.pairs)
+        model = FusionModel.from_pretrained(args.checkpoint)
+        encoders = load_encoders(model.config)
+        index = EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=args.pairs.parent)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            for modality, encoder in encoders.items():
+                if modality not in table.frame.columns or not (table.frame[modality] != "").any():
+                    continue
+                task = progress.add_task(modality, total=len(distinct(table, modality)))
+                fill(
+                    index,
+                    model,
+                    encoder,
+                    table,
+                    batch_size=args.batch_size,
+                    advance=lambda count, task=task: progress.advance(task, count),  # type: ignore[misc]
+                )
+        index.save(args.out)
+    except (ValueError, OSError, ImportError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: ", end="")
+        console.print(str(error), markup=False)
+        return 2
+    counts = ", ".join(f"{count:,} {modality}" for modality, count in index.counts.items())
+    console.print(f"{args.out}: {counts} items, for the model {model.identity[:12]}...")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

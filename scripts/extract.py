@@ -1,0 +1,103 @@
+"""Table of pairs -> latent store. Shows progress; run the same command again after a kill.
+
+    python scripts/extract.py --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fusemix.latents import DTYPES, LatentStore
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True, help="table of pairs: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--column", required=True, help="its column to encode: image, text, audio, ...")
+    parser.add_argument("--encoder", required=True, help="e.g. efficientnet-lite0, minilm-l6, whisper-tiny.en")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the store")
+    parser.add_argument("--split", help="only rows of this split")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored latents")
+    parser.add_argument("--batch-size", type=int, default=32, help="items per forward pass")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
+    parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at an unusable item: stop with its row and reason, or skip it and list every one left out",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the extraction; 0 on success, 2 on bad input, 130 when interrupted."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    console = Console(stderr=True)
+    try:
+        store = run(args, console)
+    except (ValueError, OSError, ImportError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("Interrupted; run the same command again to go on.")
+        return 130
+    for entry in store.manifest["skipped"]:
+        console.print(f"left out row {entry['row']}: {entry['reason']}", highlight=False, soft_wrap=True)
+    print(
+        f"{args.out}: {len(store):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
+        f"{len(store.manifest['skipped'])} left out"
+    )
+    return 0
+
+
+def run(args: argparse.Namespace, console: Console) -> LatentStore:
+    """Load the encoder and extract, with a progress bar."""
+    from fusemix.encoders import load_encoder
+    from fusemix.latents import extract
+    from fusemix.pairs import PairTable
+
+    table = PairTable.read(args.pairs)
+    table.rows(args.column, args.split)  # early answer to a wrong column or split
+    encoder = load_encoder(args.encoder, device=args.device)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"{args.column} x {args.encoder}", total=None, rate="")
+
+        def report(done: int, total: int) -> None:
+            speed = progress.tasks[task].speed
+            progress.update(task, completed=done, total=total, rate=f"{speed:.0f}/s" if speed else "")
+
+        return extract(
+            table,
+            args.column,
+            encoder,
+            args.out,
+            split=args.split,
+            dtype=args.dtype,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            skip_errors=args.on_error == "skip",
+            report=report,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Paired latents -> adapters. Run the same command again to resume an interrupted run.
+
+    python scripts/train.py --latents image=DIR text=DIR [--latents audio=DIR text=DIR] --out checkpoints/NAME
+
+Every --latents names one set of pairs; sets train together, and a modality that stands in
+several of them (text, say) is the pivot of the shared space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fusemix.config import ModelConfig, TrainConfig
+
+DEFAULTS = TrainConfig()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; defaults are TrainConfig's and ModelConfig's."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--latents", nargs="+", action="append", required=True, metavar="MODALITY=DIR")
+    p.add_argument("--out", required=True, type=Path, help="checkpoint folder")
+    p.add_argument("--max-shard-size", default="5GB", help="largest weight file, e.g. 9MB to suit a plain git push")
+    p.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights")
+
+    model = p.add_argument_group("adapters")
+    model.add_argument("--embed-dim", type=int, default=512, help="width of the shared space")
+    model.add_argument("--depth", type=int, default=1, help="inverted-bottleneck blocks per adapter (paper: 4)")
+    model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
+    model.add_argument("--dropout", type=float, default=0.6)
+
+    mix = p.add_argument_group("FuseMix")
+    mix.add_argument("--mixup-alpha", type=float, default=1.0, help="Beta concentration; 0 trains without mixup")
+    mix.add_argument("--mixup-per-row", action="store_true", help="one lambda per row instead of one per batch")
+
+    run = p.add_argument_group("run")
+    run.add_argument("--epochs", type=int, default=DEFAULTS.epochs, help="passes over the largest set")
+    run.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="pairs read a step; mixing halves it")
+    run.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate)
+    run.add_argument("--warmup-steps", type=int, default=DEFAULTS.warmup_steps)
+    run.add_argument("--weight-decay", type=float, default=DEFAULTS.weight_decay)
+    run.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="initial; it is learned")
+    run.add_argument("--val-fraction", type=float, default=DEFAULTS.val_fraction, help="of groups, without a val split")
+    run.add_argument("--eval-every", type=int, default=DEFAULTS.eval_every, help="epochs")
+    run.add_argument("--save-every", type=int, default=DEFAULTS.save_every, help="epochs")
+    run.add_argument("--mixed-precision", choices=("auto", "no", "bf16", "fp16"), default=DEFAULTS.mixed_precision)
+    run.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    return p.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; 0 when finished, 2 on bad input, 130 when interrupted (the state is saved)."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    console = Console(stderr=True)
+    try:
+        return run(args, console)
+    except (ValueError, OSError, MemoryError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return 2
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Join the latents, train with a progress bar, save the checkpoint."""
+    from fusemix.card import model_card
+    from fusemix.train import STATE_NAME, PairSet, save_result, train
+
+    sets = [PairSet.join(_stores(pieces)) for pieces in args.latents]
+    stores = {modality: store for s in sets for modality, store in reversed(s.stores.items())}
+    order = [m for m in ("image", "text", "audio") if m in stores] + sorted(set(stores) - {"image", "text", "audio"})
+    model_config = ModelConfig(
+        latent_dims={m: stores[m].dim for m in order},
+        encoders={m: stores[m].encoder for m in order},
+        embed_dim=args.embed_dim,
+        depth=args.depth,
+        expansion=args.expansion,
+        dropout=args.dropout,
+    )
+    config = _train_config(args)
+    if (args.out / "model.safetensors").exists() and not (args.out / STATE_NAME).exists():
+        raise ValueError(f"{args.out} already holds a finished checkpoint; choose another --out or remove it.")
+    for s in sets:
+        console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
+    stop = _stop_on_signals()
+    with Bar(
+        BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"), console=console,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=None, status="")
+
+        def report(p: Any) -> None:
+            status = f"loss {p.loss:.3f}  temperature {p.temperature:.4f}  {p.pairs_per_s:,.0f} pairs/s"
+            bar.update(task, completed=p.step, total=p.total_steps, status=status)
+            if p.recall is not None:
+                recall = "  ".join(f"{key} {value:.3f}" for key, value in p.recall.items())
+                bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
+
+        result = train(sets, model_config, config, args.out, report=report, should_stop=stop.is_set)
+    if not result.finished:
+        console.print(f"Interrupted and saved in {args.out}; run the same command again to go on.")
+        return 130
+    import torch
+
+    card = model_card(
+        args.out.name,
+        model_config,
+        config,
+        data=[f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups" for s in sets],
+        best=result.best,
+        seconds=result.seconds,
+    )
+    save_result(
+        result, args.out, config, card=card, dtype=getattr(torch, args.dtype), max_shard_size=args.max_shard_size
+    )
+    (args.out / STATE_NAME).unlink(missing_ok=True)
+    print(f"{args.out}: best epoch {result.best['epoch']}, mean recall@1 {result.best['score']:.3f} on validation")
+    return 0
+
+
+def _stores(pieces: list[str]) -> dict[str, Any]:
+    from fusemix.latents import LatentStore
+
+    stores = {}
+    for piece in pieces:
+        modality, _, folder = piece.partition("=")
+        if not modality or not folder or modality in stores:
+            raise ValueError(f"--latents takes MODALITY=DIR, each modality once, got {piece!r}.")
+        stores[modality] = LatentStore.open(folder)
+    return stores
+
+
+def _train_config(args: argparse.Namespace) -> TrainConfig:
+    names = {field.name for field in dataclasses.fields(TrainConfig)} & set(vars(args))
+    values = {name: getattr(args, name) for name in names}
+    values["mixup_alpha"] = args.mixup_alpha or None
+    return TrainConfig(**values)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

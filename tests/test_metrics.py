@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fusemix.metrics import bootstrap, ranks, retrieval, summarise
+
+
+def rank_loop(queries, gallery, query_groups, gallery_groups):
+    out = []
+    for q, group in zip(queries, query_groups, strict=True):
+        similarity = [float(q @ g) for g in gallery]
+        best = max(s for s, g in zip(similarity, gallery_groups, strict=True) if g == group)
+        out.append(1 + sum(s >= best and g != group for s, g in zip(similarity, gallery_groups, strict=True)))
+    return out
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_ranks_match_a_loop_with_several_right_answers(chunk):
+    torch.manual_seed(0)
+    queries = F.normalize(torch.randn(12, 4, dtype=torch.float64), dim=1)
+    gallery = F.normalize(torch.randn(30, 4, dtype=torch.float64), dim=1)
+    query_groups, gallery_groups = np.arange(12) % 6, np.arange(30) % 10
+    actual = ranks(queries, gallery, query_groups, gallery_groups, chunk=chunk)
+    assert actual.tolist() == rank_loop(queries, gallery, query_groups, gallery_groups)
+
+
+def test_a_collapsed_model_scores_nothing():
+    same = torch.ones(20, 3)
+    assert ranks(same, same, np.arange(20), np.arange(20)).tolist() == [20] * 20
+
+
+def test_summary_by_hand():
+    values = summarise(np.array([1, 2, 5, 6, 11]))
+    assert values == {"recall_at_1": 0.2, "recall_at_5": 0.6, "recall_at_10": 0.8, "median_rank": 5.0}
+
+
+def test_intervals_hold_the_estimate_and_are_wider_for_clustered_queries():
+    rng = np.random.default_rng(0)
+    rank = np.repeat(rng.integers(1, 20, 100), 5)
+    independent = bootstrap(rank, np.arange(500))["recall_at_5"]
+    clustered = bootstrap(rank, np.repeat(np.arange(100), 5))["recall_at_5"]
+    assert clustered[0] < (rank <= 5).mean() < clustered[1]
+    assert clustered[1] - clustered[0] > 1.5 * (independent[1] - independent[0])
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    rank = np.array([1] * 50 + [30] * 150)
+    low, high = bootstrap(rank, np.arange(200), samples=4000)["recall_at_1"]
+    half = 1.96 * (0.25 * 0.75 / 200) ** 0.5
+    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.012)
+
+
+def test_a_query_without_an_answer_is_refused():
+    with pytest.raises(ValueError, match="right answer in the gallery"):
+        retrieval(torch.eye(2), torch.eye(2), np.array([0, 7]), np.array([0, 1]))
