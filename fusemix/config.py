@@ -78,9 +78,11 @@ class TrainConfig:
     eval_every: int = 1  # epochs
     save_every: int = 1  # epochs
     mixed_precision: str = "auto"  # "auto", "no", "bf16", "fp16"
+    frozen: tuple[str, ...] = ()  # modalities whose adapters keep their initial weights
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "frozen", tuple(self.frozen))  # a list after JSON
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
         if self.mixup_alpha is not None and self.mixup_alpha <= 0:

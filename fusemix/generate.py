@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ from fusemix.adapters import FusionModel
 from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
 from fusemix.conditioner import Conditioner
 from fusemix.encoders import Encoder
-from fusemix.files import read_json, write_json
+from fusemix.files import read_json
 
 logger = logging.getLogger(__name__)
 
-SCHEDULERS: dict[str, type] = {
+SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "dpm++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
@@ -71,7 +72,7 @@ class Generator:
 
     def __init__(
         self,
-        pipeline: StableUnCLIPImg2ImgPipeline,
+        pipeline: Any,
         model: FusionModel | None = None,
         *,
         conditioner: Conditioner | None = None,
@@ -131,19 +132,15 @@ class Generator:
             FileNotFoundError: If the decoder cannot be found or reached.
             ValueError: If it is no Stable unCLIP pipeline or does not fit the model.
         """
-        folder = Path(source)
-        if folder.is_dir():
-            _check_class(folder)
-        elif isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-            raise FileNotFoundError(f"No decoder folder at {source}; expected a folder or a Hub id 'owner/name'.")
+        folder = _resolve(source, revision)
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
+        absent = {part: None for part in _absent_parts(folder)}
         try:
-            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(str(source), dtype=dtype, revision=revision)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            kind = ValueError if folder.is_dir() else FileNotFoundError
-            raise kind(
+            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(str(folder), dtype=dtype, **absent)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
                 f"The decoder {str(source)!r} could not be loaded as a Stable unCLIP pipeline "
-                f"({type(error).__name__}: {str(error)[:200]}). Check the name, the network and the files."
+                f"({type(error).__name__}: {str(error)[:200]}); its files are incomplete or damaged."
             ) from error
         if offload and device != "cpu":
             pipeline.enable_model_cpu_offload(device=device)
@@ -274,16 +271,17 @@ class Generator:
         latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, dtype)
         watch = _Watch(self, latents, steps, on_step) if on_step else None
         pipe.set_progress_bar_config(disable=True)
-        result = pipe(
-            image_embeds=rows.to(device, dtype),
-            **self._prompt_arguments(prompt, negative_prompt, len(rows), device, dtype),
-            num_inference_steps=steps,
-            guidance_scale=self.default_guidance if guidance is None else guidance,
-            noise_level=noise_level,
-            generator=generators,
-            latents=latents,
-            callback=watch,
-        )
+        with _few_threads(self.is_small and device.type == "cpu"):
+            result = pipe(
+                image_embeds=rows.to(device, dtype),
+                **self._prompt_arguments(prompt, negative_prompt, len(rows), device, dtype),
+                num_inference_steps=steps,
+                guidance_scale=self.default_guidance if guidance is None else guidance,
+                noise_level=noise_level,
+                generator=generators,
+                latents=latents,
+                callback=watch,
+            )
         return list(result.images)
 
     @property
@@ -326,6 +324,18 @@ class Generator:
         return list(self.pipeline.image_processor.postprocess(pixels, output_type="pil"))
 
 
+@contextmanager
+def _few_threads(limit: bool) -> Iterator[None]:
+    """One thread inside, if asked: tensors this small gain nothing from two, which wait for each other when busy."""
+    before = torch.get_num_threads()
+    if limit:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Watch:
     """The pipeline's callback: counts steps, previews the first picture, stops on request.
 
@@ -335,7 +345,7 @@ class _Watch:
 
     def __init__(self, generator: Generator, latents: Tensor, steps: int, on_step: OnStep) -> None:
         self.generator, self.steps, self.on_step = generator, steps, on_step
-        self.scheduler = generator.pipeline.scheduler
+        self.scheduler: Any = generator.pipeline.scheduler
         self.previous = latents[:1] * self.scheduler.init_noise_sigma
         self.done = 0
 
@@ -349,12 +359,27 @@ class _Watch:
     def clean(self, latents: Tensor) -> Tensor:
         if not isinstance(self.scheduler, DDIMScheduler):
             return latents
-        times, alphas = self.scheduler.timesteps, self.scheduler.alphas_cumprod
+        scheduler: Any = self.scheduler
+        times, alphas = scheduler.timesteps, scheduler.alphas_cumprod
         before = alphas[times[self.done]].item()
         last = self.done + 1 >= len(times)
-        after = self.scheduler.final_alpha_cumprod.item() if last else alphas[times[self.done + 1]].item()
+        after = scheduler.final_alpha_cumprod.item() if last else alphas[times[self.done + 1]].item()
         (a, s), (b, r) = ((alpha**0.5, (1 - alpha) ** 0.5) for alpha in (before, after))
         return (r * self.previous - s * latents) / (r * a - s * b)
+
+
+def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
+    """Weights of a blend: ``share`` for the first name, the rest equally for the others; 1 for one alone.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"The share of the {names[0]} must be 0 to 1, got {share}.")
+    others = len(names) - 1
+    if not others:
+        return {names[0]: 1.0}
+    return {name: share if i == 0 else (1 - share) / others for i, name in enumerate(names)}
 
 
 def rank_images(
@@ -379,16 +404,34 @@ def rank_images(
     return [(images[int(i)], float(similarity[int(i)])) for i in similarity.argsort(descending=True)]
 
 
-def _check_class(folder: Path) -> None:
+def _resolve(source: str | Path, revision: str | None) -> Path:
+    """The local folder of a decoder, fetched from the Hub if it is not a folder."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"No decoder folder at {source}; expected a folder or a Hub id 'owner/name'.")
+    try:
+        return Path(StableUnCLIPImg2ImgPipeline.download(str(source), revision=revision))
+    except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
+        raise FileNotFoundError(
+            f"{str(source)!r} is no folder here and could not be loaded from the Hugging Face Hub "
+            f"({type(error).__name__}). Check the name and the network, or give a local folder."
+        ) from error
+
+
+def _absent_parts(folder: Path) -> list[str]:
+    """Parts the pipeline was saved without; diffusers wants to be told that this is meant."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model_index.json; expected a diffusers pipeline folder.")
     index = read_json(folder / "model_index.json")
     found = index.get("_class_name") if isinstance(index, dict) else None
     if found not in ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"):
         raise ValueError(f"{folder} holds a {found}; expected a StableUnCLIPImg2ImgPipeline.")
+    return [part for part, value in index.items() if value == [None, None]]
 
 
-def _check_pipeline(pipeline: StableUnCLIPImg2ImgPipeline) -> int:
+def _check_pipeline(pipeline: Any) -> int:
     """The width D of the image embeddings a pipeline takes, once its parts are known to agree on it."""
     width = int(pipeline.image_normalizer.config.embedding_dim)
     config = pipeline.unet.config
@@ -404,7 +447,7 @@ def _check_pipeline(pipeline: StableUnCLIPImg2ImgPipeline) -> int:
 def _check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim: int) -> None:
     if conditioner.embed_dim != model.config.embed_dim:
         raise ValueError(
-            f"The model makes embeddings of width {model.config.embed_dim}, but this decoder with its conditioner takes "
+            f"The model makes embeddings of width {model.config.embed_dim}, but this decoder takes width "
             f"{conditioner.embed_dim} (image_embeds of width {image_embeds_dim}); choose a decoder for this model, "
             "or fit a conditioner between the two."
         )
@@ -418,7 +461,7 @@ def _check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim:
 # ---- building a small pipeline in the same format ---------------------------------------------
 
 
-def new_autoencoder(side: int, latent_channels: int, channels: tuple[int, ...]) -> AutoencoderKL:
+def new_autoencoder(side: int, latent_channels: int, channels: tuple[int, ...]) -> Any:
     """An untrained AutoencoderKL for small pictures; its latent is side / 2^(len(channels) - 1) wide."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -432,7 +475,7 @@ def new_autoencoder(side: int, latent_channels: int, channels: tuple[int, ...]) 
     )
 
 
-def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], embed_dim: int) -> UNet2DConditionModel:
+def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], embed_dim: int) -> Any:
     """An untrained unCLIP UNet: projection class embeddings of width 2 x embed_dim, attention below the first level."""
     below = len(channels) - 1
     return UNet2DConditionModel(
@@ -452,7 +495,7 @@ def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], 
     )
 
 
-def new_scheduler() -> DDIMScheduler:
+def new_scheduler() -> Any:
     """Cosine schedule, v-prediction, steps counted from the end (Lin et al., arXiv:2305.08891)."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
@@ -462,14 +505,12 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_noising_scheduler() -> DDPMScheduler:
+def new_noising_scheduler() -> Any:
     """The schedule that noises image embeddings, as in Stable unCLIP."""
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
-def noised_class_labels(
-    image_embeds: Tensor, noise_levels: Tensor, mean: Tensor, std: Tensor, noising: DDPMScheduler
-) -> Tensor:
+def noised_class_labels(image_embeds: Tensor, noise_levels: Tensor, mean: Tensor, std: Tensor, noising: Any) -> Tensor:
     """What the pipeline's ``noise_image_embeddings`` does, for training: a noise level for each row.
 
     Args:
@@ -487,15 +528,11 @@ def noised_class_labels(
     """
     scaled = (image_embeds - mean) / std
     noised = noising.add_noise(scaled, torch.randn_like(scaled), noise_levels)
-    level = get_timestep_embedding(
-        noise_levels, image_embeds.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0
-    )
+    level = get_timestep_embedding(noise_levels, image_embeds.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
     return torch.cat([noised * std + mean, level], dim=1)
 
 
-def small_pipeline(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, mean: Tensor, std: Tensor
-) -> StableUnCLIPImg2ImgPipeline:
+def small_pipeline(unet: Any, vae: Any, mean: Tensor, std: Tensor) -> Any:
     """A Stable unCLIP pipeline without text: UNet, autoencoder, normaliser (mean and std, (1, D)), schedulers.
 
     The image encoder is a stub of a few parameters, which diffusers only asks for its dtype.
@@ -521,8 +558,8 @@ def small_pipeline(
 
 def save_small_pipeline(
     folder: Path,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    unet: Any,
+    vae: Any,
     mean: Tensor,
     std: Tensor,
     *,
@@ -547,10 +584,6 @@ def save_small_pipeline(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
-    index = read_json(temporary / "model_index.json")
-    for part in ("feature_extractor", "text_encoder", "tokenizer"):
-        index[part] = [None, None]  # diffusers leaves absent parts out and then refuses to load
-    write_json(temporary / "model_index.json", index)
     if conditioner is not None:
         conditioner.save(temporary)
     if folder.exists():

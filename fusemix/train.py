@@ -165,6 +165,7 @@ def train(
     config: TrainConfig,
     folder: str | Path,
     *,
+    init: FusionModel | None = None,
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -179,6 +180,8 @@ def train(
         model_config: Shape of the model; its latent_dims must fit the sets.
         config: The run.
         folder: Where ``training_state.pt`` is kept while running.
+        init: Start from this model's adapters, for the modalities it has. With ``config.frozen``
+            a new modality is trained into a space that stays as it is.
         report: Called after every step.
         should_stop: Asked after every step; when true, the state is saved and the run returns.
 
@@ -186,12 +189,19 @@ def train(
         ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
             another run in ``folder``, or a loss that became NaN.
     """
-    run = _Run(sets, model_config, config, Path(folder))
+    run = _Run(sets, model_config, config, Path(folder), init)
     return run.go(report, should_stop)
 
 
 class _Run:
-    def __init__(self, sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        sets: list[PairSet],
+        model_config: ModelConfig,
+        config: TrainConfig,
+        folder: Path,
+        init: FusionModel | None = None,
+    ) -> None:
         _check_sets(sets, model_config)
         self.sets, self.config, self.folder = sets, config, folder
         self.accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
@@ -200,7 +210,7 @@ class _Run:
                 f"This trainer runs in one process, but {self.accelerator.num_processes} were started; "
                 "start it without torchrun / accelerate launch."
             )
-        self.fingerprint = _fingerprint(sets, model_config, config)
+        self.fingerprint = _fingerprint(sets, model_config, config, init)
         divided = [s.divide(config) for s in sets]
         self.train_pairs = [train for train, _ in divided]
         self.val_pairs = [_limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)]
@@ -210,6 +220,7 @@ class _Run:
         self.total_steps = self.epoch_steps * config.epochs
         torch.manual_seed(config.seed)
         self.model = FusionModel(model_config, temperature=config.temperature)
+        _start_from(self.model, init, config.frozen)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -242,7 +253,7 @@ class _Run:
                         self.total_steps,
                         epoch,
                         loss,
-                        float(self.model.temperature),
+                        float(self.model.temperature.detach()),
                         self.learning_rate(self.step - 1),
                         rate,
                         recall,
@@ -269,6 +280,8 @@ class _Run:
         with torch.no_grad():
             self.model.temperature.clamp_(config.min_temperature, config.max_temperature)
         self.model.train()
+        for modality in config.frozen:
+            self.model.adapters[modality].eval()
         losses = []
         for number, pair_set in enumerate(self.sets):
             pairs = self.draw(number)
@@ -328,7 +341,7 @@ class _Run:
             "epoch": epoch,
             "step": self.step,
             "loss": self.loss_sum / max(1, self.loss_count),
-            "temperature": float(model.temperature),
+            "temperature": float(model.temperature.detach()),
             "score": score,
             **recall,
         }
@@ -422,9 +435,32 @@ def _check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
 
 
 def _parameter_groups(model: FusionModel, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _start_from(model: FusionModel, init: FusionModel | None, frozen: tuple[str, ...]) -> None:
+    """Copy the adapters of ``init`` into ``model`` and stop the gradient of the frozen ones."""
+    known = init.modalities if init is not None else ()
+    if unknown := [m for m in frozen if m not in known or m not in model.modalities]:
+        raise ValueError(f"Cannot freeze {unknown}: the model to start from has the adapters {list(known)}.")
+    for modality in known:
+        if modality not in model.modalities:
+            continue
+        assert init is not None
+        try:
+            model.adapters[modality].load_state_dict(init.adapters[modality].state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"The {modality} adapter to start from has another shape than this model's; train with its "
+                f"embed_dim {init.config.embed_dim}, depth {init.config.depth}, expansion {init.config.expansion}."
+            ) from error
+        if init.config.encoders.get(modality) != model.config.encoders.get(modality):
+            raise ValueError(f"The {modality} adapter to start from was trained on another encoder's latents.")
+    for modality in frozen:
+        model.adapters[modality].requires_grad_(False)
 
 
 def _limit_groups(pair_set: PairSet, pairs: np.ndarray, limit: int) -> np.ndarray:
@@ -440,8 +476,12 @@ def _unit_hash(seed: int, group: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}-{group}".encode()).digest()[:6]) / 2**48
 
 
-def _fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig) -> str:
+def _fingerprint(
+    sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None
+) -> str:
     digest = hashlib.sha256(json.dumps([model_config.to_dict(), config.to_dict()], sort_keys=True).encode())
+    if init is not None:
+        digest.update(init.identity.encode())
     for pair_set in sets:
         for store in pair_set.stores.values():
             digest.update((store.folder / MANIFEST_NAME).read_bytes())

@@ -42,6 +42,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
     model.add_argument("--dropout", type=float, default=0.6)
 
+    model.add_argument("--init", help="start from this checkpoint's adapters (folder or Hub id)")
+    model.add_argument("--frozen", nargs="+", default=(), metavar="MODALITY", help="adapters of --init to keep as is")
+
     mix = p.add_argument_group("FuseMix")
     mix.add_argument("--mixup-alpha", type=float, default=1.0, help="Beta concentration; 0 trains without mixup")
     mix.add_argument("--mixup-per-row", action="store_true", help="one lambda per row instead of one per batch")
@@ -77,15 +80,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Join the latents, train with a progress bar, save the checkpoint."""
+    from fusemix.adapters import FusionModel
     from fusemix.card import model_card
     from fusemix.train import STATE_NAME, PairSet, save_result, train
 
     sets = [PairSet.join(_stores(pieces)) for pieces in args.latents]
     stores = {modality: store for s in sets for modality, store in reversed(s.stores.items())}
-    order = [m for m in ("image", "text", "audio") if m in stores] + sorted(set(stores) - {"image", "text", "audio"})
+    init = FusionModel.from_pretrained(args.init) if args.init else None
+    dims, encoders = dict(init.config.latent_dims) if init else {}, dict(init.config.encoders) if init else {}
+    dims |= {m: store.dim for m, store in stores.items()}
+    encoders |= {m: store.encoder for m, store in stores.items()}
+    order = [m for m in ("image", "text", "audio") if m in dims] + sorted(set(dims) - {"image", "text", "audio"})
     model_config = ModelConfig(
-        latent_dims={m: stores[m].dim for m in order},
-        encoders={m: stores[m].encoder for m in order},
+        latent_dims={m: dims[m] for m in order},
+        encoders={m: encoders[m] for m in order},
         embed_dim=args.embed_dim,
         depth=args.depth,
         expansion=args.expansion,
@@ -110,7 +118,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 recall = "  ".join(f"{key} {value:.3f}" for key, value in p.recall.items())
                 bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
 
-        result = train(sets, model_config, config, args.out, report=report, should_stop=stop.is_set)
+        result = train(
+            sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set
+        )
     if not result.finished:
         console.print(f"Interrupted and saved in {args.out}; run the same command again to go on.")
         return 130

@@ -5,6 +5,7 @@
 Data: Flickr8k's train photos with their captions, the gallery's pictures, sounds and captions, and
 both's captions spoken in several synthetic voices. Flickr8k's own spoken captions are left out,
 so that their voice stays unheard. Epochs are chosen on Flickr8k dev and the gallery's val rows.
+The audio adapter is trained last, into the frozen space of pictures and text.
 Each step is one of the repository's commands and resumes when run again.
 """
 
@@ -84,12 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         call("extract.py", "--pairs", pairs, "--column", column, "--encoder", encoder, "--out", args.work / column)
     if args.only_latents:
         return 0
+    shape = ("--embed-dim", 256, "--expansion", 2, "--seed", args.seed)
+    base = args.work / "base"
+    if not (base / "model.safetensors").exists():
+        call("train.py", "--latents", f"image={args.work / 'image'}", f"text={args.work / 'text'}", *shape, "--out", base)
     call(
-        "train.py",
-        "--latents", f"image={args.work / 'image'}", f"text={args.work / 'text'}",
-        "--latents", f"audio={args.work / 'audio'}", f"text={args.work / 'text'}",
-        "--embed-dim", 256, "--expansion", 2, "--dtype", "float16", "--max-shard-size", "9MB",
-        "--seed", args.seed, "--out", args.out,
+        "train.py", "--latents", f"audio={args.work / 'audio'}", f"text={args.work / 'text'}",
+        "--init", base, "--frozen", "image", "text", *shape, "--epochs", 100,
+        "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
     )  # fmt: skip
     return 0
 

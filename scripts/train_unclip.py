@@ -31,6 +31,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
@@ -42,6 +43,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix.conditioner import fit_bridge
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.pairs import PairTable
 
@@ -86,7 +88,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--pairs", required=True, action="append", help="table of pairs; may be given several times")
     data.add_argument("--split", default="train", help="only rows of this split")
     data.add_argument("--checkpoint", required=True, help="FusionModel: a folder or a Hub id")
-    data.add_argument("--latents", type=Path, help="folder below which finished latent stores of the tables are looked for")
+    data.add_argument(
+        "--latents", type=Path, help="folder below which finished latent stores of the tables are looked for"
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--out", required=True, type=Path, help="folder of the pipeline")
     run.add_argument("--work", type=Path, default=Path("runs/unclip"), help="caches and resumable state")
@@ -185,7 +189,7 @@ def square(path: str, side: int) -> Image.Image:
 def train_autoencoder(
     pictures: np.ndarray, config: UnclipConfig, args: argparse.Namespace, console: Console
 ) -> nn.Module:
-    """L1 + perceptual + small KL; returns the averaged weights, in evaluation mode."""
+    """L1 + L2 + colour + perceptual + small KL; returns the averaged weights, in evaluation mode."""
     from fusemix.generate import new_autoencoder
 
     def create() -> nn.Module:
@@ -200,7 +204,10 @@ def train_autoencoder(
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
-        total = (y - x).abs().mean() + config.kl_weight * kl
+        error = y - x
+        red_green, blue_yellow = error[:, 0] - error[:, 1], error[:, 2] - error[:, :2].mean(1)
+        colour = red_green.pow(2).mean() + blue_yellow.pow(2).mean()  # L1 alone learns grey first and red last
+        total = error.abs().mean() + error.pow(2).mean() + 2 * colour + config.kl_weight * kl
         if not crops:
             half = len(x) // 2
             total = total + config.perceptual_weight * perceptual(y[:half], x[:half])
@@ -239,6 +246,7 @@ class Perceptual:
         )
 
     def features(self, x: Tensor) -> list[Tensor]:  # (B, 3, S, S) in [-1, 1]
+        """Feature maps of four strides, and the pooled latent."""
         x = F.interpolate(x, size=(PERCEPTUAL_SIDE, PERCEPTUAL_SIDE), mode="bilinear", align_corners=False)
         net, out = self.network, []
         x = net._swish(net._bn0(net._conv_stem((x * 127.5 + 0.5) / 128)))
@@ -294,6 +302,7 @@ class Conditions:
     audio: np.ndarray
     text_of: list[np.ndarray]
     audio_of: list[np.ndarray]
+    identity: str  # of the FusionModel
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator, config: UnclipConfig) -> Tensor:
         """One embedding for each picture of ``rows``, of a random modality: (B, D)."""
@@ -335,8 +344,10 @@ def load_conditions(
             belongs[modality] += [np.array(rows.get(int(g), []), dtype=np.int64) for g in picture_groups]
             found[modality].append(embeddings)
     image, text, audio = (np.concatenate(found[m]) for m in MODALITIES)
+    cache = args.work / f"embeddings-{model.identity[:12]}.npy"
+    write_atomic(cache, lambda temporary: save_array(temporary, image))
     console.print(f"conditions: {len(image):,} pictures, {len(text):,} captions, {len(audio):,} sounds")
-    return Conditions(image, text, audio, belongs["text"], belongs["audio"])
+    return Conditions(image, text, audio, belongs["text"], belongs["audio"], model.identity)
 
 
 def embed_column(
@@ -401,6 +412,13 @@ def train_unet(
     alphas = torch.tensor(new_scheduler().alphas_cumprod)
     noising = new_noising_scheduler()
 
+    def adapt(networks: list[nn.Module], state: dict[str, Any]) -> None:
+        if state.get("identity", conditions.identity) != conditions.identity:
+            console.print("The checkpoint has changed; the UNet's first projection is refitted to its embeddings.")
+            old = np.load(args.work / f"embeddings-{state['identity'][:12]}.npy")
+            for network in networks:
+                refit_projection(network, torch.from_numpy(old), torch.from_numpy(conditions.image))
+
     def create() -> nn.Module:
         unet = new_unet(latents.shape[-1], config.latent_channels, config.unet_channels, conditions.image.shape[1])
         spread_conditions(unet, conditions)
@@ -430,7 +448,28 @@ def train_unet(
         sample_grid(args.out, conditions, path)
 
     loop = Loop("unet", config.unet_steps, config.unet_learning_rate, config.ema_decay, config, args, console)
-    return loop.train(create, loss, sample)
+    return loop.train(create, loss, sample, adapt=adapt, extra={"identity": conditions.identity})
+
+
+def refit_projection(unet: nn.Module, old: Tensor, new: Tensor) -> None:
+    """Go on with another checkpoint's embeddings: ``W old`` becomes ``W (A new + b)``, A and b by ridge regression.
+
+    Args:
+        unet: Changed in place.
+        old: (N, D) embeddings the UNet has learned from.
+        new: (N, D) embeddings of the same pictures by the new checkpoint.
+    """
+    if old.shape != new.shape:
+        raise ValueError(
+            f"The UNet so far was trained on embeddings {tuple(old.shape)}, the checkpoint now makes "
+            f"{tuple(new.shape)}; choose another --work folder."
+        )
+    bridge = fit_bridge("ridge", new, old, ridge=0.01)
+    layer, width = unet.class_embedding.linear_1, old.shape[1]
+    with torch.no_grad():
+        columns = layer.weight[:, :width].clone()
+        layer.weight[:, :width] = columns @ bridge.tensors["weight"].to(columns)
+        layer.bias += columns @ bridge.tensors["bias"].to(columns)
 
 
 def embedding_statistics(conditions: Conditions) -> tuple[Tensor, Tensor]:
@@ -512,23 +551,34 @@ class Loop:
         create: Callable[[], nn.Module],
         loss_of: Callable[[nn.Module, int, np.random.Generator], Tensor],
         sample: Callable[[nn.Module, Path], None],
+        *,
+        adapt: Callable[[list[nn.Module], dict[str, Any]], None] | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> nn.Module:
-        """Train from the saved step to the last; returns the averaged network."""
+        """Train from the saved step to the last; returns the averaged network.
+
+        Args:
+            create: Makes the untrained network.
+            loss_of: (network, step, random numbers of that step) -> scalar loss.
+            sample: Called now and then with the averaged network and the path of a picture to write.
+            adapt: Called with the loaded networks and the saved state before going on.
+            extra: Kept in the state.
+        """
         torch.manual_seed(self.config.seed)
         network = create().to(self.args.device, memory_format=torch.channels_last).train()
         average = deepcopy(network).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        done = self.load(network, average, optimizer)
+        done = self._load(network, average, optimizer, adapt)
         log: list[float] = []
         with stop_signal() as stopped, bar(self.console) as progress:
             task = progress.add_task(self.name, total=self.steps, completed=done, note="")
             for step in range(done, self.steps):
-                log.append(self.step(step, network, average, optimizer, loss_of))
+                log.append(self._step(step, network, average, optimizer, loss_of))
                 last = step + 1 == self.steps
                 note = f"loss {np.mean(log[-100:]):.4f}"
                 progress.update(task, completed=step + 1, note=note)
                 if (step + 1) % self.args.save_every == 0 or last or stopped():
-                    self.save(step + 1, network, average, optimizer)
+                    self._save(step + 1, network, average, optimizer, extra or {})
                     with open(self.args.work / f"{self.name}.log", "a") as handle:
                         handle.write(f"{time.time():.0f} {step + 1} {np.mean(log):.5f}\n")
                     log = log[-100:]
@@ -538,7 +588,7 @@ class Loop:
                     sample(average, self.args.work / f"{self.name}-{step + 1:06d}.png")
         return average
 
-    def step(
+    def _step(
         self,
         step: int,
         network: nn.Module,
@@ -565,7 +615,13 @@ class Loop:
         warm = min(1.0, (step + 1) / min(self.config.warmup_steps, max(1, self.steps // 5)))
         return self.learning_rate * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * step / self.steps)) / 2)
 
-    def load(self, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def _load(
+        self,
+        network: nn.Module,
+        average: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        adapt: Callable[[list[nn.Module], dict[str, Any]], None] | None,
+    ) -> int:
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location=self.args.device, weights_only=True)
@@ -577,10 +633,19 @@ class Loop:
                 f"{self.path} belongs to a network of other sizes; choose another --work folder or the same flags."
             ) from error
         optimizer.load_state_dict(state["optimizer"])
+        if adapt is not None:
+            adapt([network, average], state)
         return int(state["step"])
 
-    def save(self, step: int, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        state = {
+    def _save(
+        self,
+        step: int,
+        network: nn.Module,
+        average: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        extra: dict[str, Any],
+    ) -> None:
+        state = extra | {
             "step": step,
             "network": network.state_dict(),
             "average": average.state_dict(),

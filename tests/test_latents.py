@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fusemix import latents as latents_module
+from fusemix.encoders.base import Encoder
+from fusemix.latents import LatentStore, extract, write_latents
+from fusemix.media import MediaError
+from fusemix.pairs import PairTable
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class LengthEncoder(Encoder):
+    """Counts letters: a real encoder in form, whose latents are known by hand."""
+
+    name, modality, dim, revision, fingerprint = "length", "text", 3, "r1", "letters"
+
+    def __init__(self):
+        self.encoded = []
+
+    def prepare(self, item):
+        if item == "bad":
+            raise MediaError("This item cannot be used.")
+        return item
+
+    def encode_prepared(self, prepared):
+        self.encoded += prepared
+        return np.array([[len(t), t.count("a"), ord(t[0])] for t in prepared], dtype=np.float32)
+
+
+@pytest.fixture
+def table(tmp_path):
+    texts = [f"{'a' * (i % 7)}word{i}" for i in range(50)]
+    frame = pd.DataFrame({"text": texts + texts[:5], "group": [*range(50), *range(5)], "split": "train"})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    return PairTable.read(tmp_path / "t.csv")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latents_module, "SHARD_ITEMS", 8)
+
+
+def test_a_store_holds_each_distinct_item_once_and_every_row(table, tmp_path):
+    store = extract(table, "text", LengthEncoder(), tmp_path / "s", batch_size=3)
+    assert len(store) == 50 and len(store.rows) == 55
+    expected = LengthEncoder().encode([item.value for item in table.items("text")])
+    np.testing.assert_array_equal(store.all(), expected)
+    np.testing.assert_array_equal(store.read(np.array([49, 0, 17])), expected[[49, 0, 17]])
+    assert store.rows["item"].tolist()[50:] == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupted_extraction_goes_on_without_encoding_twice(table, tmp_path):
+    whole = extract(table, "text", LengthEncoder(), tmp_path / "whole")
+
+    def interrupt(done, total):
+        if done > 20:
+            raise KeyboardInterrupt
+
+    first = LengthEncoder()
+    with pytest.raises(KeyboardInterrupt):
+        extract(table, "text", first, tmp_path / "s", batch_size=4, report=interrupt)
+    with pytest.raises(ValueError, match="unfinished"):
+        LatentStore.open(tmp_path / "s")
+    second = LengthEncoder()
+    store = extract(table, "text", second, tmp_path / "s", batch_size=4)
+    assert len(second.encoded) == 50 - 16  # two shards of eight were safe
+    np.testing.assert_array_equal(store.all(), whole.all())
+    third = LengthEncoder()
+    extract(table, "text", third, tmp_path / "s")
+    assert third.encoded == []
+
+
+def test_killed_for_real_at_any_moment_it_resumes_to_the_same_store(tmp_path):
+    texts = [f"a dog number {i} runs" for i in range(400)]
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from test_latents import LengthEncoder\n"
+        "from fusemix import latents; latents.SHARD_ITEMS = 8\n"
+        "from fusemix.pairs import PairTable\n"
+        "class Slow(LengthEncoder):\n"
+        "    def encode_prepared(self, p):\n"
+        "        time.sleep(0.004); return super().encode_prepared(p)\n"
+        "latents.extract(PairTable.read(sys.argv[1]), 'text', Slow(), sys.argv[2], batch_size=4)\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "t.csv"), str(tmp_path / "s")]
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(command)
+        while not list((tmp_path / "s").glob(f"latents-{kills * 4:05d}.npy")) and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    subprocess.run(command, check=True)
+    store = LatentStore.open(tmp_path / "s", verify=True)
+    np.testing.assert_array_equal(store.all(), LengthEncoder().encode(texts))
+    assert not list((tmp_path / "s").glob("*.tmp")) or kills == 3
+
+
+def test_another_encoder_or_table_is_refused_and_nothing_changes(table, tmp_path):
+    extract(table, "text", LengthEncoder(), tmp_path / "s")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+    other = LengthEncoder()
+    other.revision = "r2"
+    with pytest.raises(ValueError, match="holds latents with encoder = length r1, this call has length r2"):
+        extract(table, "text", other, tmp_path / "s")
+    (tmp_path / "u.csv").write_text("text\nx\ny\n")
+    with pytest.raises(ValueError, match="table ="):
+        extract(PairTable.read(tmp_path / "u.csv"), "text", LengthEncoder(), tmp_path / "s")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+
+
+def test_an_unusable_item_stops_with_its_row_or_is_left_out_and_listed(tmp_path):
+    (tmp_path / "t.csv").write_text("text\none\nbad\nthree\n")
+    table = PairTable.read(tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"Row 1 of .*This item cannot be used"):
+        extract(table, "text", LengthEncoder(), tmp_path / "stop")
+    store = extract(table, "text", LengthEncoder(), tmp_path / "skip", skip_errors=True)
+    assert store.rows["row"].tolist() == [0, 2]
+    assert store.manifest["skipped"] == [{"item": 1, "row": 1, "reason": "This item cannot be used."}]
+    (tmp_path / "u.csv").write_text("text\nbad\n")
+    with pytest.raises(ValueError, match="No item of column 'text' could be used"):
+        extract(PairTable.read(tmp_path / "u.csv"), "text", LengthEncoder(), tmp_path / "none", skip_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "latents-00001.npy").unlink(), "is missing"),
+        (lambda f: os.truncate(f / "latents-00001.npy", 150), "damaged or cut short"),
+        (lambda f: np.save(f / "latents-00001.npy", np.zeros((2, 3), np.float32)), "the manifest says"),
+        (lambda f: np.save(f / "latents-00001.npy", np.zeros((8, 3), np.float32)), "checksum"),
+        (lambda f: np.save(f / "latents-00001.npy", np.array([{}] * 8), allow_pickle=True), "damaged"),
+        (lambda f: (f / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "rows.parquet").write_text("x"), "missing or damaged"),
+    ],
+)
+def test_a_damaged_store_is_refused_with_a_sentence(damage, message, table, tmp_path):
+    extract(table, "text", LengthEncoder(), tmp_path / "s")
+    damage(tmp_path / "s")
+    with pytest.raises(ValueError, match=message):
+        LatentStore.open(tmp_path / "s", verify=True)
+
+
+def test_given_latents_of_any_modality_become_a_store(tmp_path):
+    values = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    store = write_latents(tmp_path / "s", iter([values[:12], values[12:]]), modality="sensor", name="mine")
+    np.testing.assert_array_equal(store.all(), values)
+    assert (store.modality, store.dim, len(store.rows)) == ("sensor", 5, 20)
+    with pytest.raises(ValueError, match="already holds"):
+        write_latents(tmp_path / "s", values, modality="sensor", name="mine")
+    with pytest.raises(ValueError, match=r"shape \(n, 5\)"):
+        write_latents(tmp_path / "t", iter([values, values[:, :2]]), modality="sensor", name="mine")
+
+
+def test_half_precision_is_stored_and_read_as_float32(table, tmp_path):
+    store = extract(table, "text", LengthEncoder(), tmp_path / "s", dtype="float16")
+    assert np.load(tmp_path / "s" / "latents-00000.npy").dtype == np.float16
+    assert store.all().dtype == np.float32
+
+
+def test_the_command_reports_a_wrong_column_and_a_wrong_encoder(tmp_path):
+    (tmp_path / "t.csv").write_text("text,image\nhello,missing.png\n")
+    script = [sys.executable, str(ROOT / "scripts/extract.py"), "--pairs", str(tmp_path / "t.csv")]
+    for arguments, message in (
+        (["--column", "sound", "--encoder", "minilm-l6"], "no column 'sound'"),
+        (["--column", "text", "--encoder", "clip"], "No encoder is called 'clip'"),
+        (["--column", "image", "--encoder", "efficientnet-lite0"], "Row 0"),
+    ):
+        done = subprocess.run([*script, *arguments, "--out", str(tmp_path / "o")], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_manifest_names_what_made_the_latents(table, tmp_path):
+    extract(table, "text", LengthEncoder(), tmp_path / "s", split="train")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["encoder"]["fingerprint"] == "letters"
+    assert manifest["table"] == table.fingerprint and manifest["split"] == "train" and manifest["complete"]

@@ -1,0 +1,183 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusemix.adapters import FusionModel
+from fusemix.config import ModelConfig, TrainConfig
+from fusemix.latents import write_latents
+from fusemix.train import PairSet, train
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """300 correlated triples: three noisy linear views of one hidden vector."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(300, 10))
+    made = {}
+    for name, dim in (("image", 24), ("text", 16), ("audio", 12)):
+        view = hidden @ rng.normal(size=(10, dim)) + 0.1 * rng.normal(size=(300, dim))
+        made[name] = write_latents(tmp_path / name, view.astype(np.float32), modality=name, name=f"toy-{name}")
+    return made
+
+
+def model_config(stores, **changes):
+    return ModelConfig(
+        latent_dims={m: s.dim for m, s in stores.items()},
+        encoders={m: s.encoder for m, s in stores.items()},
+        embed_dim=16,
+        dropout=0.1,
+        **changes,
+    )
+
+
+def pick(stores, *names):
+    return {name: stores[name] for name in names}
+
+
+def test_training_beats_chance_by_a_wide_margin(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    result = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
+    n_val = 60
+    assert result.finished and result.best["score"] > 20 / n_val
+    assert result.history[0]["loss"] > result.history[-1]["loss"]
+
+
+def test_modalities_that_never_met_meet_through_the_pivot(stores, tmp_path):
+    sets = [PairSet.join(pick(stores, "image", "text")), PairSet.join(pick(stores, "audio", "text"))]
+    config = dataclasses.replace(CONFIG, epochs=30)
+    model = train(sets, model_config(stores), config, tmp_path / "run").model
+    image = model.embed("image", stores["image"].all())
+    audio = model.embed("audio", stores["audio"].all())
+    top = (audio @ image.T).topk(10, dim=1).indices
+    recall_at_10 = (top == torch.arange(300)[:, None]).any(dim=1).float().mean()
+    assert recall_at_10 > 0.25  # chance 0.033
+
+
+def test_a_new_modality_trains_into_a_frozen_space(stores, tmp_path):
+    two, pair = pick(stores, "image", "text"), pick(stores, "audio", "text")
+    base = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "base").model
+    config = dataclasses.replace(CONFIG, frozen=("image", "text"), epochs=30)
+    wide = train([PairSet.join(pair)], model_config(stores), config, tmp_path / "wide", init=base)
+    for modality in ("image", "text"):
+        latents = stores[modality].all()
+        assert torch.equal(base.embed(modality, latents), wide.model.embed(modality, latents))
+    assert wide.best["score"] > 0.2  # of about 60 held-out pairs
+    with pytest.raises(ValueError, match=r"Cannot freeze \['audio'\]"):
+        bad = dataclasses.replace(config, frozen=("audio",))
+        train([PairSet.join(pair)], model_config(stores), bad, tmp_path / "bad", init=base)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    config = dataclasses.replace(CONFIG, epochs=2)
+    runs = [
+        train([PairSet.join(two)], model_config(two), dataclasses.replace(config, seed=seed), tmp_path / str(i))
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0].model.identity == runs[1].model.identity != runs[2].model.identity
+
+
+def test_a_stopped_run_resumes_to_the_same_weights_as_an_uninterrupted_one(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    whole = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "whole")
+    for stop_at in (3, 6, 9):  # of 24 steps, in the middle of epochs
+        steps = iter(range(1, stop_at + 1))
+        part = train(
+            [PairSet.join(two)],
+            model_config(two),
+            CONFIG,
+            tmp_path / "parts",
+            should_stop=lambda steps=steps: next(steps, None) is None,
+        )
+        assert not part.finished
+    resumed = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "parts")
+    assert resumed.model.identity == whole.model.identity
+    assert resumed.history == whole.history
+
+
+def test_the_best_epoch_on_validation_is_kept(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    result = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
+    assert result.best["score"] == max(entry["score"] for entry in result.history)
+
+
+def test_test_rows_are_neither_trained_nor_validated_on(tmp_path):
+    values = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    splits = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
+    pair = {
+        m: write_latents(tmp_path / m, values, modality=m, name=m, splits=splits) for m in ("image", "text")
+    }
+    train_pairs, val_pairs = PairSet.join(pair).divide(CONFIG)
+    assert train_pairs.tolist() == list(range(30)) and val_pairs.tolist() == list(range(30, 40))
+
+
+def test_groups_never_cross_into_validation(stores, tmp_path):
+    values = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    pair = {
+        m: write_latents(tmp_path / m, values, modality=m, name=m, groups=np.arange(200) // 5) for m in ("x", "y")
+    }
+    joined = PairSet.join(pair)
+    train_pairs, val_pairs = joined.divide(CONFIG)
+    assert not set(joined.groups[train_pairs]) & set(joined.groups[val_pairs])
+    assert len(train_pairs) + len(val_pairs) == 200
+
+
+def test_wrong_input_is_answered_early(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    wrong = dataclasses.replace(model_config(two), latent_dims={"image": 25, "text": 16})
+    with pytest.raises(ValueError, match="image latents of width 24, the model takes 25"):
+        train([PairSet.join(two)], wrong, CONFIG, tmp_path / "run")
+    values = stores["image"].all()
+    values[7, 3] = np.nan
+    nan = {"image": write_latents(tmp_path / "nan", values, modality="image", name="toy-image"), "text": stores["text"]}
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 latents, first in item 7"):
+        train([PairSet.join(nan)], model_config(nan), CONFIG, tmp_path / "run")
+    few = {m: write_latents(tmp_path / f"few-{m}", s.all()[:3], modality=m, name=m) for m, s in two.items()}
+    with pytest.raises(ValueError, match="Only 3 rows"):
+        PairSet.join(few)
+    with pytest.raises(ValueError, match="at least two modalities"):
+        PairSet.join(pick(stores, "image"))
+
+
+def test_a_state_of_another_run_is_refused(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run", should_stop=lambda: True)
+    with pytest.raises(ValueError, match="other latents or settings"):
+        train([PairSet.join(two)], model_config(two), dataclasses.replace(CONFIG, seed=5), tmp_path / "run")
+    os.truncate(tmp_path / "run" / "training_state.pt", 1000)
+    with pytest.raises(ValueError, match="damaged"):
+        train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
+
+
+def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path):
+    def command(out):
+        return [
+            sys.executable, str(ROOT / "scripts/train.py"), "--latents", f"image={tmp_path / 'image'}",
+            f"text={tmp_path / 'text'}", "--out", str(out), "--epochs", "40", "--batch-size", "32",
+            "--embed-dim", "16", "--val-fraction", "0.2",
+        ]  # fmt: skip
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "training_state.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
+    whole, killed = (FusionModel.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.identity == killed.identity
+    files = {p.name for p in (tmp_path / "killed").iterdir()}
+    assert files == {"config.json", "model.safetensors", "README.md", "train_config.json", "history.json"}
+    again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+    assert again.returncode == 2 and "already holds a finished checkpoint" in again.stderr
