@@ -127,6 +127,27 @@ class FusionModel(nn.Module):
             self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
 
+    def check_encoder(self, modality: str, info: dict[str, Any]) -> None:
+        """Refuse latents of another encoder than the one the adapter was trained on.
+
+        Args:
+            modality: Of the latents.
+            info: ``Encoder.info()`` of what made them.
+
+        Raises:
+            ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded.
+        """
+        expected = self.config.encoders.get(modality)
+        if expected is None:
+            raise ValueError(f"The model records no encoder for {modality!r}; it has {sorted(self.config.encoders)}.")
+        for key in ("name", "revision", "fingerprint", "dim"):
+            if expected.get(key) != info[key]:
+                raise ValueError(
+                    f"The {modality} adapter was trained on latents of {expected.get('name')} with {key} "
+                    f"{expected.get(key)!r}, these have {info[key]!r}; extract and train again, or install the "
+                    "pinned packages (requirements.txt)."
+                )
+
     @property
     def identity(self) -> str:
         """Hex SHA-256 of configuration and weights: what an index is tied to."""

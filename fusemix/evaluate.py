@@ -24,9 +24,7 @@ PROTOCOL = (
 Embed = Callable[[str, Sequence[Item]], Tensor]  # (modality, items) -> (N, D), unit length
 
 
-def evaluate(
-    table: PairTable, embed: Embed, *, query: str, gallery: str, split: str | None = None
-) -> dict[str, Any]:
+def evaluate(table: PairTable, embed: Embed, *, query: str, gallery: str, split: str | None = None) -> dict[str, Any]:
     """Retrieve gallery items by query items of a table.
 
     Args:
@@ -102,14 +100,3 @@ def stored_items(model: FusionModel, stores: dict[str, LatentStore]) -> Embed:
         return model.embed(modality, stores[modality].read(numbers))
 
     return embed
-
-
-def check_encoder(model: FusionModel, modality: str, info: dict[str, Any]) -> None:
-    """Raise ValueError if latents of ``info`` are not those the adapter was trained on."""
-    expected = model.config.encoders.get(modality)
-    if expected is not None and any(expected[key] != info[key] for key in ("name", "revision", "fingerprint")):
-        raise ValueError(
-            f"The {modality} adapter was trained on latents of {expected['name']} ({expected['revision'][:12]}, "
-            f"{expected['fingerprint']}), these come from {info['name']} ({info['revision'][:12]}, "
-            f"{info['fingerprint']}); use the same encoder and version."
-        )

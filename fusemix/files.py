@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary sibling, fsync it, then rename it over ``path``.
 
     Args:
@@ -35,10 +38,30 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for one writing process; a killed process lets go of it by itself.
+
+    Raises:
+        ValueError: If another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"Another process is writing to {folder}; wait for it or stop it.") from error
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

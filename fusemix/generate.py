@@ -30,10 +30,12 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from fusemix.adapters import FusionModel
 from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
@@ -136,7 +138,8 @@ class Generator:
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         absent = {part: None for part in _absent_parts(folder)}
         try:
-            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(str(folder), dtype=dtype, **absent)
+            with _quiet():
+                pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(str(folder), dtype=dtype, **absent)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"The decoder {str(source)!r} could not be loaded as a Stable unCLIP pipeline "
@@ -322,6 +325,21 @@ class Generator:
         vae = self.pipeline.vae
         pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return list(self.pipeline.image_processor.postprocess(pixels, output_type="pil"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' and transformers' own bars and remarks on parts that are meant to be absent."""
+    levels = [library.get_verbosity() for library in (diffusers_logging, transformers_logging)]
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip((diffusers_logging, transformers_logging), levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 @contextmanager
@@ -583,7 +601,8 @@ def save_small_pipeline(
     pipeline.image_encoder.half()
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
+    with _quiet():
+        pipeline.save_pretrained(temporary, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
     if conditioner is not None:
         conditioner.save(temporary)
     if folder.exists():

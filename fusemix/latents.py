@@ -12,9 +12,9 @@ Several rows may share an item (five captions of one photo): an item is encoded 
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ import numpy as np
 import pandas as pd
 
 from fusemix.encoders.base import Encoder
-from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.files import read_json, sha256_of, sole_writer, write_atomic, write_json
 from fusemix.media import MediaError
-from fusemix.pairs import PairTable
-
-logger = logging.getLogger(__name__)
+from fusemix.pairs import Item, PairTable
 
 MANIFEST_NAME = "manifest.json"
 ROWS_NAME = "rows.parquet"
@@ -110,7 +108,7 @@ class LatentStore:
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / ROWS_NAME} is missing or damaged ({error}); extract again.") from error
         n_items = sum(shard["items"] for shard in manifest["shards"])
-        if len(rows) and not (0 <= rows["item"].min() and rows["item"].max() < n_items):
+        if len(rows) and not (rows["item"].min() >= 0 and rows["item"].max() < n_items):
             raise ValueError(f"{folder / ROWS_NAME} names items that the store's {n_items} latents do not hold.")
         left_out = {entry["item"] for entry in manifest["skipped"]}
         return cls(folder, manifest, rows[~rows["item"].isin(left_out)].reset_index(drop=True))
@@ -161,41 +159,68 @@ def extract(
         "split": split,
         "n_items": len(items),
     }
+    with sole_writer(folder):
+        _extract(table, column, split, items, encoder, folder, header, batch_size, workers, skip_errors, report)
+    return LatentStore.open(folder)
+
+
+def _extract(
+    table: PairTable,
+    column: str,
+    split: str | None,
+    items: list[Item],
+    encoder: Encoder,
+    folder: Path,
+    header: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    skip_errors: bool,
+    report: Report | None,
+) -> None:
     manifest = _start_or_continue(folder, header)
     if manifest["complete"]:
-        return LatentStore.open(folder)
+        return
     if not (folder / ROWS_NAME).exists():
         _write_rows(folder, _row_index(table, column, split))
-    done = sum(shard["items"] for shard in manifest["shards"])
+
+    def usable(item: Item, number: int) -> Any:
+        """The prepared item, or the manifest's entry for one left out."""
+        try:
+            return encoder.prepare(item.value)
+        except MediaError as error:
+            if not skip_errors:
+                raise ValueError(
+                    f"Row {item.row} of {table.path}, column {column!r}: {error} "
+                    "(--on-error skip leaves such rows out and lists them)"
+                ) from error
+            return _LeftOut(number, item.row, str(error))
+
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(done, len(items), SHARD_ITEMS):
+        for start in range(sum(shard["items"] for shard in manifest["shards"]), len(items), SHARD_ITEMS):
             part = items[start : start + SHARD_ITEMS]
-            shard = np.zeros((len(part), encoder.dim), dtype=dtype)
-            skipped: list[dict[str, Any]] = []
+            shard = np.zeros((len(part), encoder.dim), dtype=header["dtype"])
+            left_out: list[dict[str, Any]] = []
             for offset in range(0, len(part), batch_size):
                 batch = part[offset : offset + batch_size]
-                prepared = list(pool.map(lambda item: _prepare(encoder, item.value), batch))
-                for i, failure in enumerate(prepared):
-                    if isinstance(failure, MediaError):
-                        entry = {"item": start + offset + i, "row": batch[i].row, "reason": str(failure)}
-                        if not skip_errors:
-                            raise ValueError(
-                                f"Row {entry['row']} of {table.path}, column {column!r}: {failure} "
-                                "(--on-error skip leaves such rows out and lists them)"
-                            ) from failure
-                        logger.warning("Row %d, column %s left out: %s", entry["row"], column, failure)
-                        skipped.append(entry)
-                good = [i for i, value in enumerate(prepared) if not isinstance(value, MediaError)]
+                prepared = list(pool.map(usable, batch, range(start + offset, start + offset + len(batch))))
+                left_out += [asdict(value) for value in prepared if isinstance(value, _LeftOut)]
+                good = [i for i, value in enumerate(prepared) if not isinstance(value, _LeftOut)]
                 if good:
                     shard[[offset + i for i in good]] = encoder.encode_prepared([prepared[i] for i in good])
                 if report:
                     report(start + offset + len(batch), len(items))
-            _append_shard(folder, manifest, shard, skipped)
+            _append_shard(folder, manifest, shard, left_out)
     if len(manifest["skipped"]) == len(items):
         raise ValueError(f"No item of column {column!r} could be used; the first: {manifest['skipped'][0]['reason']}")
     manifest["complete"] = True
     write_json(folder / MANIFEST_NAME, manifest)
-    return LatentStore.open(folder)
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    item: int
+    row: int
+    reason: str
 
 
 def write_latents(
@@ -268,13 +293,6 @@ def write_latents(
     return LatentStore.open(folder)
 
 
-def _prepare(encoder: Encoder, value: str) -> Any:
-    try:
-        return encoder.prepare(value)
-    except MediaError as error:
-        return error
-
-
 def _row_index(table: PairTable, column: str, split: str | None) -> pd.DataFrame:
     cells = table.cells(column, split)
     number = {(item.value, item.group): i for i, item in enumerate(table.items(column, split))}
@@ -312,7 +330,7 @@ def _append_shard(folder: Path, manifest: dict[str, Any], shard: np.ndarray, ski
     name = f"latents-{len(manifest['shards']):05d}.npy"
     buffer = io.BytesIO()
     np.save(buffer, shard, allow_pickle=False)
-    write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()) and None)
+    write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
     manifest["shards"].append({"file": name, "items": len(shard), "sha256": sha256_of(folder / name)})
     manifest["skipped"].extend(skipped)
     write_json(folder / MANIFEST_NAME, manifest)

@@ -71,9 +71,7 @@ def _open_image(source: Any) -> Image.Image:
             "scale it down first."
         ) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise MediaError(
-            f"{name} is not a picture that can be read; send a PNG, JPEG, WebP or GIF."
-        ) from error
+        raise MediaError(f"{name} is not a picture that can be read; send a PNG, JPEG, WebP or GIF.") from error
 
 
 def _image_from_array(array: np.ndarray) -> Image.Image:

@@ -70,7 +70,7 @@ def bootstrap(
     size = np.bincount(cluster, minlength=n)
     hits = {k: np.bincount(cluster, weights=rank <= k, minlength=n) for k in RECALL_AT}
     order = np.argsort(rank, kind="stable")
-    draws: dict[str, list[float]] = {f"recall_at_{k}": [] for k in RECALL_AT} | {"median_rank": []}
+    draws: dict[str, list[float]] = {name: [] for name in (*(f"recall_at_{k}" for k in RECALL_AT), "median_rank")}
     for _ in range(samples):
         weight = np.bincount(rng.integers(0, n, n), minlength=n)
         total = float(weight @ size)
@@ -79,8 +79,7 @@ def bootstrap(
         reached = np.cumsum(weight[cluster[order]])
         draws["median_rank"].append(float(rank[order][np.searchsorted(reached, total / 2)]))
     return {
-        name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
-        for name, values in draws.items()
+        name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) for name, values in draws.items()
     }
 
 

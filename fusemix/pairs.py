@@ -67,9 +67,7 @@ class PairTable:
         if frame.empty:
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
         if not {"image", "audio", "text"} & set(frame.columns):
-            raise ValueError(
-                f"{path} has columns {list(frame.columns)}; expected at least one of image, audio, text."
-            )
+            raise ValueError(f"{path} has columns {list(frame.columns)}; expected at least one of image, audio, text.")
         return cls(frame, path=path, fingerprint=sha256_of(path))
 
     def __len__(self) -> int:

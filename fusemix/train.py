@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
-from fusemix.files import write_atomic, write_json
+from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.latents import MANIFEST_NAME, LatentStore
 from fusemix.losses import info_nce
 from fusemix.metrics import retrieval
@@ -189,8 +189,8 @@ def train(
         ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
             another run in ``folder``, or a loss that became NaN.
     """
-    run = _Run(sets, model_config, config, Path(folder), init)
-    return run.go(report, should_stop)
+    with sole_writer(Path(folder)):
+        return _Run(sets, model_config, config, Path(folder), init).go(report, should_stop)
 
 
 class _Run:
@@ -213,7 +213,9 @@ class _Run:
         self.fingerprint = _fingerprint(sets, model_config, config, init)
         divided = [s.divide(config) for s in sets]
         self.train_pairs = [train for train, _ in divided]
-        self.val_pairs = [_limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)]
+        self.val_pairs = [
+            _limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)
+        ]
         even = 2 if config.mixup_alpha is not None else 1
         self.batches = [min(config.batch_size, len(pairs) // even * even) for pairs in self.train_pairs]
         self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
@@ -232,7 +234,6 @@ class _Run:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.load()
         began, recent = time.perf_counter(), time.perf_counter()
         while self.step < self.total_steps:
@@ -365,7 +366,7 @@ class _Run:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()) and None)
+        write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()))
 
     def load(self) -> None:
         path = self.folder / STATE_NAME
@@ -476,9 +477,7 @@ def _unit_hash(seed: int, group: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}-{group}".encode()).digest()[:6]) / 2**48
 
 
-def _fingerprint(
-    sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None
-) -> str:
+def _fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None) -> str:
     digest = hashlib.sha256(json.dumps([model_config.to_dict(), config.to_dict()], sort_keys=True).encode())
     if init is not None:
         digest.update(init.identity.encode())

@@ -62,9 +62,7 @@ PIP_VERSION = "17.0.0"
 
 # --- What is left out ---
 
-TUXPAINT_SKIP = re.compile(
-    r"^(symbols|military)/|dreydl|town/flags/blue|sedan_police|hair_manga|wig\d?$|cylinder$"
-)
+TUXPAINT_SKIP = re.compile(r"^(symbols|military)/|dreydl|town/flags/blue|sedan_police|hair_manga|wig\d?$|cylinder$")
 TUXPAINT_SILENT = {"nandou", "iguana", "giraffe", "wombat"}
 OPENCLIPART_SKIP = re.compile(
     r"^(computer|shapes|unsorted|special|buttons|logos)/|/(flags|cards|led|pantyhose|weapons|map_symbols/AIGA)/"
@@ -80,7 +78,20 @@ OPENMOJI_SKIP = re.compile(
     r"|backhand|^(vibration_mode|antenna_bars|level_slider|bright|dim|wireless|passport_control|customs|left_luggage)$|coffin"
 )
 ZODIAC = frozenset(
-    "aries taurus gemini cancer leo virgo libra scorpio sagittarius capricorn aquarius pisces".split()
+    [
+        "aries",
+        "taurus",
+        "gemini",
+        "cancer",
+        "leo",
+        "virgo",
+        "libra",
+        "scorpio",
+        "sagittarius",
+        "capricorn",
+        "aquarius",
+        "pisces",
+    ]
 ) | {"ophiuchus"}
 
 # --- Captions written by hand ---
@@ -485,15 +496,93 @@ SOUND_FAMILIES = {  # for names whose last part is only a nickname, or is itself
     "elec": "electronic {}", "tabla": "tabla drum, {} stroke",
 }  # fmt: skip
 
-PROPER = (
-    "America Mexico Romania Michigan Hungary Arkansas European Appalachian Solomon's "
-    "ABC Aladdin's American Australia Australian Aztec BMW Bach Beethoven Bible British CD Capitol "
-    "Carnegie Celtic Chevrolet Chinese Christmas Czech DNA Daedalus Denmark Dodge EAN-13 Earth Easter "
-    "Egyptian Eiffel Europe Finland Formula French GPS Halloween Handel IP Icarus Iceland Ikarus India "
-    "Irish Italian Japanese Jupiter LED Labrador Linux MP3 Mars Maya Norway Poland RCA RPG Republic "
-    "Rubik's SCUBA Santa Saturn Scandinavia Scotland Shelby Slovenia Soviet Sweden TV Thanksgiving "
-    "Toyota Tux UPC-A US USB VHS VW Venus Z4 "
-).split()
+PROPER = [
+    "America",
+    "Mexico",
+    "Romania",
+    "Michigan",
+    "Hungary",
+    "Arkansas",
+    "European",
+    "Appalachian",
+    "Solomon's",
+    "ABC",
+    "Aladdin's",
+    "American",
+    "Australia",
+    "Australian",
+    "Aztec",
+    "BMW",
+    "Bach",
+    "Beethoven",
+    "Bible",
+    "British",
+    "CD",
+    "Capitol",
+    "Carnegie",
+    "Celtic",
+    "Chevrolet",
+    "Chinese",
+    "Christmas",
+    "Czech",
+    "DNA",
+    "Daedalus",
+    "Denmark",
+    "Dodge",
+    "EAN-13",
+    "Earth",
+    "Easter",
+    "Egyptian",
+    "Eiffel",
+    "Europe",
+    "Finland",
+    "Formula",
+    "French",
+    "GPS",
+    "Halloween",
+    "Handel",
+    "IP",
+    "Icarus",
+    "Iceland",
+    "Ikarus",
+    "India",
+    "Irish",
+    "Italian",
+    "Japanese",
+    "Jupiter",
+    "LED",
+    "Labrador",
+    "Linux",
+    "MP3",
+    "Mars",
+    "Maya",
+    "Norway",
+    "Poland",
+    "RCA",
+    "RPG",
+    "Republic",
+    "Rubik's",
+    "SCUBA",
+    "Santa",
+    "Saturn",
+    "Scandinavia",
+    "Scotland",
+    "Shelby",
+    "Slovenia",
+    "Soviet",
+    "Sweden",
+    "TV",
+    "Thanksgiving",
+    "Toyota",
+    "Tux",
+    "UPC-A",
+    "US",
+    "USB",
+    "VHS",
+    "VW",
+    "Venus",
+    "Z4",
+]
 NOISE = re.compile(
     r"inkscape|sodipodi|http|www|@|hash\(|enjoy|derivative|deriv|convert|created|submission|uma "
     r"|\bi\b|\bmy\b|drawn for|originally|wikipedia|public domain|email|abiclipart|contact|ideal for"
@@ -592,11 +681,7 @@ def openclipart_caption(title: str, stem: str, author: str) -> str:
     if template or STEM_TITLES.search(title.strip()):
         stem = re.sub(r"^aiga|_\dm?_symbol.*|_symbol_\d+c?m_bwh", "", stem)
         stem = re.sub(r"^contour[_ ](.*)", r"\1 outline", stem)
-        stem = (
-            re.sub(r"-(?:black|outline|shad\w+|with\w*|boundaries)\b", "", stem)
-            if "maps" in title.lower()
-            else stem
-        )
+        stem = re.sub(r"-(?:black|outline|shad\w+|with\w*|boundaries)\b", "", stem) if "maps" in title.lower() else stem
         title = re.sub(r"(\w+)-(\w+)-aj", r"\2 \1", stem).replace("-", " ")
     caption = translate(readable_title(title))
     if not caption or len(caption) < 3 or not re.search(r"[aeiouy]", caption.lower()):
@@ -613,12 +698,7 @@ def useful_description(description: str, caption: str, author: str) -> str:
         lower_words(text.removesuffix(" (simplified drawing")),
     )
     plain = group_key(translate(readable_title(text)))
-    if (
-        not 15 <= len(text) <= MAX_CAPTION
-        or len(text.split()) < 3
-        or not text.isascii()
-        or NOISE.search(description)
-    ):
+    if not 15 <= len(text) <= MAX_CAPTION or len(text.split()) < 3 or not text.isascii() or NOISE.search(description):
         return ""
     return "" if plain in {group_key(caption), slugify(author), ""} else text
 
@@ -666,9 +746,7 @@ def sound_caption(name: str) -> str:
 def run_tool(command: list[str], folder: Path) -> None:
     """Run a package tool in a folder, with one clear sentence when it is absent or fails."""
     if shutil.which(command[0]) is None:
-        sys.exit(
-            f"{command[0]} was not found; the gallery is built on a Debian-like system with npm installed."
-        )
+        sys.exit(f"{command[0]} was not found; the gallery is built on a Debian-like system with npm installed.")
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"'{' '.join(command)}' failed: {result.stderr.strip()[-300:]}")
@@ -697,9 +775,11 @@ def unpack(archives: dict[str, Path], folder: Path) -> dict[str, Path]:
         if archive.suffix == ".deb":
             run_tool(["dpkg-deb", "-x", str(archive.resolve()), str(target)], folder)
         elif archive.suffix == ".whl":
-            zipfile.ZipFile(archive).extractall(target)
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(target)
         else:
-            tarfile.open(archive).extractall(target, filter="data")
+            with tarfile.open(archive) as opened:
+                opened.extractall(target, filter="data")
     return folders
 
 
@@ -756,15 +836,11 @@ def collect_openclipart(png_root: Path, svg_root: Path, source: str) -> list[Ite
             continue  # its PNG only says "Linked Image Not Found"
         title = svg_field(svg, r"<cc:Work.*?<dc:title[^>]*>(.*?)</dc:title>")
         author = svg_field(svg, r"<dc:creator.*?<dc:title[^>]*>(.*?)</dc:title>")
-        author = (
-            re.sub(r"\s*[(<-]?\s*\S*@\S*|\s*<.*$", "", author).strip() or "Open Clip Art Library contributor"
-        )
+        author = re.sub(r"\s*[(<-]?\s*\S*@\S*|\s*<.*$", "", author).strip() or "Open Clip Art Library contributor"
         caption = openclipart_caption(title, png.stem, author)
         if not caption or (re.search(r"license", svg) and not re.search(r"public ?domain", svg, re.I)):
             continue
-        more = useful_description(
-            svg_field(svg, r"<dc:description[^>]*>(.*?)</dc:description>"), caption, author
-        )
+        more = useful_description(svg_field(svg, r"<dc:description[^>]*>(.*?)</dc:description>"), caption, author)
         items.append(Item(
             id=f"openclipart-{slugify(key[:-4])}", captions=(caption, more) if more else (caption,),
             title=title or png.stem, source=source, licence="public domain", credit=author,
@@ -799,9 +875,7 @@ def sound_credits(*texts: str) -> dict[str, str]:
     """Sample name -> author, from Debian's copyright file and the samples' README."""
     credits: dict[str, str] = {}
     for text in texts:
-        credits |= dict(
-            re.findall(r"samples/(\w+)\.flac\nCopyright: \d* ?([^<\n]+?)\s*(?:<[^>\n]*>)?\n", text)
-        )
+        credits |= dict(re.findall(r"samples/(\w+)\.flac\nCopyright: \d* ?([^<\n]+?)\s*(?:<[^>\n]*>)?\n", text))
         found = re.findall(r"`:(\w+)`[^`\n]*freesound\.org/people/([^/\s]+)/", text)
         credits |= {name: person for name, person in found if name not in credits}
     return {name: person.replace("%20", " ") for name, person in credits.items()}
@@ -815,9 +889,7 @@ def collect_sounds(npm_root: Path, debian_root: Path, debian: str) -> list[Item]
     items = []
     for root, source in ((npm_root, f"npm {NPM_PACKAGE} {NPM_VERSION}"), (debian_root, debian)):
         for path in sorted(root.rglob("*.flac")):
-            default = (
-                "Uwe Zahn (Arovane)" if path.stem.startswith("arovane") else "Sonic Pi sample contributors"
-            )
+            default = "Uwe Zahn (Arovane)" if path.stem.startswith("arovane") else "Sonic Pi sample contributors"
             items.append(Item(
                 id=f"sound-{slugify(path.stem)}", captions=(sound_caption(path.stem),), title=path.stem,
                 source=source, licence="CC0-1.0", credit=credits.get(path.stem, default), audio=path,
@@ -858,9 +930,7 @@ def thumbnail(picture: Image.Image) -> Image.Image | None:
     opaque = np.asarray(picture.getchannel("A")) > 128
     if ink[top:bottom, left:right].mean() < 0.02 or (ink & opaque).sum() < 0.08 * opaque.sum():
         return None
-    if max(bottom - top, right - left) < 48 or max(bottom - top, right - left) > 6 * min(
-        bottom - top, right - left
-    ):
+    if max(bottom - top, right - left) < 48 or max(bottom - top, right - left) > 6 * min(bottom - top, right - left):
         return None
     margin = max(bottom - top, right - left) // 25
     box = Image.new("RGB", (right - left + 2 * margin, bottom - top + 2 * margin), "white")
@@ -913,9 +983,7 @@ def write_sounds(items: list[Item], folder: Path, dropped: Counter[str]) -> list
         samples, sample_rate = read_sound(item.audio)
         digest = hashlib.sha256(samples.tobytes()).hexdigest()
         if len(samples) < MIN_DURATION_S * sample_rate or digest in seen:
-            dropped[
-                "sound: repeated" if digest in seen and len(samples) else "sound: silent or too short"
-            ] += 1
+            dropped["sound: repeated" if digest in seen and len(samples) else "sound: silent or too short"] += 1
             kept += [replace(item, audio=None)] if item.image else []
             continue
         seen.add(digest)
@@ -923,9 +991,7 @@ def write_sounds(items: list[Item], folder: Path, dropped: Counter[str]) -> list
         fade = min(int(FADE_S * sample_rate), len(samples) // 4)
         samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
         samples *= PEAK / np.abs(samples).max()
-        soundfile.write(
-            folder / f"sounds/{item.id}.mp3", samples, sample_rate, format="MP3", compression_level=0.6
-        )
+        soundfile.write(folder / f"sounds/{item.id}.mp3", samples, sample_rate, format="MP3", compression_level=0.6)
         kept.append(replace(item, audio=Path(f"sounds/{item.id}.mp3")))
     return kept
 
@@ -999,9 +1065,7 @@ def write_licences(items: list[Item], folders: dict[str, Path], folder: Path, dr
         origin = next(text for name, text in ORIGINS.items() if name in source)
         rows.append(f"| {source} | {licence} | {pictures:,} | {sounds:,} | {origin} |")
     left_out = ", ".join(f"{count:,} ({reason})" for reason, count in sorted(dropped.items()))
-    page = LICENCES_PAGE.format(
-        rows="\n".join(rows), side=IMAGE_SIDE, duration=MAX_DURATION_S, dropped=left_out
-    )
+    page = LICENCES_PAGE.format(rows="\n".join(rows), side=IMAGE_SIDE, duration=MAX_DURATION_S, dropped=left_out)
     (folder / "LICENSES.md").write_text(page, encoding="utf-8")
     texts = folder / "licences"
     texts.mkdir()
@@ -1050,9 +1114,7 @@ def main() -> None:
     """Read the command line and build."""
     parser = argparse.ArgumentParser(description="Rebuild demo/gallery from freely licensed packages.")
     cache = Path.home() / ".cache/fusemix/gallery-sources"
-    parser.add_argument(
-        "--sources", type=Path, default=cache, help="folder that keeps the downloaded packages"
-    )
+    parser.add_argument("--sources", type=Path, default=cache, help="folder that keeps the downloaded packages")
     parser.add_argument("--output", type=Path, default=ROOT / "demo/gallery", help="folder to (re)build")
     args = parser.parse_args()
     build(args.sources, args.output)

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Load, embed with progress, measure."""
     from fusemix.adapters import FusionModel
-    from fusemix.evaluate import check_encoder, encode_items, evaluate, stored_items
+    from fusemix.evaluate import encode_items, evaluate, stored_items
     from fusemix.pairs import PairTable
 
     model = FusionModel.from_pretrained(args.checkpoint)
@@ -69,12 +69,12 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     stores = _stores(args.latents, table.fingerprint)
     if set(columns) <= set(stores):
         for column in columns:
-            check_encoder(model, column, stores[column].encoder)
+            model.check_encoder(column, stores[column].encoder)
         return evaluate(table, stored_items(model, stores), query=args.query, gallery=args.gallery, split=args.split)
     encoders = {}
     for column in columns:
         encoders[column] = _encoder(model, column, args.device)
-        check_encoder(model, column, encoders[column].info())
+        model.check_encoder(column, encoders[column].info())
     with Progress(console=console) as progress:
         tasks = {column: progress.add_task(column, total=None) for column in columns}
 
@@ -108,7 +108,9 @@ def _stores(pieces: list[str], fingerprint: str) -> dict[str, Any]:
 
 def show(values: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(title=f"{values['query']} -> {values['gallery']}" + (f", {values['split']}" if values["split"] else ""))
+    table = Table(
+        title=f"{values['query']} -> {values['gallery']}" + (f", {values['split']}" if values["split"] else "")
+    )
     for name in ("queries", "gallery", "R@1", "R@5", "R@10", "median rank"):
         table.add_column(name, justify="right")
     cells = [f"{values['n_queries']:,}", f"{values['n_gallery']:,}"]

@@ -1,6 +1,6 @@
 """Table of pairs -> latent store. Shows progress; run the same command again after a kill.
 
-    python scripts/extract.py --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
+python scripts/extract.py --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
 """
 
 from __future__ import annotations

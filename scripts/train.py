@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         dropout=args.dropout,
     )
     config = _train_config(args)
-    if (args.out / "model.safetensors").exists() and not (args.out / STATE_NAME).exists():
+    if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():
         raise ValueError(f"{args.out} already holds a finished checkpoint; choose another --out or remove it.")
     for s in sets:
         console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
@@ -118,9 +118,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 recall = "  ".join(f"{key} {value:.3f}" for key, value in p.recall.items())
                 bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
 
-        result = train(
-            sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set
-        )
+        result = train(sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set)
     if not result.finished:
         console.print(f"Interrupted and saved in {args.out}; run the same command again to go on.")
         return 130

@@ -88,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     shape = ("--embed-dim", 256, "--expansion", 2, "--seed", args.seed)
     base = args.work / "base"
     if not (base / "model.safetensors").exists():
-        call("train.py", "--latents", f"image={args.work / 'image'}", f"text={args.work / 'text'}", *shape, "--out", base)
+        call(
+            "train.py", "--latents", f"image={args.work / 'image'}", f"text={args.work / 'text'}", *shape, "--out", base
+        )
     call(
         "train.py", "--latents", f"audio={args.work / 'audio'}", f"text={args.work / 'text'}",
         "--init", base, "--frozen", "image", "text", *shape, "--epochs", 100,

@@ -43,14 +43,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.conditioner import fit_bridge
+from fusemix.conditioner import Conditioner, fit_bridge
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.pairs import PairTable
 
 MODALITIES = ("image", "text", "audio")
 PERCEPTUAL_SIDE = 112  # pixels at which the frozen encoder looks at a reconstruction
+EMA_EVERY = 2  # steps; every one would cost a tenth of a small step
 PERCEPTUAL_BLOCKS = (2, 4, 10, 15)  # of EfficientNet-lite0's 16: strides 4, 8, 16, 32
-MIN_SNR_GAMMA = 5.0  # Hang et al., arXiv:2303.09556, section 3.4, in its form for v-prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +277,7 @@ def encode_pictures(vae: nn.Module, pictures: np.ndarray, args: argparse.Namespa
             batch = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64]))
             x = (batch.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             for side, view in enumerate((x, x.flip(3))):
-                parts[side].append(vae.encode(view.to(args.device)).latent_dist.mode().cpu().numpy())
+                parts[side].append(vae.encode(view.to(args.device)).latent_dist.mode().cpu().contiguous().numpy())
     out = np.stack([np.concatenate(part) for part in parts])
     write_atomic(cache, lambda temporary: save_array(temporary, out))
     write_json(args.work / "latents.json", key)
@@ -404,12 +404,16 @@ def train_unet(
     args: argparse.Namespace,
     console: Console,
 ) -> nn.Module:
-    """v-prediction with min-SNR weights; returns the averaged weights, in evaluation mode."""
+    """v-prediction, every noise level alike; returns the averaged weights, in evaluation mode.
+
+    Min-SNR weights were left out: they all but silence the noisiest steps, and those decide what
+    the picture is of when guidance starts from pure noise.
+    """
     from fusemix.generate import new_noising_scheduler, new_scheduler, new_unet, noised_class_labels
 
     mean, std = embedding_statistics(conditions)
     scale = 1.0 / float(latents.std())
-    alphas = torch.tensor(new_scheduler().alphas_cumprod)
+    alphas = new_scheduler().alphas_cumprod.clone()
     noising = new_noising_scheduler()
 
     def adapt(networks: list[nn.Module], state: dict[str, Any]) -> None:
@@ -435,13 +439,10 @@ def train_unet(
         a = alphas[t][:, None, None, None].float()
         noise = torch.randn_like(x)
         noisy, wanted = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
-        snr = a.flatten() / (1 - a.flatten())
-        weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
         prompt = torch.zeros(len(rows), 1, unet.config.cross_attention_dim)
-        moved = [v.to(args.device) for v in (noisy, t, prompt, labels, wanted, weight)]
-        noisy, t, prompt, labels, wanted, weight = moved
+        noisy, t, prompt, labels, wanted = (v.to(args.device) for v in (noisy, t, prompt, labels, wanted))
         v = unet(noisy.contiguous(memory_format=torch.channels_last), t, prompt, class_labels=labels).sample
-        return ((v - wanted).pow(2).mean((1, 2, 3)) * weight).mean() / weight.mean()
+        return F.mse_loss(v, wanted)
 
     def sample(unet: nn.Module, path: Path) -> None:
         save(unet, vae, latents, conditions, config, args, n_pictures=latents.shape[1])
@@ -508,7 +509,7 @@ def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
 
     generator = Generator.from_pretrained(folder)
     rng = np.random.default_rng(0)
-    rows = rng.choice(len(conditions.image), 10, replace=False)
+    rows = rng.permutation(len(conditions.image))[:10]
     images = []
     for modality, table, of in (
         ("image", conditions.image, [[i] for i in range(len(conditions.image))]),
@@ -607,7 +608,9 @@ class Loop:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         decay = min(self.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        if step % EMA_EVERY == EMA_EVERY - 1:
+            old, new = list(average.parameters()), list(network.parameters())
+            torch._foreach_lerp_(old, new, 1 - decay**EMA_EVERY)
         return loss.item()
 
     def rate(self, step: int) -> float:
@@ -687,11 +690,60 @@ def save(
     from fusemix.generate import save_small_pipeline
 
     mean, std = embedding_statistics(conditions)
-    save_small_pipeline(args.out, unet, vae, mean, std, scaling_factor=1.0 / float(latents.std()))
+    width = mean.shape[1]
+    notes = {"text": "trained in: a random modality's embedding at every step", "audio": "trained in, likewise"}
+    conditioner = Conditioner(
+        {}, embed_dim=width, image_embeds_dim=width, model_identity=conditions.identity, notes=notes
+    )
+    save_small_pipeline(
+        args.out, unet, vae, mean, std, scaling_factor=1.0 / float(latents.std()), conditioner=conditioner
+    )
     sources = {"pictures": n_pictures, "captions": len(conditions.text), "sounds": len(conditions.audio)}
     state = torch.load(args.work / "unet.pt", map_location="cpu", weights_only=True, mmap=True)
     record = {**dataclasses.asdict(config), "trained_unet_steps": int(state["step"]), "data": sources}
     write_json(args.out / "train_config.json", record)
+    (args.out / "README.md").write_text(card(record), encoding="utf-8")
+
+
+def card(record: dict[str, Any]) -> str:
+    """The model card."""
+    data = record["data"]
+    return f"""---
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [fusemix, unclip, stable-unclip]
+---
+
+# A small Stable unCLIP in FuseMix's shared space
+
+Makes pictures of {record["side"]} x {record["side"]} pixels from one embedding of a FuseMix checkpoint: of a sound, a
+text or a picture. It is a `StableUnCLIPImg2ImgPipeline` of diffusers, without text encoder; it is not Stable
+Diffusion, and shows the gist of a scene rather than its details.
+
+```python
+from fusemix import FusionModel
+from fusemix.generate import Generator
+
+model = FusionModel.from_pretrained("checkpoints/default")
+generator = Generator.from_pretrained("checkpoints/unclip-small", model)
+image = generator.generate(embedding, modality="audio", seed=0)[0]  # embedding: (D,), from model.embed
+```
+
+With diffusers alone: `StableUnCLIPImg2ImgPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None,
+feature_extractor=None)`, with `prompt_embeds` and `negative_prompt_embeds` of zeros (1, 1, 8) and `image_embeds` of
+unit length.
+
+**Trained** by `scripts/train_unclip.py` on {data["pictures"]:,} pictures with {data["captions"]:,} captions and
+{data["sounds"]:,} sounds: autoencoder {record["vae_steps"]:,} steps, UNet {record["trained_unet_steps"]:,} steps of
+{record["unet_batch_size"]} pictures; `train_config.json` holds every setting. Where the data includes Flickr8k
+(research licence), its photos were only learned from; no pixels of them are in this folder. The gallery's pictures
+keep their licences (`demo/gallery/LICENSES.md`).
+
+**The gap between modalities** is closed by training: every example was conditioned on a random one of its picture's,
+captions' and sounds' embeddings, so `conditioner.json` holds no further map, only the identity of the checkpoint.
+
+**Limits.** Blurred faces, hands and writing; objects that were rare in the data come out as something near them.
+"""
 
 
 def grid(x: Tensor, path: Path, columns: int = 16) -> None:

@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
-from fusemix.evaluate import check_encoder, evaluate, stored_items
+from fusemix.evaluate import evaluate, stored_items
 from fusemix.latents import write_latents
 from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
-CSV = "image,text,split\na,a one,dev\na,a two,dev\nb,b one,dev\nb,b two,dev\nc,,dev\n,no picture,dev\nd,train one,train\n"
+CSV = (
+    "image,text,split\na,a one,dev\na,a two,dev\nb,b one,dev\nb,b two,dev\nc,,dev\n,no picture,dev\nd,train one,train\n"
+)
 
 
 @pytest.fixture
@@ -57,9 +59,9 @@ def test_a_query_column_that_meets_no_gallery_item_is_refused(tmp_path):
 def test_latents_of_another_encoder_are_refused():
     info = {"name": "x", "revision": "1", "fingerprint": "f", "dim": 4, "modality": "image"}
     model = FusionModel(ModelConfig(latent_dims={"image": 4, "text": 4}, encoders={"image": info}))
-    check_encoder(model, "image", info)
-    with pytest.raises(ValueError, match="trained on latents of x"):
-        check_encoder(model, "image", info | {"revision": "2"})
+    model.check_encoder("image", info)
+    with pytest.raises(ValueError, match="trained on latents of x with revision '1'"):
+        model.check_encoder("image", info | {"revision": "2"})
 
 
 def test_stored_latents_are_matched_to_items_by_row(table, tmp_path):
@@ -78,12 +80,15 @@ def test_the_command_writes_the_promised_keys(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "t.csv").write_text("image,text\n" + "".join(f"{i}.png,text {i}\n" for i in range(12)))
     table = PairTable.read(tmp_path / "t.csv")
+    encoders = {}
     for modality in ("image", "text"):
         values = rng.normal(size=(12, 4)).astype(np.float32)
         store = write_latents(tmp_path / modality, values, modality=modality, name=modality)
+        encoders[modality] = store.encoder
         manifest = json.loads((store.folder / "manifest.json").read_text())
         (store.folder / "manifest.json").write_text(json.dumps(manifest | {"table": table.fingerprint}))
-    FusionModel(ModelConfig(latent_dims={"image": 4, "text": 4})).save_pretrained(tmp_path / "m")
+    config = ModelConfig(latent_dims={"image": 4, "text": 4}, encoders=encoders)
+    FusionModel(config).save_pretrained(tmp_path / "m")
     command = [
         sys.executable, str(ROOT / "scripts/evaluate.py"), "--checkpoint", str(tmp_path / "m"), "--pairs",
         str(tmp_path / "t.csv"), "--query", "text", "--gallery", "image", "--json", str(tmp_path / "out.json"),

@@ -96,18 +96,24 @@ def test_killed_for_real_at_any_moment_it_resumes_to_the_same_store(tmp_path):
         "latents.extract(PairTable.read(sys.argv[1]), 'text', Slow(), sys.argv[2], batch_size=4)\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "t.csv"), str(tmp_path / "s")]
-    kills = 0
-    for _ in range(3):
+    for kills in range(3):
         process = subprocess.Popen(command)
         while not list((tmp_path / "s").glob(f"latents-{kills * 4:05d}.npy")) and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        kills += 1
     subprocess.run(command, check=True)
     store = LatentStore.open(tmp_path / "s", verify=True)
     np.testing.assert_array_equal(store.all(), LengthEncoder().encode(texts))
-    assert not list((tmp_path / "s").glob("*.tmp")) or kills == 3
+
+
+def test_two_processes_do_not_write_one_store(table, tmp_path):
+    def nested(done, total):
+        with pytest.raises(ValueError, match="Another process is writing"):
+            extract(table, "text", LengthEncoder(), tmp_path / "s")
+
+    extract(table, "text", LengthEncoder(), tmp_path / "s", report=nested)
+    assert not (tmp_path / "s" / ".lock").exists()
 
 
 def test_another_encoder_or_table_is_refused_and_nothing_changes(table, tmp_path):

@@ -17,7 +17,11 @@ def mix_loop(latents, lams):
 @pytest.mark.parametrize("per_row", [False, True])
 def test_fusemix_matches_the_written_formula_with_one_lambda_for_all_modalities(per_row):
     torch.manual_seed(0)
-    latents = [torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 2).double()]
+    latents = [
+        torch.randn(8, 5, dtype=torch.float64),
+        torch.randn(8, 3, dtype=torch.float64),
+        torch.randn(8, 2).double(),
+    ]
     rng = np.random.default_rng(7)
     lams = rng.beta(0.5, 0.5, size=4).tolist() if per_row else [rng.beta(0.5, 0.5)] * 4
     actual = fusemix(latents, alpha=0.5, rng=np.random.default_rng(7), per_row=per_row)

@@ -115,18 +115,14 @@ def test_the_best_epoch_on_validation_is_kept(stores, tmp_path):
 def test_test_rows_are_neither_trained_nor_validated_on(tmp_path):
     values = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     splits = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
-    pair = {
-        m: write_latents(tmp_path / m, values, modality=m, name=m, splits=splits) for m in ("image", "text")
-    }
+    pair = {m: write_latents(tmp_path / m, values, modality=m, name=m, splits=splits) for m in ("image", "text")}
     train_pairs, val_pairs = PairSet.join(pair).divide(CONFIG)
     assert train_pairs.tolist() == list(range(30)) and val_pairs.tolist() == list(range(30, 40))
 
 
 def test_groups_never_cross_into_validation(stores, tmp_path):
     values = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
-    pair = {
-        m: write_latents(tmp_path / m, values, modality=m, name=m, groups=np.arange(200) // 5) for m in ("x", "y")
-    }
+    pair = {m: write_latents(tmp_path / m, values, modality=m, name=m, groups=np.arange(200) // 5) for m in ("x", "y")}
     joined = PairSet.join(pair)
     train_pairs, val_pairs = joined.divide(CONFIG)
     assert not set(joined.groups[train_pairs]) & set(joined.groups[val_pairs])

@@ -1,0 +1,44 @@
+"""Hugging Face Spaces entry point; the same command runs it locally: ``python app.py --port 7860``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: no look-ups outside
+
+from demo.service import Service  # noqa: E402
+from demo.ui import build_demo, launch_options  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="The FuseMix search app.")
+    parser.add_argument("--checkpoint", default=ROOT / "checkpoints/default", help="checkpoint folder or Hub id")
+    parser.add_argument("--index", default=ROOT / "demo/index", type=Path, help="index folder")
+    parser.add_argument("--host", help="address to listen on (default: this machine only, or the Space's)")
+    parser.add_argument("--port", type=int, help="TCP port (default: the first free one from 7860)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until interrupted; 2 when something needed is not there."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        service = Service.from_pretrained(args.checkpoint, args.index)
+        build_demo(service).launch(server_name=args.host, server_port=args.port, **launch_options(service))
+    except (ValueError, OSError, ImportError) as error:
+        logging.getLogger("app").error("%s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

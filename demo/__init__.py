@@ -1,0 +1,1 @@
+"""The search app: ``service`` knows models, ``ui`` knows widgets; neither trains."""

@@ -1,0 +1,133 @@
+"""What the app can do, in plain Python: load everything once, answer queries, time them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fusemix.index import Hit
+from fusemix.media import SAMPLE_RATE
+from fusemix.retrieve import Retriever
+
+logger = logging.getLogger(__name__)
+
+MAX_TOP_K = 100
+_WARM_UP_S = 1.0  # seconds of noise for the first sound query
+_SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of one query.
+
+    Attributes:
+        query: Modality of the query.
+        hits: Modality -> hits, nearest first.
+        seconds: Time the search took here, from decoding the query to the last hit.
+        n_items: Number of items searched.
+    """
+
+    query: str
+    hits: dict[str, list[Hit]]
+    seconds: float
+    n_items: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: what the API returns."""
+        return {
+            "query": self.query,
+            "milliseconds": round(self.seconds * 1000, 1),
+            "n_items": self.n_items,
+            "hits": {modality: [_hit_to_json(hit) for hit in found] for modality, found in self.hits.items()},
+        }
+
+
+def _hit_to_json(hit: Hit) -> dict[str, Any]:
+    values = {"rank": hit.rank, "similarity": round(hit.similarity, 6)}
+    values |= {key: hit.item[key] for key in _SHOWN if key in hit.item}
+    if "path" in hit.item:  # relative to the gallery; under the name "path", gradio_client would try to download it
+        values["file"] = hit.item["path"]
+    return values
+
+
+class Service:
+    """Answers queries; safe to call from several threads."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.retriever = retriever
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str | Path, index_folder: str | Path, *, device: str = "cpu") -> Service:
+        """Load model, encoders and index, and answer one query of each kind to warm up.
+
+        Raises:
+            FileNotFoundError: If the checkpoint or the index is not there.
+            ValueError: If a part is damaged or made for another one.
+        """
+        service = cls(Retriever.from_pretrained(checkpoint, index_folder, device=device))
+        service.warm_up()
+        return service
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Modality -> number of items that can be found."""
+        return self.retriever.index.counts
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of the items' files; the only one the app needs to serve."""
+        return self.retriever.index.root
+
+    def items(self, modality: str) -> list[dict[str, Any]]:
+        """Metadata of every item of one modality."""
+        return self.retriever.index.items(modality)
+
+    def path_of(self, item: dict[str, Any]) -> Path | None:
+        """The file of an item, inside :attr:`root`; None for a text."""
+        return self.retriever.index.path_of(item)
+
+    def warm_up(self) -> None:
+        """Answer one query of each kind, so that no visitor pays for first-use set-up."""
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
+        queries: dict[str, Callable[[], Answer]] = {
+            "text": lambda: self.search_text("warm-up"),
+            "image": lambda: self.search_image(Image.new("RGB", (64, 64), "gray")),
+            "audio": lambda: self.search_audio((SAMPLE_RATE, noise)),
+        }
+        for modality, query in queries.items():
+            if modality in self.retriever.encoders:
+                logger.info("Warm %s query: %.0f ms.", modality, query().seconds * 1000)
+
+    def search_text(self, text: str, *, top_k: int = 10) -> Answer:
+        """Search by words.
+
+        Args:
+            text: At most 2,000 characters.
+            top_k: Hits per modality, 1 to 100.
+
+        Raises:
+            MediaError: (a ValueError) If the query cannot be used, in one sentence.
+        """
+        return self._search("text", text, top_k)
+
+    def search_image(self, image: Any, *, top_k: int = 10) -> Answer:
+        """Search by a picture: a path, bytes, PIL image or array. Raises like :meth:`search_text`."""
+        return self._search("image", image, top_k)
+
+    def search_audio(self, audio: Any, *, top_k: int = 10) -> Answer:
+        """Search by a sound: a path, bytes or (Hz, samples). Raises like :meth:`search_text`."""
+        return self._search("audio", audio, top_k)
+
+    def _search(self, modality: str, query: Any, top_k: int) -> Answer:
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise ValueError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {top_k}.")
+        started = time.perf_counter()
+        hits = self.retriever.search(**{modality: query}, top_k=top_k)
+        return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))

@@ -1,0 +1,87 @@
+"""What several test modules share: the packaged encoders, a tiny model, a tiny gallery and its index."""
+
+import csv
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from fusemix.adapters import FusionModel
+from fusemix.config import ModelConfig
+from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
+from scripts import build_index
+
+GALLERY = [  # id, picture colour, tone in Hz, caption
+    ("red", "red", None, "a red square"),
+    ("green", "green", 330, "a green square with <b>sound</b>"),
+    ("blue", "blue", 550, "a blue square that hums"),
+    ("hum", None, 110, "a deep hum"),
+]
+
+
+@pytest.fixture(scope="session")
+def encoders():
+    """Modality -> packaged encoder, loaded once."""
+    return {modality: load_encoder(name) for modality, name in DEFAULT_ENCODERS.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(encoders):
+    """A random model over the packaged encoders: 16-dimensional, the same in every run."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        latent_dims={modality: encoder.dim for modality, encoder in encoders.items()},
+        encoders={modality: encoder.info() for modality, encoder in encoders.items()},
+        embed_dim=16,
+    )
+    return FusionModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_model, tmp_path_factory):
+    """Folder of the tiny model."""
+    return tiny_model.save_pretrained(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Table of a gallery of three pictures, three sounds and four captions."""
+    folder = tmp_path_factory.mktemp("gallery")
+    columns = ["id", "image", "audio", "text", "split", "group", "title", "source", "licence", "credit"]
+    with open(folder / "pairs.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(columns)
+        for name, colour, hertz, caption in GALLERY:
+            if colour:
+                Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+            if hertz:
+                soundfile.write(folder / f"{name}.wav", tone(hertz), 16_000)
+            files = [f"{name}.png" if colour else "", f"{name}.wav" if hertz else ""]
+            writer.writerow([name, *files, caption, "train", name, name.title(), "tests", "CC0-1.0", '"Q" <name>'])
+    return folder / "pairs.csv"
+
+
+@pytest.fixture(scope="session")
+def index_folder(checkpoint, pairs, tmp_path_factory):
+    """Folder of the gallery's index, built by the script."""
+    folder = tmp_path_factory.mktemp("index") / "index"
+    assert build_index.main(["--checkpoint", str(checkpoint), "--pairs", str(pairs), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint, index_folder):
+    """The app's service over the tiny gallery."""
+    from demo.service import Service
+
+    return Service.from_pretrained(checkpoint, index_folder)
+
+
+def tone(hertz, *, seconds=0.5, sample_rate=16_000):
+    """A sine of half the full scale."""
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * sample_rate)) / sample_rate)

@@ -1,0 +1,240 @@
+"""The whole app in a real browser: a second process serves, Chromium asks. Screenshots are for looking at."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+START_LIMIT_S = 60  # promised are 15 s on a quiet machine; a busy one gets more
+WAIT_MS = 30_000
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
+QUERY = "a dog running on the grass"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where ``python app.py`` serves the shipped checkpoint and index."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("app") / "log.txt"
+    url = f"http://127.0.0.1:{port}/"
+    with open(log, "w") as handle:
+        command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--host", "127.0.0.1"]
+        process = subprocess.Popen(command, stdout=handle, stderr=handle, cwd=log.parent)
+        try:
+            wait_until_ready(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+    assert "Traceback" not in log.read_text()
+
+
+def wait_until_ready(url, process, log):
+    started = time.monotonic()
+    while time.monotonic() - started < START_LIMIT_S:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"The app did not start within {START_LIMIT_S} s:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", headless=True, args=FLAGS)
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the page in a fresh context; at the end, no error may stand in its console."""
+    errors, contexts = [], []
+
+    def opened(*, width=1280, height=900, dark=False):
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            permissions=["microphone", "camera"],
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: None if local(request.url) else errors.append(f"outside: {request.url}"))
+        page.goto(address + ("?__theme=dark" if dark else ""))
+        page.get_by_role("button", name="Search", exact=True).wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def local(url):
+    return re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url) is not None
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    folder = Path(os.environ.get("FUSEMIX_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def ask(page, text=QUERY):
+    page.get_by_placeholder("Describe what you are looking for").fill(text)
+    page.keyboard.press("Enter")
+    expect_answer(page, f"“{text}”")
+
+
+def expect_answer(page, asked):
+    expect(page.locator(".fm-status")).to_contain_text(f"Nearest to {asked}", timeout=WAIT_MS)
+    expect(page.locator(".fm-status")).to_contain_text(re.compile(r"[\d,]+ ms, [\d,]+ items"))
+    expect(page.locator(".fm-image li")).to_have_count(12)
+    page.wait_for_function("[...document.querySelectorAll('.fm-image img')].every((image) => image.naturalWidth > 0)")
+
+
+def test_typing_shows_pictures_sounds_and_captions(open_page, shots):
+    page = open_page()
+    page.locator(".fm-tile img").first.wait_for()
+    page.screenshot(path=shots / "desktop-start.png", full_page=True)
+    ask(page)
+    assert "dog" in " ".join(page.locator(".fm-text .fm-name").all_inner_texts()).lower()
+    assert page.locator(".fm-audio audio").count() == 6
+    assert page.locator(".fm-text li").count() == 8
+    for image in page.locator(".fm-image img").all():
+        assert image.get_attribute("alt")
+    page.screenshot(path=shots / "desktop-text.png", full_page=True)
+
+
+def test_a_sound_plays(open_page):
+    page = open_page()
+    ask(page, "a drum")
+    sound = page.locator(".fm-audio audio").first
+    sound.evaluate("(audio) => audio.play()")
+    page.wait_for_function("document.querySelector('.fm-audio audio').currentTime > 0")
+    assert sound.evaluate("(audio) => audio.duration > 0 && audio.readyState >= 2 && audio.error === null")
+
+
+def test_an_uploaded_picture_is_searched_with(open_page, shots):
+    page = open_page()
+    page.set_input_files("#fm-picture input[type=file]", example_picture())
+    expect_answer(page, "your picture")
+    page.screenshot(path=shots / "desktop-picture.png", full_page=True)
+
+
+def test_a_recording_is_searched_with(open_page):
+    page = open_page()
+    sound = page.locator("#fm-sound")
+    sound.get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(1500)  # the fake microphone beeps once a second
+    sound.get_by_role("button", name="Stop").first.click()
+    expect_answer(page, "your sound")
+
+
+def test_examples_are_one_click_away(open_page, shots):
+    page = open_page()
+    page.get_by_role("button", name="a birthday party").click()
+    expect_answer(page, "“a birthday party”")
+    page.get_by_role("button", name="violin").click()
+    expect_answer(page, "your picture")
+    page.get_by_role("button", name="“a red racing car”").click()
+    expect_answer(page, "your sound")
+    page.screenshot(path=shots / "desktop-spoken.png", full_page=True)
+
+
+def test_a_result_is_the_next_query(open_page):
+    page = open_page()
+    ask(page)
+    name = page.locator(".fm-image .fm-name").nth(3).inner_text()
+    page.locator(".fm-image .fm-more").nth(3).click()
+    expect_answer(page, "your picture")
+    expect(page.locator(".fm-image .fm-name").first).to_have_text(name)
+
+
+def test_bad_input_is_answered_calmly_and_the_next_query_works(open_page, shots, tmp_path):
+    (tmp_path / "words.png").write_text("no picture")
+    page = open_page()
+    page.set_input_files("#fm-picture input[type=file]", tmp_path / "words.png")
+    expect(page.get_by_role("alert")).to_contain_text("words.png is not a picture that can be read")
+    page.screenshot(path=shots / "desktop-bad.png")
+    page.get_by_role("button", name="Search", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("The text is empty")
+    ask(page)
+
+
+def test_a_phone_shows_everything_within_its_width(open_page, shots):
+    page = open_page(width=390, height=844)
+    page.locator(".fm-tile img").first.wait_for()
+    page.screenshot(path=shots / "phone-start.png", full_page=True)
+    ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    expect(page.locator(".fm-image li").first).to_be_in_viewport()  # scrolled to the answer
+    page.screenshot(path=shots / "phone-text.png", full_page=True)
+
+
+def test_dark_mode_is_legible(open_page, shots):
+    page = open_page(dark=True)
+    ask(page)
+    page.screenshot(path=shots / "dark-text.png", full_page=True)
+    for selector in (".fm-hero p", ".fm-status", ".fm-name", ".fm-origin", ".fm-more"):
+        assert contrast(page, selector) >= 4.5, selector
+
+
+def test_light_mode_is_legible(open_page):
+    page = open_page()
+    ask(page)
+    for selector in (".fm-hero p", ".fm-status", ".fm-name", ".fm-origin", ".fm-more"):
+        assert contrast(page, selector) >= 4.5, selector
+
+
+def contrast(page, selector):
+    """WCAG contrast of an element's text against the first opaque background behind it."""
+    text, behind = page.locator(selector).first.evaluate(
+        """(element) => {
+          const rgb = (colour) => {
+            const context = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
+            context.fillStyle = colour; context.fillRect(0, 0, 1, 1);
+            return [...context.getImageData(0, 0, 1, 1).data];
+          };
+          let node = element;
+          while (node.parentElement && rgb(getComputedStyle(node).backgroundColor)[3] < 255) node = node.parentElement;
+          return [rgb(getComputedStyle(element).color), rgb(getComputedStyle(node).backgroundColor)];
+        }"""
+    )
+    light, dark = sorted((luminance(text), luminance(behind)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(rgba):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgba[:3])]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def example_picture():
+    return next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-apple-red.*"))

@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fusemix.index
+from fusemix.index import EmbeddingIndex
+
+DIM = 24
+
+
+def unit(rng, count, dim=DIM):
+    vectors = rng.normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def items(count):
+    return [{"id": f"item-{i}", "path": f"{i}.png", "caption": "Grüße, 世界"} for i in range(count)]
+
+
+@pytest.fixture
+def index(tmp_path):
+    rng = np.random.default_rng(0)
+    built = EmbeddingIndex(DIM, model_identity="model-a", root=tmp_path / "gallery")
+    built.add("image", unit(rng, 60), items(60))
+    built.add("text", unit(rng, 40), [{"id": str(i), "text": f"words {i}"} for i in range(40)])
+    return built
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 300.0])
+def test_values_and_order_are_those_of_brute_force_cosine(scale):
+    rng = np.random.default_rng(1)
+    gallery, queries = unit(rng, 200), rng.normal(size=(9, DIM)) * scale
+    index = EmbeddingIndex(DIM, model_identity="m")
+    index.add("image", gallery[:150], items(200)[:150])
+    index.add("image", torch.from_numpy(gallery[150:]), items(200)[150:])
+    cosine = queries @ gallery.T.astype(np.float64) / np.linalg.norm(queries, axis=1, keepdims=True)
+    found = index.search("image", queries, top_k=200)
+    for row, hits in zip(cosine, found, strict=True):
+        order = np.argsort(-row)
+        assert [hit.item["id"] for hit in hits] == [f"item-{i}" for i in order]
+        np.testing.assert_allclose([hit.similarity for hit in hits], row[order], atol=1e-6)
+        assert [hit.rank for hit in hits] == list(range(1, 201))
+
+
+def test_a_vector_finds_itself_at_similarity_one_however_long_it_is():
+    index = EmbeddingIndex(2, model_identity="m")
+    index.add("text", np.eye(2, dtype=np.float32), [{"id": "x"}, {"id": "y"}])
+    (hits,) = index.search("text", np.array([[0.0, 9.3]]))
+    assert [(hit.item["id"], hit.similarity) for hit in hits] == [("y", 1.0), ("x", 0.0)]
+    (hits,) = index.search("text", np.array([[3.0, 4.0]]))
+    assert [hit.similarity for hit in hits] == pytest.approx([0.8, 0.6])
+
+
+def test_top_k_is_clamped_to_the_items_there_are(index):
+    assert len(index.search("text", np.ones((1, DIM)), top_k=10_000)[0]) == 40
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "count", "message"),
+    [
+        (np.eye(DIM + 1)[:2], 2, r"shape \(N, 24\), got \(2, 25\)"),
+        (np.eye(DIM)[:2], 3, "3 items and 2 embeddings"),
+        (np.eye(DIM)[:2] * 1.1, 2, "unit length, row 0 has 1.1"),
+        (np.full((1, DIM), np.nan), 1, "NaN or infinite"),
+        (np.eye(DIM)[0], 1, r"got \(24,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_on_entry(index, embeddings, count, message):
+    with pytest.raises(ValueError, match=message):
+        index.add("image", embeddings, items(count))
+    assert index.counts == {"image": 60, "text": 40}
+
+
+@pytest.mark.parametrize(
+    ("queries", "top_k", "message"),
+    [
+        (np.zeros((1, DIM)), 5, "length zero"),
+        (np.full((1, DIM), np.inf), 5, "NaN or infinite"),
+        (np.ones((1, 7)), 5, r"shape \(N, 24\), got \(1, 7\)"),
+        (np.ones((1, DIM)), 0, "top_k must be >= 1"),
+    ],
+)
+def test_a_query_that_does_not_fit_is_refused(index, queries, top_k, message):
+    with pytest.raises(ValueError, match=message):
+        index.search("image", queries, top_k=top_k)
+
+
+def test_an_unknown_modality_is_named(index):
+    with pytest.raises(KeyError, match="smell"):
+        index.search("smell", np.ones((1, DIM)))
+
+
+def test_a_modality_cannot_name_a_path(index):
+    with pytest.raises(ValueError, match="named with letters"):
+        index.add("../evil", unit(np.random.default_rng(0), 1), [{"id": "1"}])
+
+
+def test_a_fresh_process_loads_the_same_answers(index, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    query = np.random.default_rng(2).normal(size=(1, DIM))
+    code = (
+        "import sys, json, numpy as np; from fusemix.index import EmbeddingIndex\n"
+        "index = EmbeddingIndex.load(sys.argv[1], model_identity='model-a')\n"
+        "hits = index.search('image', np.array(json.loads(sys.argv[2])), top_k=60)[0]\n"
+        "print(json.dumps([[h.rank, h.similarity, h.item, str(index.path_of(h.item))] for h in hits]))"
+    )
+    command = [sys.executable, "-c", code, str(folder), json.dumps(query.tolist())]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    expected = [
+        [hit.rank, hit.similarity, hit.item, str(index.path_of(hit.item))]
+        for hit in index.search("image", query, top_k=60)[0]
+    ]
+    assert json.loads(printed) == expected
+
+
+def test_a_moved_gallery_and_index_still_find_their_files(index, tmp_path):
+    (tmp_path / "gallery").mkdir()
+    index.save(tmp_path / "index")
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "gallery").rename(moved / "gallery")
+    (tmp_path / "index").rename(moved / "index")
+    loaded = EmbeddingIndex.load(moved / "index", model_identity="model-a")
+    assert loaded.path_of(loaded.items("image")[3]) == moved / "gallery" / "3.png"
+
+
+def test_large_files_are_split_and_read_back_whole(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(fusemix.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
+    folder = index.save(tmp_path / "saved")
+    assert sorted(path.name for path in folder.glob("image*")) == [f"image-00{i}.faiss" for i in range(3)]
+    loaded = EmbeddingIndex.load(folder, model_identity="model-a")
+    query = np.random.default_rng(3).normal(size=(1, DIM))
+    assert loaded.search("image", query, top_k=60) == index.search("image", query, top_k=60)
+
+
+def test_saving_again_leaves_nothing_of_the_former_index(index, tmp_path):
+    index.save(tmp_path / "saved")
+    smaller = EmbeddingIndex(DIM, model_identity="model-a")
+    smaller.add("audio", unit(np.random.default_rng(4), 2), items(2))
+    folder = smaller.save(tmp_path / "saved")
+    assert sorted(path.name for path in folder.iterdir()) == ["audio.faiss", "index.json", "items.jsonl"]
+    assert EmbeddingIndex.load(folder, model_identity="model-a").counts == {"audio": 2}
+
+
+def test_an_index_of_another_model_is_refused(index, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"made by the model model-a.*model-b.*scripts/build_index\.py"):
+        EmbeddingIndex.load(folder, model_identity="model-b")
+
+
+def test_a_missing_index_says_how_to_build_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"scripts/build_index\.py"):
+        EmbeddingIndex.load(tmp_path, model_identity="model-a")
+
+
+@pytest.mark.parametrize("name", ["image.faiss", "items.jsonl", "index.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
+def test_damage_is_one_clear_error(index, tmp_path, name, damage):
+    folder = index.save(tmp_path / "saved")
+    path = folder / name
+    data = path.read_bytes()
+    flipped = bytes([data[len(data) // 2] ^ 0xFF])
+    changed = {
+        "truncated": data[: len(data) // 2],
+        "flipped": data[: len(data) // 2] + flipped + data[len(data) // 2 + 1 :],
+        "empty": b"",
+    }
+    path.write_bytes(changed[damage]) if damage in changed else path.unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=r"damaged|build_index|not valid JSON"):
+        EmbeddingIndex.load(folder, model_identity="model-a")
+
+
+def test_a_faiss_error_is_a_value_error_even_when_the_checksum_agrees(index, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    (folder / "image.faiss").write_bytes(b"IxFI" + b"\xff" * 40)
+    manifest = json.loads((folder / "index.json").read_text())
+    manifest["sha256"]["image.faiss"] = fusemix.index.sha256_of(folder / "image.faiss")
+    (folder / "index.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        EmbeddingIndex.load(folder, model_identity="model-a")
+
+
+def test_an_item_path_cannot_lead_out_of_the_gallery(index):
+    with pytest.raises(ValueError, match="leads out of"):
+        index.path_of({"path": "../../etc/passwd"})

@@ -1,0 +1,148 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusemix.adapters import FusionModel
+from fusemix.index import EmbeddingIndex
+from fusemix.media import MediaError
+from fusemix.retrieve import Retriever, check_encoder, load_encoders
+from scripts import build_index, search
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def retriever(tiny_model, encoders, index_folder):
+    return Retriever(tiny_model, encoders, EmbeddingIndex.load(index_folder, model_identity=tiny_model.identity))
+
+
+def queries(pairs):
+    return {"text": "a red square", "image": pairs.parent / "green.png", "audio": pairs.parent / "hum.wav"}
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_an_item_of_the_gallery_finds_itself_first(retriever, pairs, modality):
+    hits = retriever.search(**{modality: queries(pairs)[modality]})
+    expected = {"text": "red", "image": "green", "audio": "hum"}[modality]
+    assert (hits[modality][0].item["id"], hits[modality][0].rank) == (expected, 1)
+    assert hits[modality][0].similarity == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_similarities_are_the_cosines_of_encoder_and_adapter(retriever, pairs, modality):
+    query = retriever.embed(**{modality: queries(pairs)[modality]})
+    assert query.shape == (16,) and np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
+    hits = retriever.search(**{modality: queries(pairs)[modality]}, modalities=["image"])["image"]
+    files = [str(retriever.index.path_of(hit.item)) for hit in hits]
+    gallery = retriever.model.embed("image", retriever.encoders["image"].encode(files)).numpy()
+    np.testing.assert_allclose([hit.similarity for hit in hits], gallery @ query, atol=1e-4)
+    assert [hit.similarity for hit in hits] == sorted((hit.similarity for hit in hits), reverse=True)
+
+
+def test_each_modality_is_ranked_on_its_own(retriever):
+    found = retriever.search(text="a square", top_k=2)
+    assert {modality: [hit.rank for hit in hits] for modality, hits in found.items()} == {
+        "image": [1, 2],
+        "text": [1, 2],
+        "audio": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("query", [{}, {"text": "a", "image": "b.png"}])
+def test_exactly_one_query_is_taken(retriever, query):
+    with pytest.raises(ValueError, match="exactly one of text, image and audio"):
+        retriever.search(**query)
+
+
+def test_a_text_of_2000_characters_is_taken_and_a_longer_one_is_not(retriever):
+    assert retriever.search(text="ab " * 666)["text"]
+    with pytest.raises(MediaError, match="more than the 2,000 taken here"):
+        retriever.search(text="a" * 2001)
+
+
+def test_threads_get_the_answers_of_one_after_the_other(retriever, pairs):
+    asked = [{modality: value} for modality, value in queries(pairs).items()] * 4
+    alone = [retriever.search(**query) for query in asked]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: retriever.search(**query), asked)) == alone
+
+
+def test_from_pretrained_answers_like_the_parts(checkpoint, index_folder, retriever):
+    loaded = Retriever.from_pretrained(checkpoint, index_folder)
+    assert loaded.search(text="blue") == retriever.search(text="blue")
+
+
+@pytest.mark.parametrize("key", ["name", "revision", "fingerprint"])
+def test_another_encoder_than_the_one_trained_on_is_refused(tiny_model, encoders, key):
+    infos = tiny_model.config.encoders
+    other = dataclasses.replace(tiny_model.config, encoders=infos | {"text": infos["text"] | {key: "something else"}})
+    with pytest.raises(ValueError, match=f"with {key} 'something else'|something else with name"):
+        check_encoder("text", encoders["text"], other)
+
+
+def test_a_checkpoint_that_names_no_encoder_is_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"names no encoder for \['audio', 'image', 'text'\]"):
+        load_encoders(dataclasses.replace(tiny_model.config, encoders={}))
+
+
+def test_an_index_of_another_model_is_refused(tiny_model, encoders, index_folder):
+    other = FusionModel(tiny_model.config).eval()
+    index = EmbeddingIndex.load(index_folder, model_identity=tiny_model.identity)
+    with pytest.raises(ValueError, match=r"scripts/build_index\.py"):
+        Retriever(other, encoders, index)
+
+
+def test_the_index_script_keeps_what_a_result_shows(retriever):
+    (item,) = [item for item in retriever.index.items("audio") if item["id"] == "green"]
+    assert item == {
+        "id": "green",
+        "caption": "a green square with <b>sound</b>",
+        "path": "green.wav",
+        "group": "green",
+        "title": "Green",
+        "source": "tests",
+        "licence": "CC0-1.0",
+        "credit": '"Q" <name>',
+    }
+    assert retriever.index.counts == {"image": 3, "text": 4, "audio": 3}
+
+
+def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("image,text\n,a caption\nmissing.png,another\n")
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
+    assert build_index.main(arguments) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "row 3, column image" in printed and "no picture file" in printed
+    assert not (tmp_path / "i").exists()
+
+
+def test_the_search_script_prints_a_table_and_writes_json(checkpoint, index_folder, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--index", str(index_folder), "--text", "a red square"]
+    assert search.main([*arguments, "--top-k", "2", "--json", str(tmp_path / "out.json")]) == 0
+    assert "a red square" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["query"] == {"text": "a red square"}
+    first = written["hits"]["text"][0]
+    assert (first["rank"], first["id"], first["licence"]) == (1, "red", "CC0-1.0")
+    assert {modality: len(hits) for modality, hits in written["hits"].items()} == {"image": 2, "text": 2, "audio": 2}
+
+
+@pytest.mark.parametrize(
+    "query", [["--text", "  "], ["--image", "nowhere.png"], ["--audio", __file__], ["--text", "a", "--top-k", "0"]]
+)
+def test_the_search_script_ends_bad_input_with_one_sentence(checkpoint, index_folder, query, capsys):
+    assert search.main(["--checkpoint", str(checkpoint), "--index", str(index_folder), *query]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err and printed.err.strip()
+
+
+def test_the_scripts_run_from_a_plain_clone(tmp_path):
+    for script in ("search.py", "build_index.py"):
+        command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
+        assert "usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout

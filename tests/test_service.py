@@ -1,0 +1,88 @@
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.service import Service
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The real thing: checkpoints/default and demo/index. Missing ones fail."""
+    return Service.from_pretrained(ROOT / "checkpoints/default", ROOT / "demo/index")
+
+
+def test_an_answer_says_what_was_asked_how_long_it_took_and_among_how_many(service):
+    answer = service.search_text("a red square", top_k=2)
+    assert (answer.query, answer.n_items) == ("text", 10)
+    assert 0 < answer.seconds < 5
+    assert [hit.item["id"] for hit in answer.hits["text"]][0] == "red"
+
+
+def test_an_answer_as_json_holds_metadata_and_no_path_of_this_machine(service):
+    value = json.loads(json.dumps(service.search_text("a red square", top_k=2).to_json()))
+    assert list(value) == ["query", "milliseconds", "n_items", "hits"]
+    assert value["hits"]["image"][0].keys() == {
+        "rank", "similarity", "id", "file", "title", "caption", "source", "licence", "credit",
+    }  # fmt: skip
+    assert str(service.root) not in json.dumps(value)
+
+
+@pytest.mark.parametrize("top_k", [0, 101])
+def test_the_number_of_results_is_bounded(service, top_k):
+    with pytest.raises(ValueError, match="Ask for 1 to 100 results"):
+        service.search_text("red", top_k=top_k)
+
+
+def test_files_of_hits_exist_inside_the_gallery(service):
+    for modality in ("image", "audio"):
+        for item in service.items(modality):
+            path = service.path_of(item)
+            assert path.is_file() and path.is_relative_to(service.root)
+
+
+def test_many_visitors_at_once_get_their_own_answers(service):
+    asked = ["a red square", "a deep hum", "a blue square that hums"] * 6
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(service.search_text, asked))
+    assert [answer.hits["text"][0].item["text"] for answer in answers] == asked
+
+
+def median_ms(search, query, *, repeats=15):
+    return statistics.median(search(query).seconds * 1000 for _ in range(repeats))
+
+
+def test_warm_queries_answer_in_a_blink(shipped):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 255, (768, 1024, 3), dtype=np.uint8))
+    sound = (16_000, rng.uniform(-0.1, 0.1, 5 * 16_000).astype(np.float32))
+    text_ms = median_ms(shipped.search_text, "a dog running on the grass")
+    image_ms = median_ms(shipped.search_image, photo)
+    audio_ms = median_ms(shipped.search_audio, sound)
+    assert (text_ms <= 60, image_ms <= 150, audio_ms <= 500) == (True, True, True), (text_ms, image_ms, audio_ms)
+
+
+def test_the_service_fits_in_memory():
+    code = (
+        "import resource; from demo.service import Service; import demo.ui\n"
+        "Service.from_pretrained('checkpoints/default', 'demo/index')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert int(printed) < 2500, f"{printed} MB"
+
+
+def test_the_shipped_index_holds_the_promised_gallery(shipped):
+    assert shipped.counts["image"] >= 2500 and shipped.counts["audio"] >= 250
+    for modality in ("image", "audio"):
+        for item in shipped.items(modality):
+            assert item["source"] and item["licence"], item["id"]
+            assert shipped.path_of(item).is_file(), item["id"]

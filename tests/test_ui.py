@@ -1,0 +1,194 @@
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from gradio_client import Client, handle_file
+
+from demo import ui
+from demo.results import apology, describe_counts, file_url, results, status
+from demo.service import Answer
+from fusemix.index import Hit
+from fusemix.media import MediaError
+
+NASTY = '<img src=x onerror="alert(1)">&\'"'
+
+
+def nasty_answer():
+    item = dict.fromkeys(("id", "text", "title", "caption", "source", "licence", "credit"), NASTY) | {"path": "a.png"}
+    return Answer("text", {m: [Hit(m, item, 0.5, 1)] for m in ("image", "audio", "text")}, 0.0421, 5214)
+
+
+class FakeService:
+    """Answers without a model."""
+
+    counts = {"image": 3, "audio": 1, "text": 2}
+    root = Path("/gallery")
+
+    def items(self, modality):
+        words = {"id": f"{modality}-1", "caption": "one", "source": "tests", "licence": "CC0"}
+        return [words | ({"text": "one"} if modality == "text" else {"path": f"{modality}-1.bin"})]
+
+    def path_of(self, item):
+        return self.root / item["path"] if "path" in item else None
+
+    def _answer(self, query, top_k=10):
+        self.asked = query
+        if query == "broken":
+            raise RuntimeError("secret detail")
+        if query == "bad":
+            raise MediaError("The text is <bad>; type a few words.")
+        return nasty_answer()
+
+    search_text = search_image = search_audio = _answer
+
+
+@pytest.fixture
+def fake():
+    return FakeService()
+
+
+@pytest.fixture
+def tab(fake):
+    with gr.Blocks():
+        return ui._SearchTab(fake)
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    demo = ui.build_demo(service)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options(service))
+    yield Client(url, verbose=False)
+    demo.close()
+
+
+def test_metadata_is_escaped_everywhere():
+    page = results(nasty_answer(), lambda item: Path("/gallery") / NASTY if "path" in item else None)
+    tags = set(re.findall(r"<(\w+)", page))
+    assert tags == {"section", "h2", "ol", "li", "a", "img", "p", "span", "i", "div", "button", "audio"}
+    assert "onerror" not in re.sub(r'"[^"]*"', '""', re.sub(r">[^<]*<", "><", page))
+    assert page.count("<img") == 1
+    assert "<b>" not in status(nasty_answer(), "<b>words</b>") + apology("<b>words</b>")
+
+
+def test_results_say_name_similarity_and_whose_it_is():
+    hit = Hit("image", {"id": "7", "path": "dog.webp", "caption": "a dog", "licence": "CC0", "credit": "Ann"}, 0.417, 1)
+    page = results(Answer("text", {"image": [hit]}, 0.01, 9), lambda item: Path("/gallery") / item["path"])
+    assert 'alt="a dog"' in page and 'src="gradio_api/file=/gallery/dog.webp"' in page
+    assert "width:42%" in page and "similarity 0.42" in page
+    assert 'title="CC0 · Ann"' in page and 'data-id="7"' in page
+
+
+def test_addresses_survive_spaces_and_signs():
+    assert file_url(Path("/a b/c#d?é.png")) == "gradio_api/file=/a%20b/c%23d%3F%C3%A9.png"
+
+
+def test_the_status_line_shows_the_time_and_the_number_of_items():
+    assert "42 ms, 5,214 items" in status(nasty_answer(), "x")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"image": 1804, "audio": 2, "text": 3}, "1,804 pictures, 2 sounds and 3 captions"),
+        ({"image": 1}, "1 pictures"),
+        ({}, "nothing yet"),
+    ],
+)
+def test_counts_are_said_in_words(counts, said):
+    assert describe_counts(counts) == said
+
+
+def test_text_search_clears_the_other_queries(tab, fake):
+    text, picture, sound, line, page = tab.by_text("dogs")
+    assert (text, picture, sound, fake.asked) == ("dogs", None, None, "dogs")
+    assert "“dogs”" in line and "Pictures" in page
+
+
+def test_an_uploaded_picture_stays_in_its_field_and_an_example_is_put_there(tab):
+    assert tab.by_picture("a.png")[:3] == ["", gr.skip(), None]
+    assert tab.by_picture("a.png", show=True)[:3] == ["", "a.png", None]
+    assert tab.by_sound("a.wav", show=True)[:3] == ["", None, "a.wav"]
+
+
+def test_a_file_that_cannot_be_used_leaves_its_field(tab):
+    assert tab.by_picture("bad")[:3] == tab.by_sound("bad")[:3] == ["", None, None]
+
+
+def test_clearing_a_field_leaves_the_page_as_it_is(tab):
+    assert tab.by_picture(None) == tab.by_sound(None) == [gr.skip()] * 5
+
+
+@pytest.mark.parametrize(
+    ("modality", "asked"), [("text", "one"), ("image", "/gallery/image-1.bin"), ("audio", "/gallery/audio-1.bin")]
+)
+def test_a_result_can_be_the_next_query(tab, fake, modality, asked):
+    tab.by_item(gr.EventData(None, {"modality": modality, "id": f"{modality}-1"}))
+    assert fake.asked == asked
+
+
+def test_an_unknown_result_is_answered_calmly(tab):
+    assert "not here any more" in tab.by_item(gr.EventData(None, {"modality": "image", "id": "../../etc"}))[3]
+
+
+def test_bad_input_is_one_sentence_on_the_page_and_in_the_api(tab, fake):
+    assert tab.by_text("bad")[3:] == [apology("The text is <bad>; type a few words."), ""]
+    with pytest.raises(gr.Error, match="type a few words"):
+        ui.answer_api(fake.search_text, "bad")
+
+
+def test_an_unexpected_error_is_logged_and_hidden(tab, fake, caplog):
+    assert tab.by_text("broken")[3:] == [apology(ui.SORRY), ""]
+    with pytest.raises(gr.Error, match=re.escape(ui.SORRY)):
+        ui.answer_api(fake.search_text, "broken")
+    assert [record.exc_info[0] for record in caplog.records] == [RuntimeError, RuntimeError]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 101, None, float("nan")])
+def test_the_api_bounds_the_number_of_results(fake, top_k):
+    with pytest.raises(gr.Error, match="Ask for 1 to 100 results"):
+        ui.answer_api(fake.search_text, "dogs", top_k)
+
+
+def test_the_page_serves_the_gallery_and_the_examples_and_nothing_else(fake):
+    assert ui.launch_options(fake)["allowed_paths"] == ["/gallery", str(ui.HERE / "examples")]
+
+
+def test_importing_the_page_leaves_no_stub_behind():
+    assert not list(ui.HERE.glob("*.pyi"))
+
+
+def test_the_api_has_three_stable_names(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
+        "/search_text",
+        "/search_image",
+        "/search_audio",
+    }
+
+
+def test_the_api_searches_by_text_picture_and_sound(client, pairs):
+    answer = client.predict("a red square", 2, api_name="/search_text")
+    assert answer["hits"]["text"][0]["id"] == "red" and len(answer["hits"]["image"]) == 2
+    answer = client.predict(handle_file(pairs.parent / "green.png"), 3, api_name="/search_image")
+    assert answer["hits"]["image"][0]["id"] == "green"
+    answer = client.predict(handle_file(pairs.parent / "hum.wav"), 3, api_name="/search_audio")
+    assert answer["hits"]["audio"][0]["id"] == "hum" and answer["n_items"] == 10
+
+
+def test_the_api_answers_bad_input_with_its_sentence_and_goes_on(client, tmp_path):
+    (tmp_path / "words.png").write_text("no picture")
+    for query, name, sentence in (
+        ("  ", "text", "The text is empty"),
+        (handle_file(tmp_path / "words.png"), "image", "not a picture that can be read"),
+        (handle_file(tmp_path / "words.png"), "audio", "holds no sound"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            client.predict(query, 3, api_name=f"/search_{name}")
+        assert client.predict("red", 1, api_name="/search_text")["hits"]
+
+
+def test_no_file_outside_the_gallery_is_served(client):
+    import httpx
+
+    for path in ("/etc/passwd", str(ui.HERE / "ui.py"), str(ui.HERE.parent / "pyproject.toml")):
+        assert httpx.get(f"{client.src}gradio_api/file={path}").status_code in (403, 404)
