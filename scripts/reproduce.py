@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         if not (out / "model.safetensors").exists():
             call(
                 "train.py", "--latents", *(f"{m}={folders[m, 'train']}" for m in ENCODERS), "--out", out,
-                "--seed", seed, "--val-fraction", 0.02, "--expansion", 2, "--eval-every", 5, "--save-every", 10,
+                "--seed", seed, "--val-fraction", 0.02, "--eval-every", 5, "--save-every", 5,
             )  # fmt: skip
         run = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
         for query, gallery in DIRECTIONS:

@@ -23,6 +23,8 @@ import pandas as pd
 from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE = ("--epochs", 50, "--eval-every", 5)
+AUDIO = ("--epochs", 50, "--eval-every", 10)
 ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}
 
 
@@ -43,23 +45,29 @@ def call(script: str, *arguments: object) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)], check=True)
 
 
-def merged(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> pd.DataFrame:
-    """One table of all pairs, with absolute paths; groups are prefixed by their source."""
-    parts = []
+def tables(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> dict[str, pd.DataFrame]:
+    """The table of pictures and captions, and that of sounds; absolute paths, groups prefixed by their source."""
+    pictures, sounds = [], []
     for source, path in (("flickr8k", flickr8k), ("gallery", gallery)):
         table = PairTable.read(path)
         splits = table.splits()
-        columns = ["image", "text"] if source == "flickr8k" else ["image", "text", "audio"]
         keep = [row for row in range(len(table)) if splits[row] in ("train", "dev", "val")]
-        part = pd.DataFrame({c: [_cell(table, c, row) for row in keep] for c in columns})
-        part["split"] = [splits[row] for row in keep]
-        part["group"] = [f"{source}-{table.groups[row]}" for row in keep]
+        columns = ["image", "text"] if source == "flickr8k" else ["image", "text", "audio"]
+        rows = pd.DataFrame({column: [_cell(table, column, row) for row in keep] for column in columns})
+        rows["split"] = [splits[row] for row in keep]
+        rows["group"] = [f"{source}-{table.groups[row]}" for row in keep]
+        pictures.append(rows[["image", "text", "split", "group"]])
+        if "audio" in rows:
+            sounds.append(rows[rows["audio"] != ""])
         spoken = PairTable.read(speech[source])
-        voice = pd.DataFrame({c: [spoken.value(c, row) for row in range(len(spoken))] for c in ("audio", "text")})
-        voice["split"] = spoken.splits()
-        voice["group"] = [f"{source}-{group}" for group in spoken.frame["group"]]
-        parts += [part, voice]
-    return pd.concat(parts).fillna("")[["image", "text", "audio", "split", "group"]]
+        voices = pd.DataFrame(
+            {column: [_cell(spoken, column, row) for row in range(len(spoken))] for column in ("image", "text", "audio")}
+        )
+        voices["split"] = spoken.splits()
+        voices["group"] = [f"{source}-{group}" for group in spoken.frame["group"]]
+        sounds.append(voices)
+    order = ["image", "text", "audio", "split", "group"]
+    return {"pictures": pd.concat(pictures), "sounds": pd.concat(sounds)[order]}
 
 
 def _cell(table: PairTable, column: str, row: int) -> str:
@@ -78,22 +86,25 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     if not (speech["gallery"] / "pairs.csv").exists():
         call("synthesise_speech.py", "--pairs", args.gallery, "--per-group", 2, "--out", speech["gallery"])
-    pairs = args.work / "pairs.csv"
-    if not pairs.exists():
-        merged(args.flickr8k, args.gallery, {k: v / "pairs.csv" for k, v in speech.items()}).to_csv(pairs, index=False)
-    for column, encoder in ENCODERS.items():
-        call("extract.py", "--pairs", pairs, "--column", column, "--encoder", encoder, "--out", args.work / column)
+    latents = {}
+    for name, frame in tables(args.flickr8k, args.gallery, {k: v / "pairs.csv" for k, v in speech.items()}).items():
+        pairs = args.work / f"{name}.csv"
+        if not pairs.exists():
+            frame.to_csv(pairs, index=False)
+        for column in ("image", "text") if name == "pictures" else ("image", "text", "audio"):
+            out = latents[name, column] = args.work / f"{name}-{column}"
+            call("extract.py", "--pairs", pairs, "--column", column, "--encoder", ENCODERS[column], "--out", out)
     if args.only_latents:
         return 0
-    shape = ("--embed-dim", 256, "--expansion", 2, "--seed", args.seed)
+    shape = ("--embed-dim", 512, "--expansion", 2, "--seed", args.seed)
     base = args.work / "base"
     if not (base / "model.safetensors").exists():
-        call(
-            "train.py", "--latents", f"image={args.work / 'image'}", f"text={args.work / 'text'}", *shape, "--out", base
-        )
+        image, text = latents["pictures", "image"], latents["pictures", "text"]
+        call("train.py", "--latents", f"image={image}", f"text={text}", *shape, *BASE, "--out", base)
+    image, text, audio = (latents["sounds", column] for column in ("image", "text", "audio"))
     call(
-        "train.py", "--latents", f"audio={args.work / 'audio'}", f"text={args.work / 'text'}",
-        "--init", base, "--frozen", "image", "text", *shape, "--epochs", 100,
+        "train.py", "--latents", f"audio={audio}", f"text={text}", "--latents", f"audio={audio}", f"image={image}",
+        "--init", base, "--frozen", "image", "text", *shape, *AUDIO,
         "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
     )  # fmt: skip
     return 0
