@@ -28,7 +28,8 @@ TEXT_EXAMPLES = (
     "a birthday party",
     "a ship on the sea",
     "something to play music on",
-    "a scary night",
+    "a fast car",
+    "fresh fruit",
 )
 PICTURE_EXAMPLES = (
     ("tuxpaint-animals-mammals-dogs-dog", "dog"),

@@ -8,6 +8,7 @@ A :class:`Conditioner` holds one :class:`Bridge` a modality and that length.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix.adapters import FusionModel
 from fusemix.files import read_json, write_atomic, write_json
 
 CONFIG_NAME = "conditioner.json"
@@ -141,6 +143,22 @@ def _fit_residual(start: Bridge, x: Tensor, y: Tensor, steps: int, hidden: int, 
     return {name: value.detach() for name, value in params.items()}
 
 
+def space_identity(model: FusionModel) -> str:
+    """Hex SHA-256 of the image adapter: what a decoder in the shared space is tied to.
+
+    The other adapters may be trained again into the same space without the decoder noticing.
+
+    Raises:
+        ValueError: If the model has no image adapter.
+    """
+    if "image" not in model.modalities:
+        raise ValueError(f"The model has adapters for {list(model.modalities)}; a decoder needs one for image.")
+    digest = hashlib.sha256()
+    for name, value in sorted(model.adapters["image"].state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Conditioner:
     """One bridge a modality, into one target space; saved beside a decoder or on its own.
 
@@ -158,7 +176,7 @@ class Conditioner:
         embed_dim: int,
         image_embeds_dim: int,
         norm: float = 1.0,
-        model_identity: str | None = None,
+        space: str | None = None,
         notes: dict[str, Any] | None = None,
     ) -> None:
         """Put the parts together.
@@ -169,8 +187,8 @@ class Conditioner:
             image_embeds_dim: Width D_out of the image embeddings made.
             norm: Mean L2 norm of the decoder's image embeddings: 1 for the shared space, the
                 mean over real projections for CLIP.
-            model_identity: ``FusionModel.identity`` of the model that makes the embeddings;
-                another one is then refused. None if any will do.
+            space: :func:`space_identity` of the model that makes the embeddings; another
+                one is then refused. None if any will do.
             notes: Anything worth keeping: how each bridge was measured.
 
         Raises:
@@ -182,7 +200,7 @@ class Conditioner:
             raise ValueError(f"Only ridge and mlp bridges lead from width {embed_dim} to {image_embeds_dim}.")
         self.bridges = dict(bridges)
         self.embed_dim, self.image_embeds_dim, self.norm = embed_dim, image_embeds_dim, norm
-        self.model_identity = model_identity
+        self.space = space
         self.notes = notes or {}
 
     def __call__(self, modality: str, embeddings: Tensor) -> Tensor:
@@ -212,7 +230,7 @@ class Conditioner:
             "embed_dim": self.embed_dim,
             "image_embeds_dim": self.image_embeds_dim,
             "norm": self.norm,
-            "model_identity": self.model_identity,
+            "space": self.space,
             "bridges": {modality: bridge.kind for modality, bridge in self.bridges.items()},
             "notes": self.notes,
         }
@@ -254,5 +272,5 @@ class Conditioner:
             )
             for modality, kind in config["bridges"].items()
         }
-        keys = ("embed_dim", "image_embeds_dim", "norm", "model_identity", "notes")
+        keys = ("embed_dim", "image_embeds_dim", "norm", "space", "notes")
         return cls(bridges, **{key: config[key] for key in keys})

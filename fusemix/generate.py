@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from fusemix.adapters import FusionModel
 from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
-from fusemix.conditioner import Conditioner
+from fusemix.conditioner import Conditioner, space_identity
 from fusemix.encoders import Encoder
 from fusemix.files import read_json
 
@@ -469,7 +469,7 @@ def _check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim:
             f"{conditioner.embed_dim} (image_embeds of width {image_embeds_dim}); choose a decoder for this model, "
             "or fit a conditioner between the two."
         )
-    if conditioner.model_identity not in (None, model.identity):
+    if conditioner.space is not None and conditioner.space != space_identity(model):
         raise ValueError(
             "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
             "scripts/train_unclip.py, or load the checkpoint it came with."

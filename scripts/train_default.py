@@ -61,7 +61,7 @@ def tables(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> dict[str, 
             sounds.append(rows[rows["audio"] != ""])
         spoken = PairTable.read(speech[source])
         voices = pd.DataFrame(
-            {column: [_cell(spoken, column, row) for row in range(len(spoken))] for column in ("image", "text", "audio")}
+            {c: [_cell(spoken, c, row) for row in range(len(spoken))] for c in ("image", "text", "audio")}
         )
         voices["split"] = spoken.splits()
         voices["group"] = [f"{source}-{group}" for group in spoken.frame["group"]]

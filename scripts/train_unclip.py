@@ -43,7 +43,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.conditioner import Conditioner, fit_bridge
+from fusemix.conditioner import Conditioner, fit_bridge, space_identity
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.pairs import PairTable
 
@@ -302,7 +302,7 @@ class Conditions:
     audio: np.ndarray
     text_of: list[np.ndarray]
     audio_of: list[np.ndarray]
-    identity: str  # of the FusionModel
+    identity: str  # of the shared space
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator, config: UnclipConfig) -> Tensor:
         """One embedding for each picture of ``rows``, of a random modality: (B, D)."""
@@ -344,10 +344,11 @@ def load_conditions(
             belongs[modality] += [np.array(rows.get(int(g), []), dtype=np.int64) for g in picture_groups]
             found[modality].append(embeddings)
     image, text, audio = (np.concatenate(found[m]) for m in MODALITIES)
-    cache = args.work / f"embeddings-{model.identity[:12]}.npy"
+    identity = space_identity(model)
+    cache = args.work / f"embeddings-{identity[:12]}.npy"
     write_atomic(cache, lambda temporary: save_array(temporary, image))
     console.print(f"conditions: {len(image):,} pictures, {len(text):,} captions, {len(audio):,} sounds")
-    return Conditions(image, text, audio, belongs["text"], belongs["audio"], model.identity)
+    return Conditions(image, text, audio, belongs["text"], belongs["audio"], identity)
 
 
 def embed_column(
@@ -416,12 +417,16 @@ def train_unet(
     alphas = new_scheduler().alphas_cumprod.clone()
     noising = new_noising_scheduler()
 
-    def adapt(networks: list[nn.Module], state: dict[str, Any]) -> None:
-        if state.get("identity", conditions.identity) != conditions.identity:
-            console.print("The checkpoint has changed; the UNet's first projection is refitted to its embeddings.")
-            old = np.load(args.work / f"embeddings-{state['identity'][:12]}.npy")
-            for network in networks:
-                refit_projection(network, torch.from_numpy(old), torch.from_numpy(conditions.image))
+    def adapt(state: dict[str, Any]) -> None:
+        if state["identity"] == conditions.identity:
+            return
+        old = np.load(args.work / f"embeddings-{state['identity'][:12]}.npy")
+        if old.shape == conditions.image.shape and np.allclose(old, conditions.image, atol=1e-4):
+            return
+        console.print("The checkpoint has changed; the UNet's first projection is refitted to its embeddings.")
+        for weights in (state["network"], state["average"]):
+            refit_projection(weights, torch.from_numpy(old), torch.from_numpy(conditions.image))
+        state["optimizer"]["state"] = {}  # its moments belong to the old projection
 
     def create() -> nn.Module:
         unet = new_unet(latents.shape[-1], config.latent_channels, config.unet_channels, conditions.image.shape[1])
@@ -452,25 +457,36 @@ def train_unet(
     return loop.train(create, loss, sample, adapt=adapt, extra={"identity": conditions.identity})
 
 
-def refit_projection(unet: nn.Module, old: Tensor, new: Tensor) -> None:
+def refit_projection(weights: dict[str, Tensor], old: Tensor, new: Tensor) -> None:
     """Go on with another checkpoint's embeddings: ``W old`` becomes ``W (A new + b)``, A and b by ridge regression.
 
     Args:
-        unet: Changed in place.
-        old: (N, D) embeddings the UNet has learned from.
-        new: (N, D) embeddings of the same pictures by the new checkpoint.
+        weights: State of a UNet, changed in place; the columns for the noise level are refitted
+            to the new width too.
+        old: (N, D_old) embeddings the UNet has learned from.
+        new: (N, D_new) embeddings of the same pictures by the new checkpoint.
     """
-    if old.shape != new.shape:
+    if len(old) != len(new):
         raise ValueError(
-            f"The UNet so far was trained on embeddings {tuple(old.shape)}, the checkpoint now makes "
-            f"{tuple(new.shape)}; choose another --work folder."
+            f"The UNet so far was trained on {len(old):,} pictures, now there are {len(new):,}; "
+            "choose another --work folder."
         )
     bridge = fit_bridge("ridge", new, old, ridge=0.01)
-    layer, width = unet.class_embedding.linear_1, old.shape[1]
-    with torch.no_grad():
-        columns = layer.weight[:, :width].clone()
-        layer.weight[:, :width] = columns @ bridge.tensors["weight"].to(columns)
-        layer.bias += columns @ bridge.tensors["bias"].to(columns)
+    name = "class_embedding.linear_1."
+    columns, level = weights[name + "weight"].split(old.shape[1], dim=1)
+    before, after = (level_embeddings(width) for width in (old.shape[1], new.shape[1]))
+    level = torch.linalg.lstsq(after, before @ level.cpu().T).solution.T.to(columns)
+    weights[name + "bias"] = weights[name + "bias"] + columns @ bridge.tensors["bias"].to(columns)
+    weights[name + "weight"] = torch.cat([columns @ bridge.tensors["weight"].to(columns), level], dim=1)
+
+
+def level_embeddings(width: int) -> Tensor:
+    """The noise levels as class labels know them: (1000, width)."""
+    from fusemix.generate import new_noising_scheduler, noised_class_labels
+
+    levels = torch.arange(1000)
+    zeros, ones = torch.zeros(1000, width), torch.ones(1, width)
+    return noised_class_labels(zeros, levels, zeros[:1], ones, new_noising_scheduler())[:, width:]
 
 
 def embedding_statistics(conditions: Conditions) -> tuple[Tensor, Tensor]:
@@ -553,7 +569,7 @@ class Loop:
         loss_of: Callable[[nn.Module, int, np.random.Generator], Tensor],
         sample: Callable[[nn.Module, Path], None],
         *,
-        adapt: Callable[[list[nn.Module], dict[str, Any]], None] | None = None,
+        adapt: Callable[[dict[str, Any]], None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> nn.Module:
         """Train from the saved step to the last; returns the averaged network.
@@ -562,7 +578,7 @@ class Loop:
             create: Makes the untrained network.
             loss_of: (network, step, random numbers of that step) -> scalar loss.
             sample: Called now and then with the averaged network and the path of a picture to write.
-            adapt: Called with the loaded networks and the saved state before going on.
+            adapt: May change the saved state before it is loaded.
             extra: Kept in the state.
         """
         torch.manual_seed(self.config.seed)
@@ -623,11 +639,13 @@ class Loop:
         network: nn.Module,
         average: nn.Module,
         optimizer: torch.optim.Optimizer,
-        adapt: Callable[[list[nn.Module], dict[str, Any]], None] | None,
+        adapt: Callable[[dict[str, Any]], None] | None,
     ) -> int:
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location=self.args.device, weights_only=True)
+        if adapt is not None:
+            adapt(state)
         try:
             network.load_state_dict(state["network"])
             average.load_state_dict(state["average"])
@@ -636,8 +654,6 @@ class Loop:
                 f"{self.path} belongs to a network of other sizes; choose another --work folder or the same flags."
             ) from error
         optimizer.load_state_dict(state["optimizer"])
-        if adapt is not None:
-            adapt([network, average], state)
         return int(state["step"])
 
     def _save(
@@ -692,9 +708,7 @@ def save(
     mean, std = embedding_statistics(conditions)
     width = mean.shape[1]
     notes = {"text": "trained in: a random modality's embedding at every step", "audio": "trained in, likewise"}
-    conditioner = Conditioner(
-        {}, embed_dim=width, image_embeds_dim=width, model_identity=conditions.identity, notes=notes
-    )
+    conditioner = Conditioner({}, embed_dim=width, image_embeds_dim=width, space=conditions.identity, notes=notes)
     save_small_pipeline(
         args.out, unet, vae, mean, std, scaling_factor=1.0 / float(latents.std()), conditioner=conditioner
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fusemix.adapters import FusionModel
-from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge
+from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge, space_identity
 from fusemix.config import ModelConfig
 from fusemix.generate import (
     SCHEDULERS,
@@ -154,6 +154,7 @@ def test_the_noise_level_changes_the_picture(stable):
 def test_training_labels_are_those_of_the_pipeline():
     pipeline = tiny_small_pipeline(8)
     normaliser = pipeline.image_normalizer
+    normaliser.mean.data = torch.full((1, 8), 0.3)
     embeds = torch.stack([embedding(8, s) for s in range(3)])
     torch.manual_seed(7)
     ours = noised_class_labels(
@@ -246,12 +247,14 @@ def test_the_preview_is_the_picture_the_step_points_at():
     scheduler = generator.pipeline.scheduler
     scheduler.set_timesteps(5)
     clean, noise = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
-    first, second = (
+    points = [
         scheduler.alphas_cumprod[t].sqrt() * clean + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise
-        for t in scheduler.timesteps[:2]
-    )
-    watch = _Watch(generator, first, 5, lambda *_: False)
-    assert torch.allclose(watch.clean(second), clean, atol=1e-3)
+        for t in scheduler.timesteps
+    ]
+    watch = _Watch(generator, points[0], 5, lambda *_: False)
+    for i in (1, 2, 3):
+        assert torch.allclose(watch.clean(points[i]), clean, atol=1e-3)
+        watch(i - 1, scheduler.timesteps[i - 1], points[i])
 
 
 def test_on_step_can_stop_the_drawing():
@@ -404,9 +407,15 @@ def test_wrong_bridges_are_refused():
 
 
 def test_another_checkpoint_than_the_decoders_is_refused():
-    conditioner = Conditioner({}, embed_dim=8, image_embeds_dim=8, model_identity="0" * 64)
+    model = tiny_model(8)
+    conditioner = Conditioner({}, embed_dim=8, image_embeds_dim=8, space=space_identity(model))
+    with torch.no_grad():
+        model.adapters["text"][-1].weight += 1  # trained again into the same space: still welcome
+    Generator(tiny_small_pipeline(8), model, conditioner=conditioner)
+    with torch.no_grad():
+        model.adapters["image"][-1].weight += 1
     with pytest.raises(ValueError, match="another checkpoint"):
-        Generator(tiny_small_pipeline(8), tiny_model(8), conditioner=conditioner)
+        Generator(tiny_small_pipeline(8), model, conditioner=conditioner)
 
 
 # ---- the shipped decoder ----------------------------------------------------------------------
