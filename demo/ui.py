@@ -45,7 +45,7 @@ SOUND_EXAMPLES = (
 SPOKEN_EXAMPLES = (
     ("spoken-dog.mp3", "“a dog running on the grass”"),
     ("spoken-car.mp3", "“a red racing car”"),
-    ("spoken-ship.mp3", "“a big ship on the sea”"),
+    ("spoken-cake.mp3", "“a birthday cake”"),
 )
 MOSAIC_SIZE = 24  # pictures shown before the first query
 

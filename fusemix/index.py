@@ -93,6 +93,12 @@ class EmbeddingIndex:
             raise ValueError(f"The item path {item['path']!r} leads out of {self.root}; {_REBUILD}.")
         return path
 
+    def embeddings(self, modality: str) -> np.ndarray:
+        """Every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
+        index = self._indexes[modality]
+        rows: np.ndarray = index.reconstruct_n(0, index.ntotal)
+        return rows
+
     def add(self, modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]]) -> None:
         """Append items of one modality.
 

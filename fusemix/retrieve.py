@@ -17,6 +17,7 @@ from fusemix.index import EmbeddingIndex, Hit
 from fusemix.media import MediaError
 
 MAX_QUERY_CHARS = 2000  # longest text query
+BRIDGE_TEMPERATURE = 0.02  # of the softmax over captions that carries a sound to pictures
 
 
 class Retriever:
@@ -46,6 +47,7 @@ class Retriever:
         self.model = model
         self.encoders = encoders
         self.index = index
+        self._captions = index.embeddings("text") if "text" in index.counts else None
         self._locks = {modality: Lock() for modality in encoders}
 
     @classmethod
@@ -119,7 +121,7 @@ class Retriever:
 
         Returns:
             Modality -> hits, nearest first. Each modality is ranked on its own: similarities
-            to different modalities do not compare.
+            to different modalities do not compare. A sound finds pictures through :meth:`bridge`.
 
         Raises:
             MediaError: (a ValueError) If the query cannot be used, in one sentence.
@@ -128,7 +130,31 @@ class Retriever:
         """
         query = self.embed(text=text, image=image, audio=audio)[None]  # (1, D)
         wanted = list(self.index.counts) if modalities is None else modalities
-        return {modality: self.index.search(modality, query, top_k=top_k)[0] for modality in wanted}
+        hits = {}
+        for modality in wanted:
+            across = audio is not None and modality == "image"
+            hits[modality] = self.index.search(modality, self.bridge(query) if across else query, top_k=top_k)[0]
+        return hits
+
+    def bridge(self, queries: np.ndarray) -> np.ndarray:
+        """Carry sound queries to where text lies: the mean of the index's captions, weighted by nearness.
+
+        Sounds were trained mostly against words, and lie apart from text in the shared space (the
+        modality gap): they name what they say more surely than they find what it looks like. This is
+        search-time help beside the paper; scripts/evaluate.py measures the adapters without it.
+
+        Args:
+            queries: Shape (Q, D), unit length.
+
+        Returns:
+            Shape (Q, D), float32, not normalised; the queries themselves if the index holds no captions.
+        """
+        if self._captions is None or not len(self._captions):
+            return queries
+        logits = queries @ self._captions.T / BRIDGE_TEMPERATURE  # (Q, captions)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        carried: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)) @ self._captions
+        return carried
 
 
 def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:

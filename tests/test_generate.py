@@ -30,7 +30,6 @@ from fusemix.generate import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "checkpoints" / "unclip-small"
 
 
 def tiny_model(embed_dim: int) -> FusionModel:
@@ -416,17 +415,3 @@ def test_another_checkpoint_than_the_decoders_is_refused():
         model.adapters["image"][-1].weight += 1
     with pytest.raises(ValueError, match="another checkpoint"):
         Generator(tiny_small_pipeline(8), model, conditioner=conditioner)
-
-
-# ---- the shipped decoder ----------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="the decoder is not in this checkout")
-def test_the_shipped_decoder_fits_a_plain_git_push_and_draws():
-    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
-    assert max(path.stat().st_size for path in files) < 10e6
-    assert sum(path.stat().st_size for path in files) < 60e6
-    generator = Generator.from_pretrained(SHIPPED)
-    a, b = (generator.generate(embedding(generator.image_embeds_dim, s), steps=5)[0] for s in (0, 1))
-    assert a.size == (generator.side, generator.side)
-    assert np.abs(pixels(a) - pixels(b)).mean() > 5  # of 255: two conditions, two pictures

@@ -11,7 +11,7 @@ import pytest
 from fusemix.adapters import FusionModel
 from fusemix.index import EmbeddingIndex
 from fusemix.media import MediaError
-from fusemix.retrieve import Retriever, check_encoder, load_encoders
+from fusemix.retrieve import BRIDGE_TEMPERATURE, Retriever, check_encoder, load_encoders
 from scripts import build_index, search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,3 +146,15 @@ def test_the_scripts_run_from_a_plain_clone(tmp_path):
     for script in ("search.py", "build_index.py"):
         command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
         assert "usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_sound_is_carried_to_pictures_by_the_captions_nearest_to_it():
+    """By hand: captions on three axes; a query mostly along the first lands on the first."""
+    retriever = Retriever.__new__(Retriever)
+    retriever._captions = np.eye(3, 4, dtype=np.float32)
+    query = np.array([[0.8, 0.1, 0.0, 0.59]], dtype=np.float32)
+    weights = np.exp(query[0, :3] / BRIDGE_TEMPERATURE)
+    expected = np.append(weights / weights.sum(), 0.0)  # the part off the captions is gone
+    np.testing.assert_allclose(retriever.bridge(query)[0], expected, atol=1e-6)
+    retriever._captions = None
+    assert retriever.bridge(query) is query
