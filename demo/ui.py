@@ -334,8 +334,9 @@ words (MiniLM-L6) and sounds (the ear of Whisper tiny.en) into latents. Small ad
 alike. Your query goes the same way, and an exact search finds its neighbours.
 
 **What the numbers say.** Similarity is the cosine between your query and an item, at most 1. It ranks items of one
-kind; it does not compare a picture with a caption. The time is what the search took on this machine, from opening
-your query to the last result; the way over the network is not in it.
+kind; it does not compare a picture with a caption. A sound finds pictures by way of the captions nearest to it,
+so there the number compares the picture with those captions, not with the sound itself. The time is what the
+search took on this machine, from opening your query to the last result; the way over the network is not in it.
 
 **What it cannot do.** It hears spoken English and everyday named sounds, and sees clip-art, stamps, emoji and
 simple photographs; it knows no names of people and no other language well. What you send is searched with and

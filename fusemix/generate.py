@@ -320,6 +320,7 @@ class Generator:
         zeros = torch.zeros(n, 1, self.pipeline.unet.config.cross_attention_dim, device=device, dtype=dtype)
         return {"prompt_embeds": zeros, "negative_prompt_embeds": zeros}
 
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (N, C, s, s) at the scale the UNet works at."""
         vae = self.pipeline.vae

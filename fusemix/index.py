@@ -30,8 +30,9 @@ class Hit:
     Attributes:
         modality: Of the item: ``image``, ``audio``, ``text``, ...
         item: Its metadata: id, path or text, title, caption, group, source, licence, credit.
-        similarity: Cosine of the query's and the item's embeddings, in [-1, 1]; higher is closer.
-            Comparable within one modality, not between two (the modality gap).
+        similarity: Cosine of the vector searched with and the item's embedding, in [-1, 1]; higher is
+            closer. Comparable within one modality, not between two (the modality gap). The vector
+            is the query's embedding, except where ``Retriever.bridge`` carries a sound to pictures.
         rank: 1 for the nearest item of its modality.
     """
 

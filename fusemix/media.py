@@ -19,6 +19,8 @@ MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000
 MAX_FILE_BYTES = 200 * 1024 * 1024
 MAX_DURATION_S = 600.0  # ten minutes of sound
 MIN_DURATION_S = 0.05
+# Demuxers that read one file and nothing else: a playlist may name other files and addresses.
+_AUDIO_FORMATS = "wav,w64,aiff,au,caf,mp3,ogg,flac,mov,mp4,m4a,3gp,matroska,webm,aac,amr,avi,asf,mpeg,mpegts,wv,ape,tta"
 SILENCE_PEAK = 1e-4  # of full scale; below this nothing can be heard
 
 
@@ -129,7 +131,8 @@ def _decode_audio(source: Any, max_duration_s: float) -> np.ndarray:
     parts: list[np.ndarray] = []
     count = 0
     try:
-        with av.open(opened, mode="r", metadata_errors="ignore") as container:
+        options = {"format_whitelist": _AUDIO_FORMATS, "protocol_whitelist": "file"}
+        with av.open(opened, mode="r", metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 raise MediaError(f"{name} holds no sound; send a wav, mp3, ogg, flac, m4a or webm recording.")
             resampler = _resampler()

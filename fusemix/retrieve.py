@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -158,7 +157,7 @@ class Retriever:
 
 
 def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:
-    """Load the encoders a configuration names, side by side, and check that they are the same.
+    """Load the encoders a configuration names, and check that they are the same.
 
     Raises:
         ValueError: If an encoder is unknown, or not the one the model was trained on.
@@ -167,12 +166,7 @@ def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Enco
     missing = sorted(set(config.latent_dims) - set(config.encoders))
     if missing:
         raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
-    with ThreadPoolExecutor(len(config.encoders)) as pool:
-        loading = {
-            modality: pool.submit(load_encoder, info["name"], device=device)
-            for modality, info in config.encoders.items()
-        }
-    encoders = {modality: future.result() for modality, future in loading.items()}
+    encoders = {modality: load_encoder(info["name"], device=device) for modality, info in config.encoders.items()}
     for modality, encoder in encoders.items():
         check_encoder(modality, encoder, config)
     return encoders

@@ -77,13 +77,15 @@ def main(argv: list[str] | None = None) -> int:
         )
     for seed in args.seeds:
         out = args.work / f"seed{seed}"
-        began = time.perf_counter()
-        if not (out / "model.safetensors").exists():
+        trained, began = not (out / "model.safetensors").exists(), time.perf_counter()
+        if trained:
             call(
                 "train.py", "--latents", *(f"{m}={folders[m, 'train']}" for m in ENCODERS), "--out", out,
                 "--seed", seed, "--val-fraction", 0.02, "--eval-every", 5, "--save-every", 5,
             )  # fmt: skip
-        run = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+        run: dict[str, Any] = {"seed": seed}
+        if trained:
+            run["seconds"] = round(time.perf_counter() - began, 1)
         for query, gallery in DIRECTIONS:
             target = out / f"{query}_to_{gallery}.json"
             call(
