@@ -43,7 +43,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.conditioner import Conditioner, fit_bridge, space_identity
+from fusemix.conditioner import Conditioner, space_identity
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.pairs import PairTable
 
@@ -423,10 +423,9 @@ def train_unet(
         old = np.load(args.work / f"embeddings-{state['identity'][:12]}.npy")
         if old.shape == conditions.image.shape and np.allclose(old, conditions.image, atol=1e-4):
             return
-        console.print("The checkpoint has changed; the UNet's first projection is refitted to its embeddings.")
-        for weights in (state["network"], state["average"]):
-            refit_projection(weights, torch.from_numpy(old), torch.from_numpy(conditions.image))
-        state["optimizer"]["state"] = {}  # its moments belong to the old projection
+        raise ValueError(
+            f"The UNet in {args.work} was trained on another checkpoint's embeddings; choose another --work folder."
+        )
 
     def create() -> nn.Module:
         unet = new_unet(latents.shape[-1], config.latent_channels, config.unet_channels, conditions.image.shape[1])
@@ -455,38 +454,6 @@ def train_unet(
 
     loop = Loop("unet", config.unet_steps, config.unet_learning_rate, config.ema_decay, config, args, console)
     return loop.train(create, loss, sample, adapt=adapt, extra={"identity": conditions.identity})
-
-
-def refit_projection(weights: dict[str, Tensor], old: Tensor, new: Tensor) -> None:
-    """Go on with another checkpoint's embeddings: ``W old`` becomes ``W (A new + b)``, A and b by ridge regression.
-
-    Args:
-        weights: State of a UNet, changed in place; the columns for the noise level are refitted
-            to the new width too.
-        old: (N, D_old) embeddings the UNet has learned from.
-        new: (N, D_new) embeddings of the same pictures by the new checkpoint.
-    """
-    if len(old) != len(new):
-        raise ValueError(
-            f"The UNet so far was trained on {len(old):,} pictures, now there are {len(new):,}; "
-            "choose another --work folder."
-        )
-    bridge = fit_bridge("ridge", new, old, ridge=0.01)
-    name = "class_embedding.linear_1."
-    columns, level = weights[name + "weight"].split(old.shape[1], dim=1)
-    before, after = (level_embeddings(width) for width in (old.shape[1], new.shape[1]))
-    level = torch.linalg.lstsq(after, before @ level.cpu().T).solution.T.to(columns)
-    weights[name + "bias"] = weights[name + "bias"] + columns @ bridge.tensors["bias"].to(columns)
-    weights[name + "weight"] = torch.cat([columns @ bridge.tensors["weight"].to(columns), level], dim=1)
-
-
-def level_embeddings(width: int) -> Tensor:
-    """The noise levels as class labels know them: (1000, width)."""
-    from fusemix.generate import new_noising_scheduler, noised_class_labels
-
-    levels = torch.arange(1000)
-    zeros, ones = torch.zeros(1000, width), torch.ones(1, width)
-    return noised_class_labels(zeros, levels, zeros[:1], ones, new_noising_scheduler())[:, width:]
 
 
 def embedding_statistics(conditions: Conditions) -> tuple[Tensor, Tensor]:

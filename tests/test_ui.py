@@ -180,7 +180,7 @@ def test_the_api_answers_bad_input_with_its_sentence_and_goes_on(client, tmp_pat
     for query, name, sentence in (
         ("  ", "text", "The text is empty"),
         (handle_file(tmp_path / "words.png"), "image", "not a picture that can be read"),
-        (handle_file(tmp_path / "words.png"), "audio", "holds no sound"),
+        (handle_file(tmp_path / "words.png"), "audio", "not a sound that can be read"),
     ):
         with pytest.raises(Exception, match=sentence):
             client.predict(query, 3, api_name=f"/search_{name}")
