@@ -16,7 +16,8 @@ from fusemix.index import EmbeddingIndex, Hit
 from fusemix.media import MediaError
 
 MAX_QUERY_CHARS = 2000  # longest text query
-BRIDGE_TEMPERATURE = 0.02  # of the softmax over captions that carries a sound to pictures
+# Of the softmax over captions that carries a sound to pictures; the best of 0.01 to 0.05 on Flickr8k dev speech.
+BRIDGE_TEMPERATURE = 0.02
 
 
 class Retriever:
