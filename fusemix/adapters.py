@@ -137,16 +137,7 @@ class FusionModel(nn.Module):
         Raises:
             ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded.
         """
-        expected = self.config.encoders.get(modality)
-        if expected is None:
-            raise ValueError(f"The model records no encoder for {modality!r}; it has {sorted(self.config.encoders)}.")
-        for key in ("name", "revision", "fingerprint", "dim"):
-            if expected.get(key) != info[key]:
-                raise ValueError(
-                    f"The {modality} adapter was trained on latents of {expected.get('name')} with {key} "
-                    f"{expected.get(key)!r}, these have {info[key]!r}; extract and train again, or install the "
-                    "pinned packages (requirements.txt)."
-                )
+        self.config.check_encoder(modality, info)
 
     @property
     def identity(self) -> str:

@@ -43,6 +43,19 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
+    def check_encoder(self, modality: str, info: EncoderInfo) -> None:
+        """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
+        expected = self.encoders.get(modality)
+        if expected is None:
+            raise ValueError(f"The model records no encoder for {modality!r}; it has {sorted(self.encoders)}.")
+        for key in ("name", "revision", "fingerprint", "dim"):
+            if expected.get(key) != info[key]:
+                raise ValueError(
+                    f"The {modality} adapter was trained on latents of {expected.get('name')} with {key} "
+                    f"{expected.get(key)!r}, these have {info[key]!r}; extract and train again, or install the "
+                    "pinned packages (requirements.txt)."
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
         return dataclasses.asdict(self)

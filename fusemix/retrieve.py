@@ -179,12 +179,4 @@ def check_encoder(modality: str, encoder: Encoder, config: ModelConfig) -> None:
     Raises:
         ValueError: If name, weights, preprocessing or width differ.
     """
-    expected, actual = config.encoders.get(modality), encoder.info()
-    if expected is None:
-        raise ValueError(f"The model was trained without an encoder for {modality!r}.")
-    for key in ("name", "revision", "fingerprint", "dim"):
-        if key in expected and expected[key] != actual[key]:
-            raise ValueError(
-                f"The model was trained on {modality} latents of {expected['name']} with {key} {expected[key]!r}, "
-                f"but this encoder has {actual[key]!r}; extract and train again, or install the pinned packages."
-            )
+    config.check_encoder(modality, encoder.info())
