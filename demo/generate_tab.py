@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 DECODER_VARIABLE = "FUSEMIX_DECODER"
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
+EXAMPLES = Path(__file__).resolve().parent / "examples"
+SPOKEN_EXAMPLES = (
+    ("spoken-dog.mp3", "“a dog running on the grass”"),
+    ("spoken-car.mp3", "“a red racing car”"),
+    ("spoken-cake.mp3", "“a birthday cake”"),
+)
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
 SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
 HEARD = 5  # captions shown
@@ -207,22 +213,25 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
 
 
-def heard_html(hits: list[Hit]) -> str:
-    """The captions nearest to a sound, as HTML."""
+def heard_html(hits: list[Hit], transcript: str = "") -> str:
+    """The captions nearest to a sound, and the words heard in it, as HTML."""
     if not hits:
         return ""
+    words = f"<p>Words heard: “{html.escape(transcript)}”</p>" if transcript else ""
     lines = "".join(
         f"<li>{html.escape(str(hit.item.get('text') or hit.item.get('caption') or ''))} "
         f"<small>{hit.similarity:.2f}</small></li>"
         for hit in hits
     )
-    return f"<p>What the model heard, as the nearest captions it knows (similarity):</p><ol>{lines}</ol>"
+    return f"{words}<p>What the model heard, as the nearest captions it knows (similarity):</p><ol>{lines}</ol>"
 
 
 def pages(studio: Studio, request: Request) -> Iterator[tuple[str, str, Any]]:
     """What the tab shows while it draws: (what was heard, a sentence, pictures); failures are one sentence."""
     try:
-        heard = heard_html(studio.heard(request.audio)) if request.audio else ""
+        heard = (
+            heard_html(studio.heard(request.audio), studio.service.transcribe(request.audio)) if request.audio else ""
+        )
         yield heard, "Getting ready …", gr.skip()
         for frame in studio.draw(request):
             yield heard, html.escape(frame.sentence), frame.images or gr.skip()
@@ -251,6 +260,12 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     with gr.Row():
         with gr.Column():
             inputs = _inputs()
+            gr.Examples(
+                [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
+                inputs[0],
+                example_labels=[name for _, name in SPOKEN_EXAMPLES],
+                label="Try one",
+            )
             with gr.Row():
                 go = gr.Button("Draw", variant="primary", elem_id="fm-draw")
                 stop = gr.Button("Stop", variant="stop", elem_id="fm-stop")

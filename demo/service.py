@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE
 from fusemix.retrieve import Retriever
@@ -74,6 +75,11 @@ class Service:
         service = cls(Retriever.from_pretrained(checkpoint, index_folder, device=device))
         service.warm_up()
         return service
+
+    def transcribe(self, audio: Any) -> str:
+        """The words heard in a sound: empty if there are none or the model's encoder only hears sounds."""
+        encoder = self.retriever.encoders["audio"]
+        return encoder.transcribe(audio) if isinstance(encoder, WhisperTinyEnWords) else ""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.generate_tab import SPOKEN_EXAMPLES, build_generate_tab
 from demo.picture_input import PictureInput
 from demo.results import SHOWN, apology, describe_counts, mosaic, results, status
 from demo.service import MAX_TOP_K, Answer, Service
@@ -41,11 +42,6 @@ SOUND_EXAMPLES = (
     ("tuxpaint-animals-birds-rooster", "rooster"),
     ("tuxpaint-animals-mammals-equines-horse", "horse"),
     ("tuxpaint-hobbies-music-percussion-drumkit", "drums"),
-)
-SPOKEN_EXAMPLES = (
-    ("spoken-dog.mp3", "“a dog running on the grass”"),
-    ("spoken-car.mp3", "“a red racing car”"),
-    ("spoken-cake.mp3", "“a birthday cake”"),
 )
 MOSAIC_SIZE = 24  # pictures shown before the first query
 
@@ -159,10 +155,11 @@ def build_demo(service: Service) -> gr.Blocks:
             '<header class="fm-hero"><h1>Type it, show it, or <em>say it.</em></h1>'
             f"<p>One search over {describe_counts(service.counts)}.</p></header>"
         )
-        with gr.Tabs():  # noqa: SIM117 - more tabs stand beside the first
+        with gr.Tabs():
             with gr.Tab("Search"):
                 _SearchTab(service)
-            # A second tab, "Sound to picture", is built by demo/generate_tab.py.
+            with gr.Tab("Sound to picture"):
+                build_generate_tab(service)
         _about(service)
         _api(service)
     demo.queue(max_size=64)

@@ -7,6 +7,7 @@ and files and is conditioned on the shared space itself.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -32,7 +33,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
@@ -54,6 +55,7 @@ SCHEDULERS: dict[str, Any] = {
 }
 MAX_SHARD_SIZE = "9MB"  # a plain git push to a Space refuses files over 10 MB
 MAX_IMAGES = 16  # pictures in one call
+_PATCH_WIDTH = 48  # channels that hold a 4 x 4 block of RGB pixels
 _SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
 
 OnStep = Callable[[int, int, Image.Image | None], bool | None]  # steps done, steps in all, preview -> stop?
@@ -480,18 +482,65 @@ def _check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim:
 # ---- building a small pipeline in the same format ---------------------------------------------
 
 
-def new_autoencoder(side: int, latent_channels: int, channels: tuple[int, ...]) -> Any:
-    """An untrained AutoencoderKL for small pictures; its latent is side / 2^(len(channels) - 1) wide."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
-        layers_per_block=1,
+def new_autoencoder(latent_channels: int, width: int, blocks: tuple[int, ...]) -> Any:
+    """An untrained AutoencoderTiny for small pictures; its latent is 1/8 as wide. See :func:`patch_components`.
+
+    Args:
+        latent_channels: At most 48.
+        width: Channels of the decoder.
+        blocks: Residual blocks of the decoder at 1/8, 1/4, 1/2 and full size.
+    """
+    return AutoencoderTiny(
+        encoder_block_out_channels=(_PATCH_WIDTH,) * 4,
+        decoder_block_out_channels=(width,) * 4,
+        num_encoder_blocks=(0, 0, 0, 0),
+        num_decoder_blocks=blocks,
         latent_channels=latent_channels,
-        norm_num_groups=8,
-        sample_size=side,
-        force_upcast=False,
     )
+
+
+@torch.no_grad()
+def patch_components(vae: Any, pictures: np.ndarray) -> None:
+    """Set a :func:`new_autoencoder`'s encoder to the principal components of 8 x 8 patches, and freeze it.
+
+    Its convolutions, without activations between them, gather each patch's 192 values and
+    project them. A component of standard deviation s is divided by sqrt(s), and all by one number that
+    gives the first one standard deviation 1: coarse structure stays larger, fine structure is
+    not drowned.
+
+    Args:
+        vae: Of :func:`new_autoencoder`.
+        pictures: Shape (N, S, S, 3), uint8, S a multiple of 8.
+
+    Raises:
+        ValueError: If the latent has more than 48 channels.
+    """
+    count = vae.config.latent_channels
+    if count > _PATCH_WIDTH:
+        raise ValueError(f"latent_channels must be at most {_PATCH_WIDTH}, got {count}.")
+    n, side = len(pictures), pictures.shape[1] // 8
+    x = pictures.astype(np.float64) / 255
+    x = x.reshape(n, side, 8, side, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 192)  # (patches, y x c)
+    values, vectors = np.linalg.eigh(np.cov((x - x.mean(0)).T))
+    std = np.sqrt(values[::-1][:count].clip(1e-12))
+    projection = (vectors[:, ::-1][:, :count] / np.sqrt(std * std[0])).T  # (count, 192)
+    first, second, third, fourth, last = (layer for layer in vae.encoder.layers)
+    for layer in (first, second, third, fourth, last):
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    first.weight[range(3), range(3), 1, 1] = 1
+    for y, x_ in itertools.product(range(2), range(2)):  # a stride-2 kernel's last four taps are one 2 x 2 block
+        for layer, channels in ((second, 3), (third, 12)):
+            block = (2 * y + x_) * channels
+            layer.weight[range(block, block + channels), range(channels), 1 + y, 1 + x_] = 1
+    by_pixel = torch.from_numpy(projection.reshape(count, 8, 8, 3)).float()
+    for y, x_ in itertools.product(range(8), range(8)):
+        channel = (2 * (y // 2 % 2) + x_ // 2 % 2) * 12 + (2 * (y % 2) + x_ % 2) * 3
+        fourth.weight[:count, channel : channel + 3, 1 + y // 4, 1 + x_ // 4] = by_pixel[:, y, x_]
+    last.weight[range(count), range(count), 1, 1] = 1
+    last.bias.copy_(torch.from_numpy(-projection @ x.mean(0)).float())
+    vae.encoder.requires_grad_(False)
 
 
 def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], embed_dim: int) -> Any:

@@ -399,7 +399,7 @@ def reconstructed(images: list[Image.Image], generator: Generator) -> list[Image
     for start in range(0, len(images), BATCH):
         pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images[start : start + BATCH]])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
-        made += generator.decode(vae.encode(x).latent_dist.mode() * vae.config.scaling_factor)
+        made += generator.decode(vae.encode(x).latents * vae.config.scaling_factor)
     return made
 
 

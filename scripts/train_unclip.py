@@ -6,7 +6,8 @@
 Four stages, each kept in --work, so that the same command goes on after a kill:
 
 1. pictures: every training picture, decoded once to --side pixels;
-2. autoencoder: an AutoencoderKL, with a perceptual loss through the frozen image encoder;
+2. autoencoder: an AutoencoderTiny whose encoder is the principal components of 8 x 8 patches, in
+   closed form, and whose decoder is trained, with a perceptual loss through the frozen image encoder;
 3. conditions: shared-space embeddings of the pictures and of their captions and sounds;
 4. UNet: v-prediction on the autoencoder's latents, conditioned on a random one of a picture's
    embeddings (which closes the gap between the modalities by training), with the embedding
@@ -58,14 +59,15 @@ class UnclipConfig:
     """Everything that changes a run; saved as ``train_config.json`` in the pipeline folder."""
 
     side: int = 64  # pixels
-    latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (16, 24, 48, 96)  # the latent is side / 2^(len - 1) wide
+    latent_channels: int = 12
+    vae_width: int = 48  # channels of the decoder
+    vae_blocks: tuple[int, ...] = (2, 2, 1, 0)  # residual blocks of the decoder at 1/8, 1/4, 1/2 and full size
     vae_steps: int = 3000
-    vae_batch_size: int = 8  # whole pictures; twice as many crops of half the side in the first part
-    vae_crop_fraction: float = 0.35  # of the steps, on crops and without the perceptual loss
-    vae_learning_rate: float = 1e-3
-    kl_weight: float = 1e-3  # on the mean over latent values
+    vae_batch_size: int = 8
+    vae_learning_rate: float = 2e-3
+    vae_noise_std: float = 0.05  # on the latents, whose first component has standard deviation 1
     perceptual_weight: float = 0.3
+    perceptual_fraction: float = 0.5  # of the steps, the last ones
     unet_channels: tuple[int, ...] = (96, 192)
     unet_steps: int = 8000
     unet_batch_size: int = 32
@@ -98,10 +100,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     run.add_argument("--sample-every", type=int, default=1000, help="steps between sample grids in --work")
     run.add_argument("--device", default="cpu", help="torch device, e.g. cuda")
-    for part, prefix in (("autoencoder", ("side", "latent", "vae", "kl", "perceptual")), ("unet", ())):
+    for part, prefix in (("autoencoder", ("side", "latent", "vae", "perceptual")), ("unet", ())):
         group = parser.add_argument_group(part)
         for field in dataclasses.fields(UnclipConfig):
-            if (field.name.startswith(("side", "latent", "vae", "kl", "perceptual"))) != bool(prefix):
+            if (field.name.startswith(("side", "latent", "vae", "perceptual"))) != bool(prefix):
                 continue
             value = getattr(defaults, field.name)
             many = {"nargs": "+"} if isinstance(value, tuple) else {}
@@ -189,49 +191,50 @@ def square(path: str, side: int) -> Image.Image:
 def train_autoencoder(
     pictures: np.ndarray, config: UnclipConfig, args: argparse.Namespace, console: Console
 ) -> nn.Module:
-    """L1 + L2 + colour + perceptual + small KL; returns the averaged weights, in evaluation mode."""
-    from fusemix.generate import new_autoencoder
+    """Closed-form encoder, trained decoder; returns the averaged weights, in evaluation mode.
+
+    Errors are measured in orthonormal opponent colours. Training an AutoencoderKL end to end for
+    4,700 steps left red against green 36 % explained (L1 learns grey first); patch components
+    hold 70 % of it before the first step.
+    """
+    from fusemix.generate import new_autoencoder, patch_components
 
     def create() -> nn.Module:
-        return new_autoencoder(config.side, config.latent_channels, config.vae_channels)
+        vae = new_autoencoder(config.latent_channels, config.vae_width, config.vae_blocks)
+        patch_components(vae, np.asarray(pictures[:: max(1, len(pictures) // 1000)]))
+        return vae
 
     torch.manual_seed(config.seed)
     perceptual = Perceptual(args.device)
+    opponent = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]], device=args.device)
+    opponent = opponent / opponent.norm(dim=1, keepdim=True)
 
     def loss(vae: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        crops = step < config.vae_crop_fraction * config.vae_steps
-        x = picture_batch(pictures, rng, config.vae_batch_size * (2 if crops else 1), crops).to(args.device)
-        posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
-        error = y - x
-        red_green, blue_yellow = error[:, 0] - error[:, 1], error[:, 2] - error[:, :2].mean(1)
-        colour = red_green.pow(2).mean() + blue_yellow.pow(2).mean()  # L1 alone learns grey first and red last
-        total = error.abs().mean() + error.pow(2).mean() + 2 * colour + config.kl_weight * kl
-        if not crops:
+        x = picture_batch(pictures, rng, config.vae_batch_size).to(args.device)
+        z = vae.encode(x).latents
+        y = vae.decode(z + config.vae_noise_std * torch.randn_like(z)).sample
+        error = torch.einsum("ij,bjhw->bihw", opponent, y - x)
+        total = error.pow(2).sum(1).mean() + 0.5 * error.abs().sum(1).mean()
+        if step >= (1 - config.perceptual_fraction) * config.vae_steps:
             half = len(x) // 2
             total = total + config.perceptual_weight * perceptual(y[:half], x[:half])
         return total
 
     def sample(vae: nn.Module, path: Path) -> None:
-        x = picture_batch(pictures, np.random.default_rng(1), 32, crops=False).to(args.device)
+        x = picture_batch(pictures, np.random.default_rng(1), 32).to(args.device)
         with torch.no_grad():
-            grid(torch.cat([x, vae.decode(vae.encode(x).latent_dist.mode()).sample]), path)
+            grid(torch.cat([x, vae.decode(vae.encode(x).latents).sample]), path)
 
     loop = Loop("vae", config.vae_steps, config.vae_learning_rate, 0.995, config, args, console)
     return loop.train(create, loss, sample)
 
 
-def picture_batch(pictures: np.ndarray, rng: np.random.Generator, size: int, crops: bool) -> Tensor:
-    """Random pictures, half of them mirrored, as (B, 3, S, S) in [-1, 1]; crops have half the side."""
+def picture_batch(pictures: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
+    """Random pictures, half of them mirrored, as (B, 3, S, S) in [-1, 1]."""
     batch = torch.from_numpy(np.ascontiguousarray(pictures[np.sort(rng.integers(0, len(pictures), size))]))
     x = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
     mirrored = torch.from_numpy(rng.random(size) < 0.5)
     x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    if crops:
-        side = x.shape[-1]
-        top, left = rng.integers(0, side // 2 + 1, 2)
-        x = x[:, :, top : top + side // 2, left : left + side // 2]
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -277,7 +280,7 @@ def encode_pictures(vae: nn.Module, pictures: np.ndarray, args: argparse.Namespa
             batch = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64]))
             x = (batch.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             for side, view in enumerate((x, x.flip(3))):
-                parts[side].append(vae.encode(view.to(args.device)).latent_dist.mode().cpu().contiguous().numpy())
+                parts[side].append(vae.encode(view.to(args.device)).latents.cpu().contiguous().numpy())
     out = np.stack([np.concatenate(part) for part in parts])
     write_atomic(cache, lambda temporary: save_array(temporary, out))
     write_json(args.work / "latents.json", key)
@@ -389,7 +392,8 @@ def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[s
     for path in sorted(root.rglob(MANIFEST_NAME)) if root else []:
         manifest = read_json(path)
         same = manifest.get("table") == table.fingerprint and manifest.get("column") == column
-        if same and manifest.get("complete") and manifest["encoder"].get("revision") == encoder.get("revision"):
+        same = same and all(manifest["encoder"].get(key) == encoder.get(key) for key in ("revision", "fingerprint"))
+        if same and manifest.get("complete"):
             return LatentStore.open(path.parent)
     return None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusemix.encoders import PACKAGED, load_encoder
+from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
 from fusemix.encoders.base import verify_weights
 from fusemix.media import SAMPLE_RATE
 
@@ -22,9 +22,7 @@ def gallery_items(column, n):
     return [v if column == "text" else str(GALLERY / v) for v in values[:: len(values) // n][:n]]
 
 
-@pytest.mark.parametrize(
-    ("name", "column"), [(n, c) for n, c in zip(PACKAGED, ("image", "text", "audio"), strict=True)]
-)
+@pytest.mark.parametrize(("column", "name"), list(DEFAULT_ENCODERS.items()))
 def test_a_latent_does_not_depend_on_its_batch(encoders, name, column):
     encoder = encoders[column]
     items = gallery_items(column, 9)

@@ -83,7 +83,7 @@ def stable(request, tmp_path_factory):
 
 def tiny_small_pipeline(embed_dim: int) -> StableUnCLIPImg2ImgPipeline:
     torch.manual_seed(0)
-    unet, vae = new_unet(4, 4, (8, 16), embed_dim), new_autoencoder(16, 4, (8, 8, 8))
+    unet, vae = new_unet(4, 4, (8, 16), embed_dim), new_autoencoder(4, 8, (0, 0, 0, 0))
     return small_pipeline(unet, vae, torch.zeros(1, embed_dim), torch.full((1, embed_dim), 0.25))
 
 
@@ -228,7 +228,7 @@ def test_every_scheduler_draws_and_reports_every_step(name):
     steps = []
     generator.generate(embedding(8), steps=4, scheduler=name, on_step=lambda *step: steps.append(step) or False)
     assert [(done, total) for done, total, _ in steps] == [(i, 4) for i in (1, 2, 3, 4)]
-    assert all(preview.size == (16, 16) for _, _, preview in steps)
+    assert all(preview.size == (32, 32) for _, _, preview in steps)
 
 
 def test_the_last_preview_is_the_picture():

@@ -25,6 +25,9 @@ class FakeService:
             raise MediaError("The sound is silent; check the microphone and record it again.")
         return np.eye(8, dtype=np.float32)[{"audio": 0, "text": 1, "image": 2}[modality]]
 
+    def transcribe(self, audio):
+        return "a <i>dog</i> barks"
+
     def search_audio(self, audio, *, top_k):
         self.embed(audio=audio)
         texts = ["a <b>dog</b>", "a cat"]
@@ -36,7 +39,7 @@ class FakeService:
 def studio():
     torch.manual_seed(0)
     pipeline = small_pipeline(
-        new_unet(4, 4, (8, 16), 8), new_autoencoder(16, 4, (8, 8, 8)), torch.zeros(1, 8), torch.ones(1, 8)
+        new_unet(4, 4, (8, 16), 8), new_autoencoder(4, 8, (0, 0, 0, 0)), torch.zeros(1, 8), torch.ones(1, 8)
     )
     return Studio(FakeService(), source="tiny", generator=Generator(pipeline))
 
@@ -73,6 +76,7 @@ def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
 def test_the_page_shows_what_was_heard_with_markup_made_harmless(studio):
     *_, (heard, sentence, images) = pages(studio, Request(audio="dog.wav", steps=1))
     assert "a &lt;b&gt;dog&lt;/b&gt; <small>0.50</small>" in heard
+    assert "“a &lt;i&gt;dog&lt;/i&gt; barks”" in heard
     assert sentence.startswith("1 picture in")
     assert len(images) == 1
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.encoders import load_encoder
-from fusemix.generate import Generator
+from fusemix.generate import Generator, new_autoencoder, patch_components
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ def data(tmp_path_factory):
 def command(data: Path, run: Path, **changed: object) -> list[str]:
     flags = {
         "pairs": data / "pairs.csv", "checkpoint": data / "model", "out": run / "out", "work": run / "work",
-        "side": 16, "latent-channels": 4, "vae-channels": "8 8 8", "vae-steps": 3, "vae-batch-size": 2,
+        "side": 16, "latent-channels": 4, "vae-width": 8, "vae-blocks": "0 0 0 0", "vae-steps": 3, "vae-batch-size": 2,
         "unet-channels": "8 16", "unet-steps": 6, "unet-batch-size": 4, "save-every": 2, "sample-every": 100,
     } | changed  # fmt: skip
     return [part for name, value in flags.items() for part in (f"--{name}", *str(value).split())]
@@ -97,6 +97,23 @@ def test_pictures_are_padded_to_a_square_on_white(script, tmp_path):
     assert pixels.shape == (16, 16, 3)
     assert (pixels[:3] == 255).all()
     assert (pixels[6:10] == 0).all()
+
+
+def test_the_encoder_is_the_principal_components_of_patches():
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    pictures[:, :, :, 1] = pictures[:, :1, :1, 1]  # one colour dominates
+    vae = new_autoencoder(6, 8, (0, 0, 0, 0))
+    patch_components(vae, pictures)
+    with torch.no_grad():
+        z = vae.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1).latents
+    patches = np.stack([pictures[:, y : y + 8, x : x + 8].reshape(40, -1) for y in (0, 8) for x in (0, 8)], 1) / 255
+    flat = patches.reshape(160, 192)
+    values, vectors = np.linalg.eigh(np.cov((flat - flat.mean(0)).T))
+    std = np.sqrt(values[::-1][:6])
+    wanted = (flat - flat.mean(0)) @ vectors[:, ::-1][:, :6] / np.sqrt(std * std[0])
+    got = z.flatten(2).transpose(1, 2).reshape(160, 6).numpy()
+    assert got == pytest.approx(wanted, abs=1e-4)
+    assert got[:, 0].std(ddof=1) == pytest.approx(1, abs=1e-3)
 
 
 def test_noise_levels_stay_in_range_and_are_clean_as_often_as_asked(script):

@@ -11,6 +11,7 @@ PACKAGED = {
     "efficientnet-lite0": ("fusemix.encoders.image", "EfficientNetLite0"),
     "minilm-l6": ("fusemix.encoders.text", "MiniLML6"),
     "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
+    "whisper-tiny.en-words": ("fusemix.encoders.speech", "WhisperTinyEnWords"),
 }
 DEFAULT_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}
 

@@ -43,9 +43,14 @@ class WhisperTinyEn(Encoder):
         path = Path(get_model_path()) / "model.bin"
         self.revision = verify_weights(path, _SHA256)
         network = AudioEncoder(_MELS, _CONTEXT, _WIDTH, _HEADS, _LAYERS)
-        network.load_state_dict(_encoder_state(read_ctranslate2(path)))
+        variables = read_ctranslate2(path)
+        network.load_state_dict(_encoder_state(variables))
+        self._keep(variables)
         self._network = network.eval().requires_grad_(False).to(device)
         self._device = device
+
+    def _keep(self, variables: dict[str, Tensor]) -> None:
+        """For a subclass that needs more than the encoder."""
 
     def prepare(self, item: Any) -> np.ndarray:
         """A path, bytes or (sample rate in Hz, samples) -> mono samples at 16 kHz, float32."""
@@ -130,29 +135,36 @@ def _encoder_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     for conv in ("conv1", "conv2"):
         state[f"{conv}.weight"] = variables[f"encoder/{conv}/weight"]
         state[f"{conv}.bias"] = variables[f"encoder/{conv}/bias"]
-    state |= _norm(variables, "encoder/layer_norm", "ln_post")
+    state |= norm_state(variables, "encoder/layer_norm", "ln_post")
     for i in range(_LAYERS):
         source, target = f"encoder/layer_{i}", f"blocks.{i}"
-        attention = f"{source}/self_attention"
-        query, key, value = variables[f"{attention}/linear_0/weight"].chunk(3)
-        query_bias, _, value_bias = variables[f"{attention}/linear_0/bias"].chunk(3)  # Whisper's keys have none
-        state |= {
-            f"{target}.attn.query.weight": query,
-            f"{target}.attn.query.bias": query_bias,
-            f"{target}.attn.key.weight": key,
-            f"{target}.attn.value.weight": value,
-            f"{target}.attn.value.bias": value_bias,
-            f"{target}.attn.out.weight": variables[f"{attention}/linear_1/weight"],
-            f"{target}.attn.out.bias": variables[f"{attention}/linear_1/bias"],
-            f"{target}.mlp.0.weight": variables[f"{source}/ffn/linear_0/weight"],
-            f"{target}.mlp.0.bias": variables[f"{source}/ffn/linear_0/bias"],
-            f"{target}.mlp.2.weight": variables[f"{source}/ffn/linear_1/weight"],
-            f"{target}.mlp.2.bias": variables[f"{source}/ffn/linear_1/bias"],
-        }
-        state |= _norm(variables, f"{attention}/layer_norm", f"{target}.attn_ln")
-        state |= _norm(variables, f"{source}/ffn/layer_norm", f"{target}.mlp_ln")
+        state |= attention_state(variables, source, target)
     return state
 
 
-def _norm(variables: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
+def attention_state(variables: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
+    """Self-attention, feed-forward and their norms of one layer, renamed; the fused QKV is taken apart."""
+    attention = f"{source}/self_attention"
+    query, key, value = variables[f"{attention}/linear_0/weight"].chunk(3)
+    query_bias, _, value_bias = variables[f"{attention}/linear_0/bias"].chunk(3)  # Whisper's keys have none
+    state = {
+        f"{target}.attn.query.weight": query,
+        f"{target}.attn.query.bias": query_bias,
+        f"{target}.attn.key.weight": key,
+        f"{target}.attn.value.weight": value,
+        f"{target}.attn.value.bias": value_bias,
+        f"{target}.attn.out.weight": variables[f"{attention}/linear_1/weight"],
+        f"{target}.attn.out.bias": variables[f"{attention}/linear_1/bias"],
+        f"{target}.mlp.0.weight": variables[f"{source}/ffn/linear_0/weight"],
+        f"{target}.mlp.0.bias": variables[f"{source}/ffn/linear_0/bias"],
+        f"{target}.mlp.2.weight": variables[f"{source}/ffn/linear_1/weight"],
+        f"{target}.mlp.2.bias": variables[f"{source}/ffn/linear_1/bias"],
+    }
+    state |= norm_state(variables, f"{attention}/layer_norm", f"{target}.attn_ln")
+    state |= norm_state(variables, f"{source}/ffn/layer_norm", f"{target}.mlp_ln")
+    return state
+
+
+def norm_state(variables: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
+    """A layer norm, renamed."""
     return {f"{target}.weight": variables[f"{source}/gamma"], f"{target}.bias": variables[f"{source}/beta"]}

@@ -1,0 +1,77 @@
+"""The listening encoder: beside openai-whisper's own decoder, alone and in a batch, with and without words."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusemix.encoders import load_encoder
+from fusemix.encoders.speech import _EOT, _FIRST_TIME, _SOT, _pool, listen
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "demo/examples"
+DOG, CAR, CAKE = (str(EXAMPLES / f"spoken-{name}.mp3") for name in ("dog", "car", "cake"))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("whisper-tiny.en-words")
+
+
+def test_it_hears_the_words(encoder):
+    assert "dog running on the grass" in encoder.transcribe(DOG).lower()
+    assert "birthday cake" in encoder.transcribe(CAKE).lower()
+
+
+def test_the_latent_is_frames_then_words_then_states_of_whispers_own_decoder(encoder):
+    samples = encoder.prepare(CAR)
+    states = encoder.frames(np.pad(samples, (0, 16_000)))
+    heard = listen(encoder._decoder, [states], torch.tensor([len(samples) / 16_000]))[0]
+    prompt = torch.tensor([_SOT, _FIRST_TIME])
+    caught = {}
+    hook = encoder._decoder.ln.register_forward_hook(lambda *a: caught.update(states=a[2][0]))
+    with torch.no_grad():
+        logits = encoder._decoder(torch.cat([prompt, heard.tokens])[None], states[None])[0]
+    hook.remove()
+    logits[:, _EOT + 1 : _FIRST_TIME] = -torch.inf
+    logits[1, _FIRST_TIME:] = -torch.inf
+    assert logits[1:-1].argmax(1).tolist() == heard.tokens.tolist()  # greedy, as the library's own forward has it
+    latent = encoder.encode([CAR])[0]
+    assert latent.shape == (encoder.dim,) == (1152,)
+    assert latent[:384] == pytest.approx(states[: -(-len(samples) // 320)].mean(0).numpy(), abs=1e-4)
+    words = encoder._decoder.token_embedding(heard.tokens).mean(0).numpy()
+    assert latent[384:768] == pytest.approx(words, abs=1e-5)
+    assert latent[768:] == pytest.approx(caught["states"][2:].mean(0).numpy(), abs=1e-3)
+
+
+def test_a_latent_does_not_depend_on_its_batch(encoder):
+    noise = (16_000, np.random.default_rng(0).normal(0, 0.1, 90_000).astype(np.float32))
+    alone = np.concatenate([encoder.encode([item]) for item in (DOG, CAKE)])
+    together = encoder.encode([noise, DOG, CAR, CAKE])[[1, 3]]
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
+def test_a_sound_without_words_has_zeros_for_words(encoder):
+    end = torch.full((5,), _EOT)
+    heard = _pool(encoder._decoder, end, torch.randn(5, 384))
+    assert len(heard.tokens) == 0
+    assert not heard.embedding.any()
+    assert not heard.state.any()
+
+
+def test_a_sentence_that_starts_again_counts_once(encoder):
+    words = torch.tensor([317, 3290, 2491, 319, 262, 8701, 13])
+    states = torch.randn(18, 384)
+    once = _pool(encoder._decoder, words, states)
+    twice = _pool(encoder._decoder, torch.cat([words, words, words[:4]]), states)
+    assert twice.tokens.tolist() == words.tolist()
+    assert torch.equal(twice.embedding, once.embedding)
+    assert torch.equal(twice.state, once.state)
+
+
+def test_a_long_sound_is_heard_in_windows(encoder):
+    first, second = encoder.prepare(DOG), encoder.prepare(CAKE)
+    long = np.concatenate([first, np.zeros(29 * 16_000 - len(first), np.float32), second])
+    text = encoder.transcribe((16_000, long)).lower()
+    assert "dog" in text
+    assert "birthday cake" in text
