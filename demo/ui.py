@@ -326,9 +326,9 @@ def _about(service: Service) -> None:
         gr.Markdown(
             f"""
 **How it works.** Three frozen networks, each of which knows one kind of thing, turn pictures (EfficientNet-Lite0),
-words (MiniLM-L6) and sounds (the ear of Whisper tiny.en) into latents. Small adapters, trained with FuseMix
-([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)), bring the three into one space, where near means
-alike. Your query goes the same way, and an exact search finds its neighbours.
+words (MiniLM-L6) and sounds (Whisper tiny.en: how it sounds, and the words it hears) into latents. Small adapters,
+trained with FuseMix ([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)), bring the three into one space,
+where near means alike. Your query goes the same way, and an exact search finds its neighbours.
 
 **What the numbers say.** Similarity is the cosine between your query and an item, at most 1. It ranks items of one
 kind; it does not compare a picture with a caption. A sound finds pictures by way of the captions nearest to it,

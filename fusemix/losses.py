@@ -1,39 +1,134 @@
-"""Symmetric InfoNCE between two sets of paired embeddings."""
+"""Symmetric InfoNCE between two sets of paired embeddings, plain and in tiles."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TILE = 2048  # rows and columns of logits held at once
+PLAIN_UP_TO = 4096  # pairs; above, the plain version's B x B matrices cost more than computing tiles twice
 
-def info_nce(a: Tensor, b: Tensor, *, temperature: Tensor | float) -> Tensor:
+
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: Tensor | float,
+    groups: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:
     """Symmetric InfoNCE: row i of ``a`` should find row i of ``b`` among all rows, and back.
 
     Both sides are L2-normalised here, so inputs need not be unit length. One matrix product
-    serves both directions.
+    serves both directions. Large batches are computed in tiles, exactly, in memory linear in B.
 
     Args:
         a: Embeddings of modality X, shape (B, D), float.
         b: Embeddings of modality Y, shape (B, D); b[i] is paired with a[i].
         temperature: Divides the cosine similarities; a scalar > 0, may carry a gradient.
+        groups: (B,) integers: pairs of one group are right answers for one another, each with the
+            same share of the target. Default: every pair is its own. A departure from the paper, to
+            whose loss the other captions of a picture are wrong answers.
+        tile: Rows and columns of logits held at once; by default all up to 4,096 pairs, else 2,048.
 
     Returns:
         Scalar loss, the mean of both directions' cross-entropies, float32 (or float64 for
         float64 inputs).
 
     Raises:
-        ValueError: If the shapes differ or the batch is empty.
+        ValueError: If the shapes differ, the batch is empty or the tile is below 1.
 
     Source:
         Vouitsis et al., arXiv:2312.10144; as in ``MLPContrastiveFusion.forward`` of
-        layer6ai-labs/fusemix, which forms the product twice.
+        layer6ai-labs/fusemix, which forms the product twice. Tiles with a running log-sum-exp:
+        Cheng et al., arXiv:2410.17243 (Inf-CL), here without its processes.
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"a and b must be matrices of one shape (B, D), got {tuple(a.shape)} and {tuple(b.shape)}.")
     if len(a) == 0:
         raise ValueError("info_nce needs at least one pair, got an empty batch.")
-    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature  # (B, B)
+    if groups is not None and groups.shape != (len(a),):
+        raise ValueError(f"groups must have shape ({len(a)},), got {tuple(groups.shape)}.")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}.")
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    scale = 1 / torch.as_tensor(temperature, device=a.device)
+    if tile is None and len(a) > PLAIN_UP_TO:
+        tile = TILE
+    if tile is not None:
+        number = (
+            torch.arange(len(a), device=a.device) if groups is None else torch.unique(groups, return_inverse=True)[1]
+        )
+        loss: Tensor = _TiledInfoNCE.apply(a, b, scale, number, tile)  # type: ignore[no-untyped-call]
+        return loss
+    logits = a @ b.T * scale  # (B, B)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    target = torch.arange(len(a), device=a.device)
+    target = torch.arange(len(a), device=a.device) if groups is None else _shares(groups).to(logits.dtype)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _shares(groups: Tensor) -> Tensor:
+    same = (groups[:, None] == groups[None]).double()
+    return same / same.sum(1, keepdim=True)
+
+
+class _TiledInfoNCE(torch.autograd.Function):
+    """The loss from tiles of logits, which the backward pass computes again; a and b are unit length.
+
+    With S the logits, T the targets and B pairs, the loss is
+    (sum_i lse_j S_ij + sum_j lse_i S_ij - 2 sum T S) / 2B, and its gradient by S is
+    (softmax by rows + softmax by columns - 2 T) / 2B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor, tile: int) -> Tensor:
+        n, kind = len(a), torch.float64 if a.dtype == torch.float64 else torch.float32
+        rows = torch.full((n,), -torch.inf, dtype=kind, device=a.device)
+        columns = rows.clone()
+        size = torch.bincount(groups)[groups].to(kind)  # (B,)
+        agreement = torch.zeros((), dtype=kind, device=a.device)
+        for i, j in _tiles(n, tile):
+            logits = (a[i] @ b[j].T).to(kind) * scale
+            rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
+            columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
+            agreement += _right(logits, groups, size, i, j)
+        ctx.save_for_backward(a, b, scale, groups, size, rows, columns)
+        ctx.tile = tile
+        return (rows.sum() + columns.sum() - 2 * agreement) / (2 * n)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, scale, groups, size, rows, columns = ctx.saved_tensors
+        n, kind = len(a), rows.dtype
+        by_a, by_b = torch.zeros_like(a, dtype=kind), torch.zeros_like(b, dtype=kind)
+        by_scale = torch.zeros((), dtype=kind, device=a.device)
+        for i, j in _tiles(n, ctx.tile):
+            similarity = (a[i] @ b[j].T).to(kind)
+            logits = similarity * scale
+            by_logits = (logits - rows[i, None]).exp_()
+            by_logits += logits.sub_(columns[None, j]).exp_()
+            _subtract_right(by_logits, groups, size, i, j)
+            by_scale += (by_logits * similarity).sum()
+            by_logits = by_logits.to(a.dtype)
+            by_a[i] += by_logits @ b[j]
+            by_b[j] += by_logits.T @ a[i]
+        factor = gradient[0] / (2 * n)
+        return (by_a * scale * factor).to(a.dtype), (by_b * scale * factor).to(b.dtype), by_scale * factor, None, None
+
+
+def _tiles(n: int, tile: int) -> list[tuple[slice, slice]]:
+    pieces = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
+    return [(i, j) for i in pieces for j in pieces]
+
+
+def _right(logits: Tensor, groups: Tensor, size: Tensor, i: slice, j: slice) -> Tensor:
+    same = groups[i, None] == groups[None, j]
+    return (logits / size[i, None]).masked_fill(~same, 0).sum()
+
+
+def _subtract_right(by_logits: Tensor, groups: Tensor, size: Tensor, i: slice, j: slice) -> None:
+    row, column = (groups[i, None] == groups[None, j]).nonzero(as_tuple=True)
+    by_logits[row, column] -= 2 / size[i][row]

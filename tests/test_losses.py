@@ -43,3 +43,64 @@ def test_the_gradient_is_that_of_finite_differences_temperature_included():
 def test_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(B, D\)"):
         info_nce(torch.zeros(3, 2), torch.zeros(4, 2), temperature=1.0)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 7, 64])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_tiles_give_the_plain_loss_and_its_gradients(tile, grouped):
+    torch.manual_seed(0)
+    groups = torch.tensor([5, 2, 5, 9, 2, 2, 7, 1, 4, 3]) if grouped else None
+    results = []
+    for size in (None, tile):
+        a, b = (torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+        a, b = a.requires_grad_(), b.requires_grad_()
+        temperature = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
+        loss = info_nce(a, b, temperature=temperature, groups=groups, tile=size)
+        (3 * loss).backward()
+        results.append([loss.detach(), a.grad, b.grad, temperature.grad])
+    for plain, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(tiled, plain, rtol=0, atol=1e-10)
+
+
+def test_tiles_in_float32_stay_within_a_hundred_thousandth():
+    torch.manual_seed(0)
+    gradients = []
+    for tile in (None, 100):
+        torch.manual_seed(1)
+        a, b = torch.randn(300, 32).requires_grad_(), torch.randn(300, 32)
+        info_nce(a, b, temperature=0.05, tile=tile).backward()
+        gradients.append(a.grad)
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 1e-5
+
+
+def test_pairs_of_one_group_share_the_target():
+    """Written out for three pairs, the first two of one group."""
+    a, b = torch.eye(3), torch.eye(3)
+    loss = info_nce(a, b, temperature=1.0, groups=torch.tensor([4, 4, 8])).item()
+    total = math.log(math.e + 2)
+    assert loss == pytest.approx((2 * (total - 0.5) + (total - 1)) / 3, abs=1e-6)
+
+
+def test_large_batches_never_hold_all_logits():
+    """At 6,000 pairs plain logits would take 144 MB each; the tiles' largest tensor is 17 MB."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    a, b = torch.randn(6000, 4).requires_grad_(), torch.randn(6000, 4)
+    with Largest() as seen:
+        info_nce(a, b, temperature=0.1).backward()
+    assert seen.numel <= 2048**2
+
+
+@pytest.mark.parametrize(("values", "message"), [({"tile": 0}, "at least 1"), ({"groups": torch.zeros(3)}, "shape")])
+def test_bad_tiles_and_groups_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        info_nce(torch.ones(2, 2), torch.ones(2, 2), temperature=1.0, **values)
