@@ -271,7 +271,14 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
                 stop = gr.Button("Stop", variant="stop", elem_id="fm-stop")
         with gr.Column():
             sentence = gr.HTML(elem_id="fm-draw-status")
-            gallery = gr.Gallery(label="Made by the decoder", columns=2, object_fit="contain", format="png", height=360)
+            gallery = gr.Gallery(
+                label="Made by the decoder",
+                columns=2,
+                object_fit="contain",
+                format="png",
+                height=480,
+                elem_id="fm-made",
+            )
             heard = gr.HTML(elem_id="fm-heard")
             gr.Markdown(
                 f"{studio.label} Switch with the environment variable `{DECODER_VARIABLE}` (a folder or Hub id of a "

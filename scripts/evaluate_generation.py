@@ -173,7 +173,9 @@ def load_train(table: PairTable, root: Path, model: FusionModel) -> Train:
     stores: dict[str, LatentStore] = {}
     for path in sorted(root.rglob(MANIFEST_NAME)):
         manifest = read_json(path)
-        if manifest.get("table") == table.fingerprint and manifest.get("complete"):
+        encoder = model.config.encoders.get(manifest.get("column", ""), {})
+        same = all(manifest["encoder"].get(key) == encoder.get(key) for key in ("revision", "fingerprint"))
+        if same and manifest.get("table") == table.fingerprint and manifest.get("complete"):
             stores[manifest["column"]] = LatentStore.open(path.parent)
     if "image" not in stores:
         raise ValueError(f"No finished image latents of {table.path} below {root}; make them with scripts/extract.py.")

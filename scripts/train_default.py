@@ -24,7 +24,7 @@ from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ("--epochs", 50, "--eval-every", 5)
-AUDIO = ("--epochs", 50, "--eval-every", 10)
+AUDIO = ("--epochs", 40, "--eval-every", 10)
 ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en-words"}
 
 

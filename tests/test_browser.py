@@ -238,3 +238,25 @@ def luminance(rgba):
 
 def example_picture():
     return next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-apple-red.*"))
+
+
+@pytest.mark.skipif(not (ROOT / "checkpoints/unclip-small").is_dir(), reason="no decoder ships")
+def test_a_spoken_sentence_becomes_a_picture_step_by_step(open_page, shots):
+    page = open_page()
+    page.get_by_role("tab", name="Sound to picture").click()
+    page.get_by_text("“a birthday cake”").locator("visible=true").first.click()
+    page.locator("#fm-draw").click()
+    status = page.locator("#fm-draw-status")
+    expect(status).to_contain_text(re.compile(r"Step \d+ of 25|pictures in"), timeout=WAIT_MS)
+    expect(status).to_contain_text(re.compile(r"4 pictures in [\d.]+ s"), timeout=90_000)
+    expect(page.locator("#fm-heard")).to_contain_text("birthday cake", ignore_case=True)
+    page.wait_for_function("document.querySelectorAll('#fm-made img').length >= 4")
+    page.screenshot(path=shots / "desktop-generate.png", full_page=True)
+
+
+@pytest.mark.skipif(not (ROOT / "checkpoints/unclip-small").is_dir(), reason="no decoder ships")
+def test_drawing_from_nothing_is_a_calm_sentence(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Sound to picture").click()
+    page.locator("#fm-draw").click()
+    expect(page.get_by_text("Record or drop a sound first")).to_be_visible(timeout=WAIT_MS)
