@@ -113,7 +113,7 @@ class Studio:
         side, count = values["side"], values["data"]["pictures"]
         return (
             f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: expect the gist of a scene, not its details."
+            "This is not Stable Diffusion: an early sketch that catches colours and kind of scene, hardly the object."
         )
 
     def generator(self) -> Generator:
