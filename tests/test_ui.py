@@ -158,11 +158,12 @@ def test_importing_the_page_leaves_no_stub_behind():
     assert not list(ui.HERE.glob("*.pyi"))
 
 
-def test_the_api_has_three_stable_names(client):
+def test_the_api_has_four_stable_names(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
         "/search_text",
         "/search_image",
         "/search_audio",
+        "/generate",
     }
 
 
