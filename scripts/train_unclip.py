@@ -703,7 +703,7 @@ tags: [fusemix, unclip, stable-unclip]
 
 Makes pictures of {record["side"]} x {record["side"]} pixels from one embedding of a FuseMix checkpoint: of a sound, a
 text or a picture. It is a `StableUnCLIPImg2ImgPipeline` of diffusers, without text encoder; it is not Stable
-Diffusion, and shows the gist of a scene rather than its details.
+Diffusion. Look at its measured recall before using it (docs/results/generation.json of the FuseMix repository).
 
 ```python
 from fusemix import FusionModel
