@@ -53,6 +53,47 @@ class Adapter(nn.Sequential):
         super().__init__(*blocks, nn.LayerNorm(latent_dim), nn.Linear(latent_dim, embed_dim))
 
 
+class TwoPathAdapter(nn.Module):
+    """A linear map found in closed form and a trained adapter, side by side.
+
+    Each path's output has unit length, so that the cosine of two embeddings is the mean of the two
+    paths' cosines: an ensemble in one space. The closed form is fitted before training
+    (:mod:`fusemix.closed_form`) and stays as it is; the trained path reads whitened principal components,
+    and the loss sees that path alone (:meth:`trained`).
+
+    A departure from the paper, whose adapter is the trained path on the latents as they are.
+    """
+
+    mean: Tensor
+    linear: Tensor
+    whiten: Tensor
+
+    def __init__(self, latent_dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = min(config.whiten_dim, latent_dim)
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("linear", torch.zeros(latent_dim, config.closed_form_dim))
+        self.register_buffer("whiten", torch.zeros(latent_dim, width))
+        self.mlp = Adapter(
+            width,
+            config.embed_dim - config.closed_form_dim,
+            depth=config.depth,
+            expansion=config.expansion,
+            dropout=config.dropout,
+        )
+
+    def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
+        """The trained path alone, not normalised."""
+        out: Tensor = self.mlp((x - self.mean) @ self.whiten)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D)
+        """Both paths, each of unit length."""
+        return torch.cat(
+            [F.normalize((x - self.mean) @ self.linear, dim=1), F.normalize(self.trained(x), dim=1)], dim=1
+        )
+
+
 class FusionModel(nn.Module):
     """One adapter per modality into one shared space.
 
@@ -64,18 +105,7 @@ class FusionModel(nn.Module):
     def __init__(self, config: ModelConfig, *, temperature: float = 0.07) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {
-                modality: Adapter(
-                    dim,
-                    config.embed_dim,
-                    depth=config.depth,
-                    expansion=config.expansion,
-                    dropout=config.dropout,
-                )
-                for modality, dim in config.latent_dims.items()
-            }
-        )
+        self.adapters = nn.ModuleDict({modality: _adapter(dim, config) for modality, dim in config.latent_dims.items()})
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
     @property
@@ -84,8 +114,11 @@ class FusionModel(nn.Module):
         return tuple(self.config.latent_dims)
 
     def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map latents (B, D_x) to adapter outputs (B, D) per modality, not normalised."""
-        return {modality: self.adapters[modality](x) for modality, x in latents.items()}
+        """What the loss compares: latents (B, D_x) -> outputs of the trained path per modality, not normalised.
+
+        Widths are ``embed_dim - closed_form_dim``; without a closed form that is the whole adapter.
+        """
+        return {modality: _trained(self.adapters[modality], x) for modality, x in latents.items()}
 
     @torch.no_grad()
     def embed(self, modality: str, latents: Tensor | np.ndarray, *, batch_size: int = 4096) -> Tensor:
@@ -142,7 +175,10 @@ class FusionModel(nn.Module):
     @property
     def identity(self) -> str:
         """Hex SHA-256 of configuration and weights: what an index is tied to."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        config = self.config.to_dict()
+        if not self.config.closed_form_dim:  # as before there was a closed form: an index of then stays valid
+            del config["closed_form_dim"], config["whiten_dim"]
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
@@ -221,6 +257,17 @@ class FusionModel(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def _adapter(latent_dim: int, config: ModelConfig) -> nn.Module:
+    if config.closed_form_dim:
+        return TwoPathAdapter(latent_dim, config)
+    return Adapter(latent_dim, config.embed_dim, depth=config.depth, expansion=config.expansion, dropout=config.dropout)
+
+
+def _trained(adapter: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = adapter.trained(x) if isinstance(adapter, TwoPathAdapter) else adapter(x)
+    return out
 
 
 def _resolve(source: str | Path, revision: str | None) -> Path:

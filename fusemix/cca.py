@@ -47,14 +47,14 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         raise ValueError(f"dim must be between 1 and {min(x.shape[1], y.shape[1])}, got {dim}.")
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     x, y = x - means[0], y - means[1]
-    white_x, white_y = _whitener(x, ridge), _whitener(y, ridge)
+    white_x, white_y = whitener(x.T @ x / len(x), ridge), whitener(y.T @ y / len(y), ridge)
     left, correlation, right = np.linalg.svd(white_x.T @ (x.T @ y / len(x)) @ white_y)
     weight = np.sqrt(correlation[:dim])
     return CCA(means, (white_x @ left[:, :dim] * weight, white_y @ right[:dim].T * weight))
 
 
-def _whitener(x: np.ndarray, ridge: float) -> np.ndarray:
-    covariance = x.T @ x / len(x)
-    covariance[np.diag_indices_from(covariance)] += ridge * np.trace(covariance) / len(covariance)
-    values, vectors = np.linalg.eigh(covariance)
+def whitener(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """The symmetric inverse square root of a covariance plus ``ridge`` times its mean variance: (D_x, D_x)."""
+    loaded = covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(loaded)
     return np.asarray(vectors / np.sqrt(values) @ vectors.T)

@@ -20,6 +20,10 @@ class ModelConfig:
         depth: Number of inverted-bottleneck blocks per adapter (the paper's code: 4).
         expansion: Hidden width of a block as a multiple of D_x (the paper's code: 4).
         dropout: Dropout inside the blocks while training (the paper's code: 0.6).
+        closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
+            closed form fills (:mod:`fusemix.closed_form`); 0 is the paper's adapter alone.
+        whiten_dim: Principal components of the latents, whitened, that the trained blocks read; only
+            beside a closed form.
     """
 
     latent_dims: dict[str, int]
@@ -28,6 +32,8 @@ class ModelConfig:
     depth: int = 1
     expansion: float = 4.0
     dropout: float = 0.6
+    closed_form_dim: int = 0
+    whiten_dim: int = 512
 
     def __post_init__(self) -> None:
         if len(self.latent_dims) < 2:
@@ -42,6 +48,14 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        narrowest = min(self.embed_dim - 1, *self.latent_dims.values())
+        if not 0 <= self.closed_form_dim <= narrowest:
+            raise ValueError(
+                f"closed_form_dim must be between 0 and {narrowest} (no wider than the narrowest latents, and less "
+                f"than embed_dim {self.embed_dim}), got {self.closed_form_dim}."
+            )
+        if self.whiten_dim < 1:
+            raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
 
     def check_encoder(self, modality: str, info: EncoderInfo) -> None:
         """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
@@ -86,6 +100,7 @@ class TrainConfig:
     max_temperature: float = 0.5
     mixup_alpha: float | None = 1.0  # None trains without mixup
     mixup_per_row: bool = False  # one lambda per row instead of one per batch
+    closed_form_ridge: float = 2.0  # of standardised covariances; only for adapters with a closed form
     val_fraction: float = 0.05  # of groups, where the latents name no validation split
     max_val_groups: int = 1000
     eval_every: int = 1  # epochs

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fusemix.adapters import FusionModel
+from fusemix.closed_form import MAX_PAIRS, fit_closed_form
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.latents import MANIFEST_NAME, LatentStore
@@ -223,6 +224,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = FusionModel(model_config, temperature=config.temperature)
         _start_from(self.model, init, config.frozen)
+        self.fit_closed_form(init)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -232,6 +234,18 @@ class _Run:
         self.best: dict[str, Any] = {"score": -1.0}
         self.best_weights: dict[str, Tensor] = {}
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def fit_closed_form(self, init: FusionModel | None) -> None:
+        """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
+        if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
+            return  # a resumed run finds it in its state
+        latents = []
+        for number, (pair_set, pairs) in enumerate(zip(self.sets, self.train_pairs, strict=True)):
+            rng = np.random.default_rng([self.config.seed, 3, number])
+            some = np.sort(rng.permutation(pairs)[:MAX_PAIRS])
+            latents.append({m: pair_set.latents(m, items[some]).numpy() for m, items in pair_set.items.items()})
+        known = init.modalities if init is not None else ()
+        fit_closed_form(self.model, latents, ridge=self.config.closed_form_ridge, known=known)
 
     def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
         self.load()

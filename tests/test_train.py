@@ -156,12 +156,25 @@ def test_a_state_of_another_run_is_refused(stores, tmp_path):
         train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
 
 
-def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path):
+def test_a_third_modality_joins_a_two_path_space_that_stays_as_it_is(stores, tmp_path):
+    two, shape = pick(stores, "image", "text"), {"closed_form_dim": 8, "whiten_dim": 12}
+    base = train([PairSet.join(two)], model_config(two, **shape), CONFIG, tmp_path / "base").model
+    sounds, frozen = PairSet.join(pick(stores, "audio", "text")), dataclasses.replace(CONFIG, frozen=("image", "text"))
+    result = train([sounds], model_config(stores, **shape), frozen, tmp_path / "run", init=base)
+    audio, image = (result.model.embed(m, stores[m].all()) for m in ("audio", "image"))
+    assert torch.equal(image, base.embed("image", stores["image"].all()))
+    for path in (slice(0, 8), slice(8, 16)):  # each path alone finds pictures it never met; chance is 0.003
+        found = (audio[:, path] @ image[:, path].T).argmax(1) == torch.arange(300)
+        assert found.float().mean() > 0.3
+
+
+@pytest.mark.parametrize("recipe", ["two-path", "paper"])
+def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, recipe):
     def command(out):
         return [
             sys.executable, str(ROOT / "scripts/train.py"), "--latents", f"image={tmp_path / 'image'}",
             f"text={tmp_path / 'text'}", "--out", str(out), "--epochs", "40", "--batch-size", "32",
-            "--embed-dim", "16", "--val-fraction", "0.2",
+            "--embed-dim", "16", "--val-fraction", "0.2", "--recipe", recipe,
         ]  # fmt: skip
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)

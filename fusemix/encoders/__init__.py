@@ -9,6 +9,7 @@ from fusemix.encoders.base import Encoder
 # name -> (module, class); a new encoder is one class and one line here.
 PACKAGED = {
     "efficientnet-lite0": ("fusemix.encoders.image", "EfficientNetLite0"),
+    "efficientnet-lite0-deep": ("fusemix.encoders.image", "EfficientNetLite0Deep"),
     "minilm-l6": ("fusemix.encoders.text", "MiniLML6"),
     "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
     "whisper-tiny.en-words": ("fusemix.encoders.speech", "WhisperTinyEnWords"),

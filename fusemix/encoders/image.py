@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import load_image
@@ -39,7 +39,8 @@ class EfficientNetLite0(Encoder):
         self.revision = verify_weights(path, _SHA256)
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._network = network.eval().requires_grad_(False).to(device)
+        network = _fold_norms(network.eval().requires_grad_(False))  # with channels last a third less work
+        self._network = network.to(device, memory_format=torch.channels_last)
         self._device = device
 
     def prepare(self, item: Any) -> Tensor:
@@ -52,8 +53,70 @@ class EfficientNetLite0(Encoder):
     def encode_prepared(self, prepared: Sequence[Tensor]) -> np.ndarray:
         """Latents, shape (N, 1280), float32."""
         parts = [
-            self._network.extract_features(part.to(self._device)).mean(dim=(2, 3)).float().cpu()
+            self._network.extract_features(_channels_last(part, self._device)).mean(dim=(2, 3)).float().cpu()
             for part in torch.stack(list(prepared)).split(_FORWARD_BATCH)
         ]
         latents: np.ndarray = torch.cat(parts).numpy()
         return latents
+
+
+class EfficientNetLite0Deep(EfficientNetLite0):
+    """EfficientNet-Lite0, several depths, seen in the mirror too: 3,808.
+
+    Mean and standard deviation over the positions of the last map (1280) and of the outputs of blocks
+    15, 14 and 10 (320, 192, 112), each averaged over the picture and its mirror image. Twice
+    the work of :class:`EfficientNetLite0` and 3 to 4 points of recall more in closed form (docs/results).
+    """
+
+    name = "efficientnet-lite0-deep"
+    dim = 2 * (1280 + 320 + 192 + 112)
+    fingerprint = (
+        "rgb on white; squash to 224x224, bicubic; (x-127)/128; mean ++ std of last map, blocks 15, 14, 10; "
+        "mean with mirror image"
+    )
+    _DEPTHS = (15, 14, 10)
+
+    @torch.inference_mode()
+    def encode_prepared(self, prepared: Sequence[Tensor]) -> np.ndarray:
+        """Latents, shape (N, 3808), float32."""
+        parts = []
+        for part in torch.stack(list(prepared)).split(_FORWARD_BATCH // 2):
+            seen = _channels_last(torch.cat([part, part.flip(3)]), self._device)
+            straight, mirrored = torch.cat([_mean_and_std(m) for m in self._maps(seen)], dim=1).chunk(2)
+            parts.append(((straight + mirrored) / 2).float().cpu())
+        latents: np.ndarray = torch.cat(parts).numpy()
+        return latents
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        network = self._network
+        maps, x = {}, network._swish(network._bn0(network._conv_stem(pixels)))
+        for number, block in enumerate(network._blocks):
+            x = maps[number] = block(x)
+        return [network._swish(network._bn1(network._conv_head(x))), *(maps[depth] for depth in self._DEPTHS)]
+
+
+def _channels_last(pixels: Tensor, device: str) -> Tensor:
+    return pixels.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _fold_norms(network: Any) -> Any:
+    """Batch norms in evaluation mode are linear: fold each into the convolution before it."""
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    follows = {
+        "_conv_stem": "_bn0",
+        "_conv_head": "_bn1",
+        "_expand_conv": "_bn0",
+        "_depthwise_conv": "_bn1",
+        "_project_conv": "_bn2",
+    }
+    for module in (network, *network._blocks):
+        for convolution, norm in follows.items():
+            if hasattr(module, convolution) and hasattr(module, norm):
+                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
+    return network
+
+
+def _mean_and_std(maps: Tensor) -> Tensor:  # (B, C, H, W) -> (B, 2C)
+    return torch.cat([maps.mean(dim=(2, 3)), maps.std(dim=(2, 3), unbiased=False)], dim=1)

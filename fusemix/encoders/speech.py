@@ -17,7 +17,7 @@ TAIL_S = 1  # seconds of silence after the sound; without any, Whisper starts th
 TOKENS_PER_S = 6  # more than anyone speaks; a bound on what is heard in noise
 _EOT, _SOT, _FIRST_TIME = 50256, 50257, 50363  # of tiny.en; a time token is 20 ms
 _HEADS, _LAYERS, _WIDTH = 6, 4, 384
-_BATCH = 32  # windows decoded at once
+_BATCH = 128  # windows decoded at once; the product with 51,864 words is bound by memory below this
 
 
 class Heard(NamedTuple):

@@ -1,0 +1,131 @@
+"""What of an adapter is known in closed form: whitening, CCA for the first pair, ridge for later modalities.
+
+Adapters that start here have nothing to unlearn: on small data the linear maps alone come near a
+trained adapter, and both together go beyond either (docs/results, ``scripts/study.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fusemix.adapters import FusionModel, TwoPathAdapter
+from fusemix.cca import whitener
+
+MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
+CHUNK = 8192  # pairs held in float64 at once
+
+Latents = np.ndarray  # (N, D_x) float32
+
+
+def fit_closed_form(
+    model: FusionModel,
+    pairs: list[dict[str, Latents]],
+    *,
+    ridge: float = 2.0,
+    known: tuple[str, ...] = (),
+) -> None:
+    """Fit the closed-form part of every two-path adapter of ``model``, in place.
+
+    The first two modalities met get a regularised CCA on standardised latents; every later one the
+    ridge regression onto the linear embedding of a modality that is fitted. All get a whitening
+    of their own principal components. Nothing here is random.
+
+    Args:
+        model: With ``config.closed_form_dim > 0``; otherwise nothing is done.
+        pairs: For each set, modality -> latents of training pairs, row by row; at most
+            :data:`MAX_PAIRS` rows are used.
+        ridge: Added to each standardised covariance's diagonal, as a multiple of the mean variance.
+        known: Modalities whose adapters are fitted already and stay as they are.
+
+    Raises:
+        ValueError: If a set names modalities none of which can be reached from the fitted ones.
+
+    Source:
+        Hotelling 1936 (CCA). Whitened components before a contrastive head and the ensemble are ours.
+    """
+    if not model.config.closed_form_dim:
+        return
+    fitted = set(known)
+    for latents in pairs:
+        for a, b in itertools.combinations(latents, 2):
+            if not fitted:
+                _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge)
+                fitted |= {a, b}
+            for new, pivot in ((a, b), (b, a)):
+                if new not in fitted and pivot in fitted:
+                    _fit_ridge(model, new, pivot, latents[new][:MAX_PAIRS], latents[pivot][:MAX_PAIRS], ridge)
+                    fitted.add(new)
+    if missing := [m for latents in pairs for m in latents if m not in fitted]:
+        raise ValueError(
+            f"No closed form for {missing}: no set of pairs joins them to {sorted(fitted)}; name the set that "
+            "shares a modality with the earlier ones next."
+        )
+
+
+def _fit_cca(model: FusionModel, a: str, b: str, x: Latents, y: Latents, ridge: float) -> None:
+    (x_mean, x_scale), (y_mean, y_scale) = _standard(x), _standard(y)
+    xx, xy, yy = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], y.shape[1])), np.zeros((y.shape[1],) * 2)
+    for part in _chunks(len(x)):
+        u, v = (x[part] - x_mean) / x_scale, (y[part] - y_mean) / y_scale
+        xx += u.T @ u / len(x)
+        xy += u.T @ v / len(x)
+        yy += v.T @ v / len(x)
+    white_x, white_y = whitener(xx, ridge), whitener(yy, ridge)
+    left, correlation, right = np.linalg.svd(white_x.T @ xy @ white_y, full_matrices=False)
+    dim = model.config.closed_form_dim
+    weight = np.sqrt(correlation[:dim])
+    _store(
+        model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None], _components(model, xx, ridge, x_scale)
+    )
+    _store(
+        model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None], _components(model, yy, ridge, y_scale)
+    )
+
+
+def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents, ridge: float) -> None:
+    adapter = model.adapters[pivot]
+    assert isinstance(adapter, TwoPathAdapter)
+    mean, scale = _standard(x)
+    y_mean, linear = adapter.mean.double().numpy(), adapter.linear.double().numpy()
+    dim = model.config.closed_form_dim
+    xx, xt = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], dim))
+    for part in _chunks(len(x)):
+        u = (x[part] - mean) / scale
+        target = (y[part] - y_mean) @ linear
+        target /= np.maximum(np.linalg.norm(target, axis=1, keepdims=True), 1e-12)
+        xx += u.T @ u / len(x)
+        xt += u.T @ target / len(x)
+    loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
+    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None], _components(model, xx, ridge, scale))
+
+
+def _components(model: FusionModel, covariance: np.ndarray, ridge: float, scale: np.ndarray) -> np.ndarray:
+    """Maps centred latents to whitened principal components of unit mean variance: shape (D_x, width)."""
+    values, vectors = np.linalg.eigh(covariance)
+    width = min(model.config.whiten_dim, len(values))
+    values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
+    gain = 1 / np.sqrt(values + ridge * np.trace(covariance) / len(covariance))
+    gain /= np.sqrt(np.mean(np.maximum(values, 0) * gain**2))
+    return np.asarray(vectors * gain / scale[:, None])
+
+
+def _store(model: FusionModel, modality: str, mean: np.ndarray, linear: np.ndarray, whiten: np.ndarray) -> None:
+    adapter = model.adapters[modality]
+    assert isinstance(adapter, TwoPathAdapter)
+    for buffer, values in ((adapter.mean, mean), (adapter.linear, linear), (adapter.whiten, whiten)):
+        buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)).float())
+
+
+def _standard(x: Latents) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale by dimension, (D_x,) float64: the deviation, but no less than a tenth of the typical one."""
+    mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    typical = np.sqrt(np.mean(deviation**2))
+    return mean, np.maximum(deviation, 0.1 * typical) if typical > 0 else np.ones_like(deviation)
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from fusemix.adapters import FusionModel
+from fusemix.cca import fit_cca
+from fusemix.closed_form import fit_closed_form
+from fusemix.config import ModelConfig
+
+RNG = np.random.default_rng(0)
+SHARED = RNG.normal(size=(400, 5))
+
+
+def seen(width, noise=0.3, scale=1.0):
+    """Latents that know the shared five values through a random view."""
+    return ((SHARED @ RNG.normal(size=(5, width)) + noise * RNG.normal(size=(400, width))) * scale).astype(np.float32)
+
+
+LATENTS = {"image": seen(12, scale=3.0), "text": seen(9), "audio": seen(7, scale=0.2)}
+
+
+def new_model(**changes):
+    torch.manual_seed(0)
+    dims = {name: values.shape[1] for name, values in LATENTS.items()}
+    return FusionModel(ModelConfig(latent_dims=dims, embed_dim=10, closed_form_dim=4, whiten_dim=6, **changes)).eval()
+
+
+def linear_path(model, modality):
+    out = model.embed(modality, LATENTS[modality]).numpy()[:, :4]
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+def test_the_first_pair_gets_cca_on_standardised_latents():
+    model = new_model()
+    fit_closed_form(model, [{"image": LATENTS["image"], "text": LATENTS["text"]}, LATENTS], ridge=0.5)
+    x, y = ((LATENTS[m] - LATENTS[m].mean(0)) / LATENTS[m].std(0) for m in ("image", "text"))
+    cca = fit_cca(x.astype(np.float64), y.astype(np.float64), dim=4, ridge=0.5)
+    expected = cca.embed(0, x) @ cca.embed(1, y).T
+    np.testing.assert_allclose(linear_path(model, "image") @ linear_path(model, "text").T, expected, atol=1e-4)
+
+
+def test_a_later_modality_is_regressed_onto_the_space_that_stands():
+    model = new_model()
+    sets = [{"image": LATENTS["image"], "text": LATENTS["text"]}, {"audio": LATENTS["audio"], "text": LATENTS["text"]}]
+    fit_closed_form(model, sets, ridge=0.1)
+    x = (LATENTS["audio"] - LATENTS["audio"].mean(0)) / LATENTS["audio"].std(0)
+    target = linear_path(model, "text")
+    weights = np.linalg.solve(x.T @ x / 400 + 0.1 * np.trace(x.T @ x / 400) / 7 * np.eye(7), x.T @ target / 400)
+    expected = x @ weights / np.linalg.norm(x @ weights, axis=1, keepdims=True)
+    np.testing.assert_allclose(linear_path(model, "audio"), expected, atol=1e-4)
+    right = np.argmax(linear_path(model, "audio") @ linear_path(model, "image").T, axis=1) == np.arange(400)
+    assert right.mean() > 0.1  # sounds find pictures they were never paired with; chance is 0.0025
+
+
+def test_the_trained_path_reads_uncorrelated_components_of_unit_mean_variance():
+    model = new_model()
+    fit_closed_form(model, [{"image": LATENTS["image"], "text": LATENTS["text"]}, LATENTS], ridge=1e-6)
+    adapter = model.adapters["image"]
+    read = ((torch.from_numpy(LATENTS["image"]) - adapter.mean) @ adapter.whiten).double()
+    torch.testing.assert_close(torch.cov(read.T, correction=0), torch.eye(6).double(), atol=1e-3, rtol=0)
+
+
+def test_both_paths_weigh_the_same_and_only_the_trained_one_is_given_to_the_loss():
+    model = new_model()
+    fit_closed_form(model, [LATENTS])
+    x = torch.from_numpy(LATENTS["text"][:3])
+    embedding = model.embed("text", x)
+    torch.testing.assert_close(embedding[:, :4].norm(dim=1), embedding[:, 4:].norm(dim=1))
+    trained = torch.nn.functional.normalize(model({"text": x})["text"], dim=1)
+    torch.testing.assert_close(trained / 2**0.5, embedding[:, 4:])
+
+
+def test_known_modalities_stay_and_unreachable_ones_are_named():
+    model = new_model()
+    fit_closed_form(model, [{"image": LATENTS["image"], "text": LATENTS["text"]}, LATENTS])
+    before = model.adapters["text"].linear.clone()
+    fit_closed_form(model, [{"audio": LATENTS["audio"], "text": LATENTS["text"][::-1]}], known=("image", "text"))
+    assert torch.equal(model.adapters["text"].linear, before)
+    with pytest.raises(ValueError, match="No closed form for .'video'"):
+        fit_closed_form(model, [{"video": LATENTS["audio"], "sensor": LATENTS["text"]}], known=("image",))
+
+
+def test_a_constant_dimension_does_no_harm():
+    model, latents = new_model(), dict(LATENTS)
+    latents["image"] = LATENTS["image"].copy()
+    latents["image"][:, 0] = 2.5
+    fit_closed_form(model, [latents])
+    assert torch.isfinite(model.embed("image", latents["image"])).all()
+
+
+def test_a_closed_form_wider_than_the_latents_is_refused():
+    with pytest.raises(ValueError, match="closed_form_dim must be between 0 and 7"):
+        ModelConfig(latent_dims={"image": 12, "audio": 7}, embed_dim=10, closed_form_dim=8)
