@@ -45,29 +45,29 @@ def call(script: str, *arguments: object) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)], check=True)
 
 
-def tables(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> dict[str, pd.DataFrame]:
-    """The table of pictures and captions, and that of sounds; absolute paths, groups prefixed by their source."""
+def one_table(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> pd.DataFrame:
+    """Pictures with captions, then sounds with captions; absolute paths, groups prefixed by their source.
+
+    A sound's row names no picture: the picture it belongs to has the same group.
+    """
     pictures, sounds = [], []
     for source, path in (("flickr8k", flickr8k), ("gallery", gallery)):
         table = PairTable.read(path)
-        splits = table.splits()
-        keep = [row for row in range(len(table)) if splits[row] in ("train", "dev", "val")]
-        columns = ["image", "text"] if source == "flickr8k" else ["image", "text", "audio"]
-        rows = pd.DataFrame({column: [_cell(table, column, row) for row in keep] for column in columns})
-        rows["split"] = [splits[row] for row in keep]
-        rows["group"] = [f"{source}-{table.groups[row]}" for row in keep]
-        pictures.append(rows[["image", "text", "split", "group"]])
-        if "audio" in rows:
-            sounds.append(rows[rows["audio"] != ""])
+        keep = [row for row, split in enumerate(table.splits()) if split in ("train", "dev", "val")]
+        rows = _rows(table, keep, source, [table.groups[row] for row in keep])
+        pictures.append(rows[rows["image"] != ""].assign(audio=""))
+        if source == "gallery":
+            sounds.append(rows[rows["audio"] != ""].assign(image=""))
         spoken = PairTable.read(speech[source])
-        voices = pd.DataFrame(
-            {c: [_cell(spoken, c, row) for row in range(len(spoken))] for c in ("image", "text", "audio")}
-        )
-        voices["split"] = spoken.splits()
-        voices["group"] = [f"{source}-{group}" for group in spoken.frame["group"]]
-        sounds.append(voices)
-    order = ["image", "text", "audio", "split", "group"]
-    return {"pictures": pd.concat(pictures), "sounds": pd.concat(sounds)[order]}
+        sounds.append(_rows(spoken, list(range(len(spoken))), source, list(spoken.frame["group"])).assign(image=""))
+    return pd.concat([*pictures, *sounds])[["image", "text", "audio", "split", "group"]]
+
+
+def _rows(table: PairTable, keep: list[int], source: str, groups: list[object]) -> pd.DataFrame:
+    columns = [column for column in ("image", "text", "audio") if column in table.frame.columns]
+    frame = pd.DataFrame({column: [_cell(table, column, row) for row in keep] for column in columns})
+    splits = table.splits()
+    return frame.assign(split=[splits[row] for row in keep], group=[f"{source}-{group}" for group in groups])
 
 
 def _cell(table: PairTable, column: str, row: int) -> str:
@@ -86,24 +86,22 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     if not (speech["gallery"] / "pairs.csv").exists():
         call("synthesise_speech.py", "--pairs", args.gallery, "--per-group", 2, "--out", speech["gallery"])
-    latents = {}
-    for name, frame in tables(args.flickr8k, args.gallery, {k: v / "pairs.csv" for k, v in speech.items()}).items():
-        pairs = args.work / f"{name}.csv"
-        if not pairs.exists():
-            frame.to_csv(pairs, index=False)
-        for column in ("image", "text") if name == "pictures" else ("text", "audio"):
-            out = latents[name, column] = args.work / f"{name}-{column}"
-            call("extract.py", "--pairs", pairs, "--column", column, "--encoder", ENCODERS[column], "--out", out)
+    pairs = args.work / "pairs.csv"
+    if not pairs.exists():
+        frame = one_table(args.flickr8k, args.gallery, {name: out / "pairs.csv" for name, out in speech.items()})
+        frame.to_csv(pairs, index=False)
+    for column, encoder in ENCODERS.items():
+        call("extract.py", "--pairs", pairs, "--column", column, "--encoder", encoder, "--out", args.work / column)
     if args.only_latents:
         return 0
-    shape = ("--embed-dim", 512, "--expansion", 2, "--seed", args.seed)
+    shape = ("--embed-dim", 512, "--expansion", 4, "--seed", args.seed)
+    image, text, audio = (f"{column}={args.work / column}" for column in ENCODERS)
     base = args.work / "base"
     if not (base / "model.safetensors").exists():
-        image, text = latents["pictures", "image"], latents["pictures", "text"]
-        call("train.py", "--latents", f"image={image}", f"text={text}", *shape, *BASE, "--out", base)
-    audio, text = latents["sounds", "audio"], latents["sounds", "text"]
+        call("train.py", "--latents", image, text, *shape, *BASE, "--out", base)
     call(
-        "train.py", "--latents", f"audio={audio}", f"text={text}", "--init", base, "--frozen", "image", "text", *shape, *AUDIO,
+        "train.py", "--latents", audio, text, "--init", base,
+        "--frozen", "image", "text", *shape, *AUDIO,
         "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
     )  # fmt: skip
     return 0
