@@ -178,7 +178,7 @@ def _work(
     stop: threading.Event,
 ) -> None:
     """Draw in a thread of its own and put a frame into the queue after each step."""
-    from fusemix.generate import Cancelled
+    from fusemix.sampling import Cancelled
 
     started = time.perf_counter()
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from demo.generate_tab import DEFAULT_DECODER, Request, Studio, build_generate_tab, heard_html, pages, request_of
-from fusemix.generate import Generator, new_autoencoder, new_unet, small_pipeline
+from fusemix.generate import Generator
 from fusemix.index import Hit
 from fusemix.media import MediaError
+from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
 
 
 class FakeService:
