@@ -273,7 +273,7 @@ class Generator:
         vae = self.pipeline.vae
         pixels = image.convert("RGB").resize((self.side, self.side), Image.Resampling.LANCZOS)
         x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        coded = vae.encode(x.to(vae.device, vae.dtype))
+        coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
         return latents * vae.config.scaling_factor
 

@@ -380,7 +380,7 @@ def test_cosine_only_changes_the_length():
     assert torch.allclose(conditioner("text", source), 3 * source / source.norm(dim=1, keepdim=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mean_shift", "moments", "covariance", "ridge", "mlp"])
+@pytest.mark.parametrize("kind", ["mean_shift", "moments", "covariance", "ridge", "mlp", "fusemix"])
 def test_bridges_bring_the_clouds_together(kind):
     source, target = clouds()
     made = fit_bridge(kind, source, target)(source)
