@@ -140,16 +140,25 @@ def test_conditions_are_drawn_from_each_modality_as_often_as_asked(script):
 
 def test_a_carried_projection_hears_the_new_space_as_it_heard_the_old():
     torch.manual_seed(0)
-    unet = new_unet(4, 4, (8, 16), 6)
+    unet = new_unet(4, 4, (8, 16), 8)
     new = torch.nn.functional.normalize(torch.randn(300, 8), dim=1)
-    old = new @ torch.randn(8, 6) + torch.randn(6)
-    before = unet.class_embedding(torch.cat([old, level_embedding(torch.full((300,), 250), 6)], dim=1))
-    carry_projection(unet, old, new, ridge=1e-6)
-    after = unet.class_embedding(torch.cat([new, level_embedding(torch.full((300,), 250), 8)], dim=1))
-    assert unet.config.projection_class_embeddings_input_dim == 16
+    old = new @ torch.randn(8, 8) + torch.randn(8)
+    levels = level_embedding(torch.full((300,), 250), 8)
+    with torch.no_grad():
+        before = unet.class_embedding(torch.cat([old, levels], dim=1))
+        carry_projection(unet, old, new, ridge=1e-6)
+        after = unet.class_embedding(torch.cat([new, levels], dim=1))
     assert torch.allclose(before, after, atol=1e-2 * before.std().item())
     with pytest.raises(ValueError, match="as many old as new"):
         carry_projection(unet, old, new[:10])
+
+
+def test_a_projection_is_carried_into_a_space_of_another_width():
+    unet = new_unet(4, 4, (8, 16), 8)
+    carry_projection(unet, torch.randn(50, 8), torch.randn(50, 12))
+    assert unet.config.projection_class_embeddings_input_dim == 24
+    sample = unet(torch.randn(1, 4, 4, 4), 5, torch.zeros(1, 1, 8), class_labels=torch.randn(1, 24)).sample
+    assert sample.shape == (1, 4, 4, 4)
 
 
 def test_training_goes_on_from_a_pipeline_in_another_space(script, data, tmp_path, capsys):
