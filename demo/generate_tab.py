@@ -5,29 +5,19 @@ from __future__ import annotations
 import html
 import logging
 import os
-import queue
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from demo.service import Service
-from fusemix.files import read_json
+from demo.studio import DECODER_VARIABLE, Frame, Request, Studio, loudness
 from fusemix.index import Hit
 from fusemix.media import MediaError
 
-if TYPE_CHECKING:
-    from fusemix.generate import Generator
-
 logger = logging.getLogger(__name__)
 
-DECODER_VARIABLE = "FUSEMIX_DECODER"
-DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 SPOKEN_EXAMPLES = (
     ("spoken-dog.mp3", "“a dog running on the grass”"),
@@ -35,182 +25,40 @@ SPOKEN_EXAMPLES = (
     ("spoken-cake.mp3", "“a birthday cake”"),
 )
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
-SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
-HEARD = 5  # captions shown
+GPU_SECONDS = 60  # asked of ZeroGPU for one drawing
 SORRY = "Something went wrong on our side and was noted; please try again."
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a visitor asks for.
+def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """On a ZeroGPU Space, run a handler with a GPU; anywhere else the function itself."""
+    if not os.environ.get("SPACES_ZERO_GPU"):
+        return function
+    import spaces
 
-    Attributes:
-        audio: Path of a sound, or None; so with text and image: at least one is given.
-        text: Words to blend in.
-        image: Path of a picture to blend in.
-        share: Of the first of the three that is given, in a blend, 0 to 1.
-        steps: Denoising steps.
-        guidance: Classifier-free guidance.
-        noise_level: Noise on the embedding, 0 to 999.
-        seed: Of the first picture.
-        n_images: Pictures at once.
-    """
-
-    audio: str | None = None
-    text: str = ""
-    image: str | None = None
-    share: float = 0.5
-    steps: int = 25
-    guidance: float = 3.0
-    noise_level: int = 0
-    seed: int = 0
-    n_images: int = 1
-
-    def queries(self) -> dict[str, str]:
-        """Modality -> query, for those given."""
-        found = {"audio": self.audio, "text": (self.text or "").strip(), "image": self.image}
-        return {modality: value for modality, value in found.items() if value}
+    wrapped: Callable[..., Any] = spaces.GPU(duration=GPU_SECONDS)(function)
+    return wrapped
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What the page shows at one moment: a sentence, pictures, and whether this is the end."""
-
-    sentence: str
-    images: list[Image.Image]
-    done: bool = False
-
-
-class Studio:
-    """Draws pictures with one decoder, loaded at the first request."""
-
-    def __init__(self, service: Service, source: str | None = None, generator: Generator | None = None) -> None:
-        """Choose the decoder.
-
-        Args:
-            service: Its encoders and model make the embeddings.
-            source: Folder or Hub id; by default the environment variable FUSEMIX_DECODER, else
-                checkpoints/unclip-small.
-            generator: A loaded decoder, in tests.
-        """
-        self.service = service
-        self.source = source or os.environ.get(DECODER_VARIABLE) or str(DEFAULT_DECODER)
-        self._generator = generator
-        self._lock = threading.Lock()
-
-    @property
-    def missing(self) -> bool:
-        """Whether the default decoder is asked for and not there."""
-        return self._generator is None and self.source == str(DEFAULT_DECODER) and not DEFAULT_DECODER.is_dir()
-
-    @property
-    def label(self) -> str:
-        """What made the pictures, in a sentence."""
-        record = Path(self.source) / "train_config.json"
-        if not record.is_file():
-            return f"Decoder: {self.source} (Stable unCLIP)."
-        values = read_json(record)
-        side, count = values["side"], values["data"]["pictures"]
-        return (
-            f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: an early sketch that catches colours and kind of scene, hardly the object."
-        )
-
-    def generator(self) -> Generator:
-        """The decoder, loaded once.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-            ValueError: If it does not fit the model.
-        """
-        with self._lock:
-            if self._generator is None:
-                import torch
-
-                from fusemix.generate import Generator
-
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-                self._generator = Generator.from_pretrained(self.source, self.service.retriever.model, device=device)
-            return self._generator
-
-    def heard(self, audio: str) -> list[Hit]:
-        """The captions nearest to a sound: what the model makes of it."""
-        return self.service.search_audio(audio, top_k=HEARD).hits.get("text", [])
-
-    def draw(self, request: Request) -> Iterator[Frame]:
-        """Draw, yielding a frame a step; closing the iterator stops the drawing.
-
-        Raises:
-            MediaError: (a ValueError) If a query cannot be used, in one sentence.
-            ValueError: If a setting is out of range.
-            FileNotFoundError: If there is no decoder.
-        """
-        queries = request.queries()
-        if not queries:
-            raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
-        generator = self.generator()
-        retriever = self.service.retriever
-        embeddings = {modality: retriever.embed(**{modality: query}) for modality, query in queries.items()}
-        from fusemix.generate import blend_weights
-
-        embeds = generator.condition(embeddings, blend_weights(list(queries), request.share))
-        frames: queue.Queue[Frame | BaseException] = queue.Queue()
-        stop = threading.Event()
-        work = threading.Thread(target=_work, args=(generator, embeds, request, frames, stop), daemon=True)
-        work.start()
-        try:
-            while True:
-                frame = frames.get()
-                if isinstance(frame, BaseException):
-                    raise frame
-                yield frame
-                if frame.done:
-                    return
-        finally:
-            stop.set()
+def waveform_html(audio: str) -> str:
+    """What of a sound reaches the encoder, as bars, with its duration."""
+    peaks, seconds = loudness(audio)
+    bars = "".join(
+        f'<rect x="{i * 5}" y="{20 - 19 * peak:.1f}" width="3" height="{max(1.0, 38 * peak):.1f}" rx="1.5"/>'
+        for i, peak in enumerate(peaks)
+    )
+    return (
+        f'<figure class="fm-wave"><svg viewBox="0 0 {5 * len(peaks)} 40" width="100%" height="48" '
+        f'preserveAspectRatio="none" fill="currentColor" role="img" aria-label="Waveform">{bars}</svg>'
+        f"<figcaption>The encoder hears these {seconds:.1f} seconds, as one channel at 16 kHz.</figcaption></figure>"
+    )
 
 
-def _work(
-    generator: Generator,
-    embeds: Any,
-    request: Request,
-    frames: queue.Queue[Frame | BaseException],
-    stop: threading.Event,
-) -> None:
-    """Draw in a thread of its own and put a frame into the queue after each step."""
-    from fusemix.generate import Cancelled
-
-    started = time.perf_counter()
-
-    def on_step(done: int, total: int, preview: Image.Image | None) -> bool:
-        shown = [enlarged(preview)] if preview is not None else []
-        frames.put(Frame(f"Step {done} of {total}, {time.perf_counter() - started:.1f} s", shown))
-        return stop.is_set()
-
-    try:
-        images = generator.from_image_embeds(
-            embeds,
-            steps=request.steps,
-            guidance=request.guidance,
-            noise_level=request.noise_level,
-            seed=request.seed,
-            n_images=request.n_images,
-            on_step=on_step,
-        )
-        seconds = time.perf_counter() - started
-        sentence = f"{len(images)} picture{'s' if len(images) > 1 else ''} in {seconds:.1f} s, seed {request.seed}."
-        frames.put(Frame(sentence, [enlarged(image) for image in images], done=True))
-    except Cancelled:
-        frames.put(Frame("Stopped.", [], done=True))
-    except BaseException as error:  # handed to the page's thread, which knows what to say
-        frames.put(error)
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    """A small picture at the size shown; larger ones as they are."""
-    if image.width >= SHOWN_SIDE:
-        return image
-    return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
+def progress_html(frame: Frame) -> str:
+    """A frame's sentence, with a bar while it draws."""
+    sentence = html.escape(frame.sentence)
+    if frame.done:
+        return sentence
+    return f'<progress max="1" value="{frame.share:.3f}" style="width:100%"></progress><br>{sentence}'
 
 
 def heard_html(hits: list[Hit], transcript: str = "") -> str:
@@ -226,15 +74,17 @@ def heard_html(hits: list[Hit], transcript: str = "") -> str:
     return f"{words}<p>What the model heard, as the nearest captions it knows (similarity):</p><ol>{lines}</ol>"
 
 
-def pages(studio: Studio, request: Request) -> Iterator[tuple[str, str, Any]]:
+def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[tuple[str, str, Any]]:
     """What the tab shows while it draws: (what was heard, a sentence, pictures); failures are one sentence."""
     try:
-        heard = (
-            heard_html(studio.heard(request.audio), studio.service.transcribe(request.audio)) if request.audio else ""
-        )
+        heard = ""
+        if request.audio:
+            heard = waveform_html(request.audio) + heard_html(
+                studio.heard(request.audio), studio.service.transcribe(request.audio)
+            )
         yield heard, "Getting ready …", gr.skip()
-        for frame in studio.draw(request):
-            yield heard, html.escape(frame.sentence), frame.images or gr.skip()
+        for frame in studio.draw(request, visitor):
+            yield heard, progress_html(frame), frame.images or gr.skip()
     except (MediaError, FileNotFoundError, ValueError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     except Exception as error:
@@ -281,15 +131,22 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
             )
             heard = gr.HTML(elem_id="fm-heard")
             gr.Markdown(
-                f"{studio.label} Switch with the environment variable `{DECODER_VARIABLE}` (a folder or Hub id of a "
-                "Stable unCLIP pipeline, with a conditioner for this model beside it)."
+                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner for it with "
+                f"`scripts/train_conditioner.py` and set the environment variable `{DECODER_VARIABLE}` to its folder."
             )
 
-    def handler(*values: Any) -> Iterator[tuple[str, str, Any]]:
-        yield from pages(studio, request_of(*values))
+    if os.environ.get("SPACES_ZERO_GPU"):
+        studio.generator()  # ZeroGPU forks for every call: what is not loaded now would be loaded each time
+
+    def handler(page: gr.Request, *values: Any) -> Iterator[tuple[str, str, Any]]:
+        yield from pages(studio, request_of(*values), page.session_hash or "")
+
+    def stop_drawing(page: gr.Request) -> str:
+        studio.stop(page.session_hash or "")
+        return "Stopped."
 
     drawing = go.click(
-        handler,
+        on_gpu(handler),
         inputs,
         [heard, sentence, gallery],
         api_name="generate",
@@ -297,7 +154,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         show_progress="minimal",
         **QUEUE,
     )
-    stop.click(lambda: "Stopped.", None, sentence, cancels=[drawing], queue=False, api_visibility="private")
+    stop.click(stop_drawing, None, sentence, cancels=[drawing], queue=False, api_visibility="private")
 
 
 def request_of(
@@ -310,6 +167,9 @@ def request_of(
     noise_level: float,
     seed: float | None,
     n_images: float,
+    candidates: float,
+    from_gallery: bool,
+    strength: float,
 ) -> Request:
     """The widgets' values as a request."""
     return Request(
@@ -322,6 +182,9 @@ def request_of(
         noise_level=int(noise_level),
         seed=int(seed or 0),
         n_images=int(n_images),
+        candidates=int(candidates),
+        from_gallery=bool(from_gallery),
+        strength=float(strength),
     )
 
 
@@ -337,4 +200,7 @@ def _inputs() -> list[Any]:
         noise = gr.Slider(0, 600, 0, step=10, label="Noise level: more keeps less of what was heard")
         seed = gr.Number(0, label="Seed", precision=0)
         count = gr.Slider(1, 8, 4, step=1, label="Pictures")
-    return [audio, text, image, share, steps, guidance, noise, seed, count]
+        candidates = gr.Slider(1, 16, 8, step=1, label="Candidates: draw so many, show the nearest")
+        gallery = gr.Checkbox(False, label="Begin from the gallery's nearest picture instead of noise")
+        strength = gr.Slider(0.1, 1, 0.7, step=0.05, label="Then: how much is drawn over it")
+    return [audio, text, image, share, steps, guidance, noise, seed, count, candidates, gallery, strength]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,21 +22,26 @@ from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.files import read_json, write_atomic, write_json
+from fusemix.losses import info_nce
+from fusemix.mixup import fusemix
 
 CONFIG_NAME = "conditioner.json"
 WEIGHTS_NAME = "conditioner.safetensors"
 FORMAT_VERSION = 1
-BRIDGES = ("cosine", "mean_shift", "moments", "covariance", "ridge", "mlp")
+BRIDGES = ("cosine", "mean_shift", "moments", "covariance", "ridge", "mlp", "fusemix")
+ACROSS = ("ridge", "mlp", "fusemix")  # kinds that lead from one width to another; they need pairs
+_RESIDUAL_BATCH = 256  # pairs a step; FuseMix halves it
+_TEMPERATURE = 0.07
 _UNPAIRED = ("mean_shift", "moments", "covariance")  # kinds that only need both clouds, not the pairs
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """A map between two clouds of directions: ``W x + b``, for ``mlp`` plus a learned residual.
+    """A map between two clouds of directions: ``W x + b``, for ``mlp`` and ``fusemix`` plus a learned residual.
 
     Attributes:
         kind: One of :data:`BRIDGES`; ``cosine`` changes nothing but the length.
-        tensors: ``weight`` (D_out, D_in) and ``bias`` (D_out,); for ``mlp`` also ``up``, ``up_bias``,
+        tensors: ``weight`` (D_out, D_in) and ``bias`` (D_out,); for the last two kinds also ``up``, ``up_bias``,
             ``down`` and ``down_bias``; none for ``cosine``.
     """
 
@@ -49,7 +55,7 @@ class Bridge:
             return x
         t = self.tensors
         y = x @ t["weight"].T + t["bias"]
-        if self.kind == "mlp":
+        if "up" in t:
             y = y + F.gelu(x @ t["up"].T + t["up_bias"]) @ t["down"].T + t["down_bias"]
         return F.normalize(y, dim=1)
 
@@ -63,14 +69,16 @@ def fit_bridge(
         kind: ``cosine``: nothing is moved. ``mean_shift``: the means are made equal. ``moments``:
             mean and standard deviation of every dimension. ``covariance``: the whole covariance, by
             the optimal transport between two Gaussians. ``ridge``: linear regression of the targets.
-            ``mlp``: ridge plus a residual with one hidden layer, a small deterministic prior.
+            ``mlp``: ridge plus a residual with one hidden layer, a small deterministic prior
+            trained on the cosine. ``fusemix``: the same, trained as an adapter of the paper, by
+            InfoNCE on mixed pairs whose targets are frozen.
         source: Shape (N, D_in), any length.
-        target: Shape (M, D_out), any length; for ``ridge`` and ``mlp`` row i is the pair of
+        target: Shape (M, D_out), any length; for ``ridge``, ``mlp`` and ``fusemix`` row i is the pair of
             ``source[i]``. Both sides are brought to unit length first.
-        ridge: Penalty as a multiple of the mean variance of the sources, for ``ridge`` and ``mlp``.
-        steps: Optimizer steps of ``mlp``.
-        hidden: Hidden width of ``mlp``.
-        seed: Of the random numbers of ``mlp``.
+        ridge: Penalty as a multiple of the mean variance of the sources, for the same three.
+        steps: Optimizer steps of ``mlp`` and ``fusemix``.
+        hidden: Hidden width of their residual.
+        seed: Of their random numbers.
 
     Raises:
         ValueError: If the kind is unknown, the widths or row counts do not suit it, or a value is
@@ -83,19 +91,19 @@ def fit_bridge(
     if kind in ("cosine", *_UNPAIRED) and source.shape[1] != target.shape[1]:
         raise ValueError(
             f"The bridge {kind!r} needs both sides in one space, got widths {source.shape[1]} and {target.shape[1]}; "
-            "use ridge or mlp."
+            f"use one of {list(ACROSS)}."
         )
-    if kind in ("ridge", "mlp") and len(source) != len(target):
+    if kind in ACROSS and len(source) != len(target):
         raise ValueError(f"The bridge {kind!r} needs pairs, got {len(source)} sources and {len(target)} targets.")
     if not (torch.isfinite(source).all() and torch.isfinite(target).all()):
         raise ValueError("The embeddings hold NaN or infinite values; encode these items again.")
     x, y = F.normalize(source.double(), dim=1), F.normalize(target.double(), dim=1)
     if kind == "cosine":
         return Bridge(kind)
-    weight = _ridge_weight(x, y, ridge) if kind in ("ridge", "mlp") else _moment_weight(kind, x, y)
+    weight = _ridge_weight(x, y, ridge) if kind in ACROSS else _moment_weight(kind, x, y)
     tensors = {"weight": weight.float(), "bias": (y.mean(0) - x.mean(0) @ weight.T).float()}
-    if kind == "mlp":
-        tensors |= _fit_residual(Bridge("ridge", tensors), x.float(), y.float(), steps, hidden, seed)
+    if kind in ("mlp", "fusemix"):
+        tensors |= _fit_residual(kind, tensors, x.float(), y.float(), steps, hidden, seed)
     return Bridge(kind, tensors)
 
 
@@ -121,9 +129,12 @@ def _ridge_weight(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(xc.T @ xc + penalty, xc.T @ yc).T
 
 
-def _fit_residual(start: Bridge, x: Tensor, y: Tensor, steps: int, hidden: int, seed: int) -> dict[str, Tensor]:
-    """A hidden layer trained on the cosine to the target, beginning at no change."""
+def _fit_residual(
+    kind: str, linear: dict[str, Tensor], x: Tensor, y: Tensor, steps: int, hidden: int, seed: int
+) -> dict[str, Tensor]:
+    """A hidden layer beside the linear map, beginning at no change."""
     generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     up = torch.randn(hidden, x.shape[1], generator=generator)
     params = {
         "up": nn.Parameter(up),
@@ -132,11 +143,17 @@ def _fit_residual(start: Bridge, x: Tensor, y: Tensor, steps: int, hidden: int, 
         "down_bias": nn.Parameter(torch.zeros(y.shape[1])),
     }
     optimizer = torch.optim.AdamW(list(params.values()), lr=1e-3, weight_decay=0.1)
+    size = min(_RESIDUAL_BATCH, len(x)) // 2 * 2  # FuseMix halves a batch
     with torch.enable_grad():
         for _ in range(steps):
-            rows = torch.randint(len(x), (min(256, len(x)),), generator=generator)
-            made = Bridge("mlp", {**start.tensors, **params})(x[rows])
-            loss = (1 - F.cosine_similarity(made, y[rows])).mean()
+            rows = torch.randint(len(x), (max(2, size),), generator=generator)
+            sources, wanted = x[rows], y[rows]
+            if kind == "fusemix":
+                sources, wanted = fusemix((sources, wanted), alpha=1.0, rng=rng)
+            made = Bridge(kind, {**linear, **params})(sources)
+            loss = (1 - F.cosine_similarity(made, wanted)).mean()
+            if kind == "fusemix":
+                loss = loss + info_nce(made, F.normalize(wanted, dim=1), temperature=_TEMPERATURE)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -197,7 +214,7 @@ class Conditioner:
         if norm <= 0:
             raise ValueError(f"norm must be > 0, got {norm}.")
         if embed_dim != image_embeds_dim and any(b.kind in ("cosine", *_UNPAIRED) for b in bridges.values()):
-            raise ValueError(f"Only ridge and mlp bridges lead from width {embed_dim} to {image_embeds_dim}.")
+            raise ValueError(f"Only the bridges {list(ACROSS)} lead from width {embed_dim} to {image_embeds_dim}.")
         self.bridges = dict(bridges)
         self.embed_dim, self.image_embeds_dim, self.norm = embed_dim, image_embeds_dim, norm
         self.space = space

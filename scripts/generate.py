@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "euler-a")  # fusemix.generate.SCHEDULERS, without importing torch
+SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "euler-a")  # fusemix.sampling.SCHEDULERS, without importing torch
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--noise-level", type=int, default=0, help="noise on the embedding, 0 to 999")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--candidates", type=int, default=1, help="draw so many and keep the one the encoder likes best")
+    how.add_argument("--start", type=Path, help="begin from this picture, noised, instead of from pure noise")
+    how.add_argument("--strength", type=float, default=0.7, help="with --start: how much is drawn over it, 0 to 1")
     how.add_argument("--scheduler", choices=SCHEDULERS, help="by default the decoder's own")
     how.add_argument("--prompt", default="", help="extra text prompt, for a decoder with a text encoder")
     how.add_argument("--negative-prompt", default="", help="what to keep away from, for the same")
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     from fusemix.adapters import FusionModel
     from fusemix.encoders import Encoder, load_encoder
     from fusemix.generate import Generator, blend_weights, rank_images
+    from fusemix.media import load_image
 
     model = FusionModel.from_pretrained(args.checkpoint)
     if missing := sorted(set(queries) - set(model.modalities)):
@@ -125,6 +128,8 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
             prompt=args.prompt,
             negative_prompt=args.negative_prompt,
             scheduler=args.scheduler,
+            start=load_image(str(args.start)) if args.start else None,
+            strength=args.strength,
             on_step=lambda done, total, preview: progress.update(task, completed=done, total=total),
         )
     seconds = time.perf_counter() - started

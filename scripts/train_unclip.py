@@ -13,7 +13,9 @@ Four stages, each kept in --work, so that the same command goes on after a kill:
    embeddings (which closes the gap between the modalities by training), with the embedding
    noised as in unCLIP and dropped now and then for classifier-free guidance.
 
-The result is a folder that diffusers' StableUnCLIPImg2ImgPipeline loads.
+The result is a folder that diffusers' StableUnCLIPImg2ImgPipeline loads. --init-pipeline goes on from such a
+folder, also after the adapters were trained again: --init-checkpoint then names the model it was trained
+with, and the new embeddings are carried into the old projection before the first step.
 """
 
 from __future__ import annotations
@@ -22,16 +24,10 @@ import argparse
 import dataclasses
 import json
 import logging
-import math
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
@@ -42,44 +38,21 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fusemix.adapters import FusionModel
+from fusemix.autoencoder import ReconstructionLoss, picture_batch
 from fusemix.conditioner import Conditioner, space_identity
+from fusemix.encoders import load_encoder
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.generate import Generator
+from fusemix.latents import MANIFEST_NAME, LatentStore, extract
+from fusemix.loop import Loop, Report, Stopped
 from fusemix.pairs import PairTable
+from fusemix.unclip import new_autoencoder, new_unet, patch_components, read_small_parts, save_small_pipeline
+from fusemix.unclip_training import Conditions, DenoisingLoss, UnclipConfig, carry_projection, spread_conditions
 
 MODALITIES = ("image", "text", "audio")
-PERCEPTUAL_SIDE = 112  # pixels at which the frozen encoder looks at a reconstruction
-EMA_EVERY = 2  # steps; every one would cost a tenth of a small step
-PERCEPTUAL_BLOCKS = (2, 4, 10, 15)  # of EfficientNet-lite0's 16: strides 4, 8, 16, 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnclipConfig:
-    """Everything that changes a run; saved as ``train_config.json`` in the pipeline folder."""
-
-    side: int = 64  # pixels
-    latent_channels: int = 12
-    vae_width: int = 48  # channels of the decoder
-    vae_blocks: tuple[int, ...] = (2, 2, 1, 0)  # residual blocks of the decoder at 1/8, 1/4, 1/2 and full size
-    vae_steps: int = 3000
-    vae_batch_size: int = 8
-    vae_learning_rate: float = 2e-3
-    vae_noise_std: float = 0.05  # on the latents, whose first component has standard deviation 1
-    perceptual_weight: float = 0.3
-    perceptual_fraction: float = 0.5  # of the steps, the last ones
-    unet_channels: tuple[int, ...] = (96, 192)
-    unet_steps: int = 8000
-    unet_batch_size: int = 32
-    unet_learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    ema_decay: float = 0.999  # of the UNet; the autoencoder's is 0.995
-    embedding_dropout: float = 0.1
-    clean_fraction: float = 0.5  # of examples whose embedding carries no noise
-    max_noise_level: int = 600  # of 1000
-    image_fraction: float = 0.5  # of examples conditioned on the picture's own embedding
-    audio_fraction: float = 0.2  # on a sound's, where the picture has one; the rest on a caption's
-    seed: int = 0
+CARRIED = 3000  # pictures encoded again to carry a UNet into another space
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -96,6 +69,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run = parser.add_argument_group("run")
     run.add_argument("--out", required=True, type=Path, help="folder of the pipeline")
     run.add_argument("--work", type=Path, default=Path("runs/unclip"), help="caches and resumable state")
+    run.add_argument("--init-pipeline", type=Path, help="a folder of this script: begin with its two networks")
+    run.add_argument("--init-checkpoint", help="FusionModel that --init-pipeline was trained with, if another one")
     run.add_argument("--until", choices=("vae", "unet"), default="unet", help="stop after this stage")
     run.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     run.add_argument("--sample-every", type=int, default=1000, help="steps between sample grids in --work")
@@ -141,9 +116,12 @@ def run(args: argparse.Namespace, config: UnclipConfig, console: Console) -> int
     if args.until == "vae":
         return 0
     latents = encode_pictures(vae, pictures, args, console)
-    conditions = load_conditions(tables, names, args, console)
-    unet = train_unet(latents, conditions, vae, config, args, console)
-    save(unet, vae, latents, conditions, config, args, n_pictures=len(pictures))
+    model = FusionModel.from_pretrained(args.checkpoint)
+    conditions = load_conditions(tables, names, model, args, console)
+    paths = [path for part in names for path in part]
+    trained = Trained(vae, latents, conditions, latent_scale(latents, args), config, args)
+    unet = train_unet(trained, paths, console)
+    trained.save(unet, args.out)
     console.print(f"{args.out}: {sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.1f} MB")
     return 0
 
@@ -191,80 +169,49 @@ def square(path: str, side: int) -> Image.Image:
 def train_autoencoder(
     pictures: np.ndarray, config: UnclipConfig, args: argparse.Namespace, console: Console
 ) -> nn.Module:
-    """Closed-form encoder, trained decoder; returns the averaged weights, in evaluation mode.
-
-    Errors are measured in orthonormal opponent colours. Training an AutoencoderKL end to end for
-    4,700 steps left red against green 36 % explained (L1 learns grey first); patch components
-    hold 70 % of it before the first step.
-    """
-    from fusemix.generate import new_autoencoder, patch_components
+    """Closed-form encoder, trained decoder; returns the averaged weights, in evaluation mode."""
 
     def create() -> nn.Module:
+        if args.init_pipeline is not None:
+            vae = read_small_parts(args.init_pipeline)[1]
+            vae.encoder.requires_grad_(False)
+            return vae
         vae = new_autoencoder(config.latent_channels, config.vae_width, config.vae_blocks)
         patch_components(vae, np.asarray(pictures[:: max(1, len(pictures) // 1000)]))
         return vae
 
-    torch.manual_seed(config.seed)
-    perceptual = Perceptual(args.device)
-    opponent = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]], device=args.device)
-    opponent = opponent / opponent.norm(dim=1, keepdim=True)
+    reconstruction = ReconstructionLoss(
+        args.device, noise_std=config.vae_noise_std, perceptual_weight=config.perceptual_weight
+    )
 
     def loss(vae: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
         x = picture_batch(pictures, rng, config.vae_batch_size).to(args.device)
-        z = vae.encode(x).latents
-        y = vae.decode(z + config.vae_noise_std * torch.randn_like(z)).sample
-        error = torch.einsum("ij,bjhw->bihw", opponent, y - x)
-        total = error.pow(2).sum(1).mean() + 0.5 * error.abs().sum(1).mean()
-        if step >= (1 - config.perceptual_fraction) * config.vae_steps:
-            half = len(x) // 2
-            total = total + config.perceptual_weight * perceptual(y[:half], x[:half])
-        return total
+        return reconstruction(vae, x, perceptual=step >= (1 - config.perceptual_fraction) * config.vae_steps)
 
-    def sample(vae: nn.Module, path: Path) -> None:
+    def sample(vae: Any, path: Path) -> None:
         x = picture_batch(pictures, np.random.default_rng(1), 32).to(args.device)
         with torch.no_grad():
             grid(torch.cat([x, vae.decode(vae.encode(x).latents).sample]), path)
 
-    loop = Loop("vae", config.vae_steps, config.vae_learning_rate, 0.995, config, args, console)
-    return loop.train(create, loss, sample)
+    loop = loop_of("vae", config, args)
+    with reported(console, "autoencoder") as report:
+        return loop.train(create, loss, report=report, sample=sample)
 
 
-def picture_batch(pictures: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
-    """Random pictures, half of them mirrored, as (B, 3, S, S) in [-1, 1]."""
-    batch = torch.from_numpy(np.ascontiguousarray(pictures[np.sort(rng.integers(0, len(pictures), size))]))
-    x = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
-    mirrored = torch.from_numpy(rng.random(size) < 0.5)
-    x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-class Perceptual:
-    """Distance between pictures in the frozen image encoder's features, each layer scaled to its own size."""
-
-    def __init__(self, device: str) -> None:
-        from fusemix.encoders import load_encoder
-
-        self.network = load_encoder("efficientnet-lite0", device=device)._network.to(  # type: ignore[attr-defined]
-            memory_format=torch.channels_last
-        )
-
-    def features(self, x: Tensor) -> list[Tensor]:  # (B, 3, S, S) in [-1, 1]
-        """Feature maps of four strides, and the pooled latent."""
-        x = F.interpolate(x, size=(PERCEPTUAL_SIDE, PERCEPTUAL_SIDE), mode="bilinear", align_corners=False)
-        net, out = self.network, []
-        x = net._swish(net._bn0(net._conv_stem((x * 127.5 + 0.5) / 128)))
-        for i, block in enumerate(net._blocks):
-            x = block(x)
-            if i in PERCEPTUAL_BLOCKS:
-                out.append(x)
-        return [*out, net._swish(net._bn1(net._conv_head(x))).mean((2, 3))]
-
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        """Scalar: mean over layers of ``|f(y) - f(x)|^2 / |f(x)|^2``."""
-        with torch.no_grad():
-            wanted = self.features(x)
-        parts = [(a - b).pow(2).mean() / b.pow(2).mean() for a, b in zip(self.features(y), wanted, strict=True)]
-        return torch.stack(parts).mean()
+def loop_of(name: str, config: UnclipConfig, args: argparse.Namespace) -> Loop:
+    """The loop of the ``vae`` or of the ``unet``."""
+    return Loop(
+        name=name,
+        work=args.work,
+        steps=getattr(config, f"{name}_steps"),
+        learning_rate=getattr(config, f"{name}_learning_rate"),
+        ema_decay=config.ema_decay if name == "unet" else 0.995,
+        warmup_steps=config.warmup_steps,
+        seed=config.seed,
+        save_every=args.save_every,
+        sample_every=args.sample_every,
+        device=args.device,
+    )
 
 
 @torch.no_grad()
@@ -290,45 +237,10 @@ def encode_pictures(vae: nn.Module, pictures: np.ndarray, args: argparse.Namespa
 # ---- conditions -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Shared-space embeddings, unit length, and which belong to which picture.
-
-    Attributes:
-        image: (N, D), one per picture.
-        text: (M, D) of the captions; ``text_of[i]`` are the rows of picture i.
-        audio: (L, D) of the sounds; ``audio_of[i]`` are the rows of picture i.
-    """
-
-    image: np.ndarray
-    text: np.ndarray
-    audio: np.ndarray
-    text_of: list[np.ndarray]
-    audio_of: list[np.ndarray]
-    identity: str  # of the shared space
-
-    def draw(self, rows: np.ndarray, rng: np.random.Generator, config: UnclipConfig) -> Tensor:
-        """One embedding for each picture of ``rows``, of a random modality: (B, D)."""
-        out = self.image[rows].copy()
-        dice = rng.random(len(rows))
-        for i, row in enumerate(rows):
-            captions, sounds = self.text_of[row], self.audio_of[row]
-            if dice[i] < config.image_fraction:
-                continue
-            if len(sounds) and (dice[i] < config.image_fraction + config.audio_fraction or not len(captions)):
-                out[i] = self.audio[rng.choice(sounds)]
-            elif len(captions):
-                out[i] = self.text[rng.choice(captions)]
-        return torch.from_numpy(out)
-
-
 def load_conditions(
-    tables: list[PairTable], names: list[list[str]], args: argparse.Namespace, console: Console
+    tables: list[PairTable], names: list[list[str]], model: FusionModel, args: argparse.Namespace, console: Console
 ) -> Conditions:
     """Encode and embed pictures, captions and sounds; latents come from --latents where they exist."""
-    from fusemix.adapters import FusionModel
-
-    model = FusionModel.from_pretrained(args.checkpoint)
     found: dict[str, list[np.ndarray]] = {m: [] for m in MODALITIES}
     belongs: dict[str, list[np.ndarray]] = {"text": [], "audio": []}
     for table, paths in zip(tables, names, strict=True):
@@ -355,12 +267,9 @@ def load_conditions(
 
 
 def embed_column(
-    table: PairTable, column: str, model: nn.Module, args: argparse.Namespace, console: Console
+    table: PairTable, column: str, model: FusionModel, args: argparse.Namespace, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (n, D) of the training items of a column, and their groups (n,)."""
-    from fusemix.encoders import load_encoder
-    from fusemix.latents import LatentStore, extract
-
     empty = np.empty((0, model.config.embed_dim), np.float32), np.empty(0, np.int64)
     if column not in model.config.latent_dims or column not in table.frame.columns:
         return empty
@@ -379,16 +288,13 @@ def embed_column(
                 table, column, encoder, folder, split=args.split, skip_errors=column != "image",
                 report=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
-    assert isinstance(store, LatentStore)
     rows = store.rows[store.rows["split"] == args.split].drop_duplicates("item")
     latents = store.read(rows["item"].to_numpy())
     return model.embed(column, latents).numpy(), rows["group"].to_numpy()
 
 
-def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[str, object]) -> object | None:
+def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[str, object]) -> LatentStore | None:
     """A finished latent store of this table, column and encoder somewhere below ``root``."""
-    from fusemix.latents import MANIFEST_NAME, LatentStore
-
     for path in sorted(root.rglob(MANIFEST_NAME)) if root else []:
         manifest = read_json(path)
         same = manifest.get("table") == table.fingerprint and manifest.get("column") == column
@@ -401,27 +307,60 @@ def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[s
 # ---- UNet -------------------------------------------------------------------------------------
 
 
-def train_unet(
-    latents: np.ndarray,
-    conditions: Conditions,
-    vae: nn.Module,
-    config: UnclipConfig,
-    args: argparse.Namespace,
-    console: Console,
-) -> nn.Module:
-    """v-prediction, every noise level alike; returns the averaged weights, in evaluation mode.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What the UNet's stage needs of the earlier ones, and how the whole is saved.
 
-    Min-SNR weights were left out: they all but silence the noisiest steps, and those decide what
-    the picture is of when guidance starts from pure noise.
+    Attributes:
+        vae: Trained.
+        latents: (2, N, C, s, s), raw scale.
+        conditions: Of the same N pictures.
+        scale: The UNet sees the latents times this.
+        config: Of the run.
+        args: The command line.
     """
-    from fusemix.generate import new_noising_scheduler, new_scheduler, new_unet, noised_class_labels
 
-    mean, std = embedding_statistics(conditions)
-    scale = 1.0 / float(latents.std())
-    alphas = new_scheduler().alphas_cumprod.clone()
-    noising = new_noising_scheduler()
+    vae: nn.Module
+    latents: np.ndarray
+    conditions: Conditions
+    scale: float
+    config: UnclipConfig
+    args: argparse.Namespace
 
-    def adapt(state: dict[str, Any]) -> None:
+    def save(self, unet: nn.Module, folder: Path) -> None:
+        """Write the pipeline folder with its conditioner, training configuration and card."""
+        mean, std = self.conditions.statistics()
+        width = mean.shape[1]
+        notes = {"text": "trained in: a random modality's embedding at every step", "audio": "trained in, likewise"}
+        conditioner = Conditioner(
+            {}, embed_dim=width, image_embeds_dim=width, space=self.conditions.identity, notes=notes
+        )
+        save_small_pipeline(folder, unet, self.vae, mean, std, scaling_factor=self.scale, conditioner=conditioner)
+        sources = {
+            "pictures": len(self.conditions.image),
+            "captions": len(self.conditions.text),
+            "sounds": len(self.conditions.audio),
+        }
+        state = torch.load(self.args.work / "unet.pt", map_location="cpu", weights_only=True, mmap=True)
+        record = {**dataclasses.asdict(self.config), "trained_unet_steps": int(state["step"]), "data": sources}
+        if self.args.init_pipeline is not None:
+            record["begun_from"] = state["begun_from"]
+        write_json(folder / "train_config.json", record)
+        (folder / "README.md").write_text(card(record), encoding="utf-8")
+
+
+def latent_scale(latents: np.ndarray, args: argparse.Namespace) -> float:
+    """What the latents are multiplied by: the first pipeline's, else 1 / standard deviation."""
+    if args.init_pipeline is not None:
+        return float(read_small_parts(args.init_pipeline)[1].config.scaling_factor)
+    return 1.0 / float(latents.std())
+
+
+def train_unet(trained: Trained, paths: list[str], console: Console) -> nn.Module:
+    """Train, or go on from --init-pipeline; returns the averaged weights, in evaluation mode."""
+    conditions, config, args = trained.conditions, trained.config, trained.args
+
+    def check(state: dict[str, Any]) -> None:
         if state["identity"] == conditions.identity:
             return
         old = np.load(args.work / f"embeddings-{state['identity'][:12]}.npy")
@@ -432,68 +371,69 @@ def train_unet(
         )
 
     def create() -> nn.Module:
-        unet = new_unet(latents.shape[-1], config.latent_channels, config.unet_channels, conditions.image.shape[1])
+        if args.init_pipeline is not None:
+            return first_unet(trained, paths, console)
+        side, width = trained.latents.shape[-1], conditions.image.shape[1]
+        unet = new_unet(side, config.latent_channels, config.unet_channels, width)
         spread_conditions(unet, conditions)
         return unet
 
-    def loss(unet: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        rows = rng.integers(0, latents.shape[1], config.unet_batch_size)
-        x = torch.from_numpy(latents[rng.integers(0, 2, len(rows)), rows]) * scale
-        labels = noised_class_labels(
-            conditions.draw(rows, rng, config), draw_noise_levels(rng, len(rows), config), mean, std, noising
-        )
-        labels[torch.from_numpy(rng.random(len(rows)) < config.embedding_dropout)] = 0.0
-        t = torch.from_numpy(rng.integers(0, len(alphas), len(rows)))
-        a = alphas[t][:, None, None, None].float()
-        noise = torch.randn_like(x)
-        noisy, wanted = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
-        prompt = torch.zeros(len(rows), 1, unet.config.cross_attention_dim)
-        noisy, t, prompt, labels, wanted = (v.to(args.device) for v in (noisy, t, prompt, labels, wanted))
-        v = unet(noisy.contiguous(memory_format=torch.channels_last), t, prompt, class_labels=labels).sample
-        return F.mse_loss(v, wanted)
-
     def sample(unet: nn.Module, path: Path) -> None:
-        save(unet, vae, latents, conditions, config, args, n_pictures=latents.shape[1])
-        sample_grid(args.out, conditions, path)
+        trained.save(unet, args.work / "pipeline")
+        sample_grid(args.work / "pipeline", conditions, path)
 
-    loop = Loop("unet", config.unet_steps, config.unet_learning_rate, config.ema_decay, config, args, console)
-    return loop.train(create, loss, sample, adapt=adapt, extra={"identity": conditions.identity})
-
-
-def embedding_statistics(conditions: Conditions) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the pictures' embeddings, (1, D) each: the normaliser's numbers."""
-    image = torch.from_numpy(conditions.image)
-    return image.mean(0, keepdim=True), image.std(0, keepdim=True)
+    loss = DenoisingLoss(trained.latents, conditions, config, scale=trained.scale, device=args.device)
+    extra: dict[str, Any] = {"identity": conditions.identity}
+    if args.init_pipeline is not None:
+        extra["begun_from"] = history_of(args.init_pipeline)
+    with reported(console, "unet") as report:
+        return loop_of("unet", config, args).train(create, loss, report=report, sample=sample, check=check, extra=extra)
 
 
-def draw_noise_levels(rng: np.random.Generator, size: int, config: UnclipConfig) -> Tensor:
-    """Noise levels (B,), int64: 0 for a share of the examples, else squeezed towards small ones."""
-    levels = (rng.random(size) ** 2 * (config.max_noise_level + 1)).astype(np.int64)
-    return torch.from_numpy(np.where(rng.random(size) < config.clean_fraction, 0, levels))
+def history_of(folder: Path) -> list[dict[str, int]]:
+    """The trainings that a pipeline folder has behind it: steps and pictures a step."""
+    record = read_json(folder / "train_config.json")
+    now = {"unet_steps": record["trained_unet_steps"], "unet_batch_size": record["unet_batch_size"]}
+    return [*record.get("begun_from", []), now]
 
 
-def spread_conditions(unet: nn.Module, conditions: Conditions) -> None:
-    """Start the class projection on whitened embeddings, so that the condition is heard from the first step.
+def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Module:
+    """The UNet of --init-pipeline, carried into the new space if that is another one."""
+    args, conditions = trained.args, trained.conditions
+    unet = read_small_parts(args.init_pipeline)[0]
+    if tuple(unet.config.block_out_channels) != trained.config.unet_channels:
+        raise ValueError(
+            f"The UNet of {args.init_pipeline} has channels {tuple(unet.config.block_out_channels)}, "
+            f"asked for are {trained.config.unet_channels}; set --unet-channels."
+        )
+    space = Conditioner.load(args.init_pipeline).space
+    if space == conditions.identity:
+        return unet
+    if args.init_checkpoint is None:
+        raise ValueError(
+            f"{args.init_pipeline} was trained on another checkpoint's embeddings; name that one by --init-checkpoint."
+        )
+    model = FusionModel.from_pretrained(args.init_checkpoint)
+    if space_identity(model) != space:
+        raise ValueError(f"{args.init_pipeline} was not trained with {args.init_checkpoint}.")
+    rows = np.linspace(0, len(paths) - 1, min(CARRIED, len(paths))).round().astype(int)
+    console.print(f"carrying the projection over by {len(rows):,} pictures", highlight=False)
+    carry_projection(unet, embed_again(model, [paths[i] for i in rows]), torch.from_numpy(conditions.image[rows]))
+    return unet
 
-    Unit-length embeddings have tiny values beside the timestep half of the class labels; the
-    first layer's columns are multiplied by their regularised inverse square-root covariance.
-    """
-    x = torch.from_numpy(conditions.image).double()
-    covariance = torch.cov(x.T)
-    values, vectors = torch.linalg.eigh(covariance)
-    whiten = vectors @ torch.diag((values + 0.1 * values.mean()).rsqrt()) @ vectors.T
-    layer = unet.class_embedding.linear_1
-    width = x.shape[1]
-    with torch.no_grad():
-        columns = layer.weight[:, :width] @ whiten.float()
-        layer.bias -= columns @ x.mean(0).float()
-        layer.weight[:, :width] = columns
+
+def embed_again(model: FusionModel, paths: list[str]) -> Tensor:
+    """Embeddings (N, D) of pictures by an earlier model."""
+    wanted = model.config.encoders["image"]
+    encoder = load_encoder(wanted["name"])
+    info = encoder.info()
+    if any(info.get(key) != wanted.get(key) for key in ("revision", "fingerprint")):
+        raise ValueError(f"--init-checkpoint needs the image encoder {wanted}, but this version has {info}.")
+    return model.embed("image", encoder.encode(paths))
 
 
 def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
     """Pictures made from the first training embeddings of each modality: one row a modality."""
-    from fusemix.generate import Generator
-
     generator = Generator.from_pretrained(folder)
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(conditions.image))[:10]
@@ -513,181 +453,7 @@ def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
 # ---- the loop both networks share -------------------------------------------------------------
 
 
-class Stopped(Exception):
-    """Raised once the state is saved after SIGTERM or SIGINT."""
-
-
-class Loop:
-    """Steps with a state on disk: the network, its average, the optimizer; each step seeded by its number."""
-
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        learning_rate: float,
-        ema_decay: float,
-        config: UnclipConfig,
-        args: argparse.Namespace,
-        console: Console,
-    ) -> None:
-        self.name, self.steps, self.learning_rate, self.ema_decay = name, steps, learning_rate, ema_decay
-        self.config, self.args, self.console = config, args, console
-        self.path = args.work / f"{name}.pt"
-
-    def train(
-        self,
-        create: Callable[[], nn.Module],
-        loss_of: Callable[[nn.Module, int, np.random.Generator], Tensor],
-        sample: Callable[[nn.Module, Path], None],
-        *,
-        adapt: Callable[[dict[str, Any]], None] | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> nn.Module:
-        """Train from the saved step to the last; returns the averaged network.
-
-        Args:
-            create: Makes the untrained network.
-            loss_of: (network, step, random numbers of that step) -> scalar loss.
-            sample: Called now and then with the averaged network and the path of a picture to write.
-            adapt: May change the saved state before it is loaded.
-            extra: Kept in the state.
-        """
-        torch.manual_seed(self.config.seed)
-        network = create().to(self.args.device, memory_format=torch.channels_last).train()
-        average = deepcopy(network).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        done = self._load(network, average, optimizer, adapt)
-        log: list[float] = []
-        with stop_signal() as stopped, bar(self.console) as progress:
-            task = progress.add_task(self.name, total=self.steps, completed=done, note="")
-            for step in range(done, self.steps):
-                log.append(self._step(step, network, average, optimizer, loss_of))
-                last = step + 1 == self.steps
-                note = f"loss {np.mean(log[-100:]):.4f}"
-                progress.update(task, completed=step + 1, note=note)
-                if (step + 1) % self.args.save_every == 0 or last or stopped():
-                    self._save(step + 1, network, average, optimizer, extra or {})
-                    with open(self.args.work / f"{self.name}.log", "a") as handle:
-                        handle.write(f"{time.time():.0f} {step + 1} {np.mean(log):.5f}\n")
-                    log = log[-100:]
-                if stopped():
-                    raise Stopped(f"{self.name} saved at step {step + 1:,} of {self.steps:,}")
-                if (step + 1) % self.args.sample_every == 0 or last:
-                    sample(average, self.args.work / f"{self.name}-{step + 1:06d}.png")
-        return average
-
-    def _step(
-        self,
-        step: int,
-        network: nn.Module,
-        average: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss_of: Callable[[nn.Module, int, np.random.Generator], Tensor],
-    ) -> float:
-        torch.manual_seed(self.config.seed * 1_000_003 + step)
-        loss = loss_of(network, step, np.random.default_rng((self.config.seed, step)))
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"The {self.name} loss is not finite at step {step}; lower its learning rate.")
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        decay = min(self.ema_decay, (1 + step) / (10 + step))
-        if step % EMA_EVERY == EMA_EVERY - 1:
-            old, new = list(average.parameters()), list(network.parameters())
-            torch._foreach_lerp_(old, new, 1 - decay**EMA_EVERY)
-        return loss.item()
-
-    def rate(self, step: int) -> float:
-        """Warm-up, then a cosine to a tenth."""
-        warm = min(1.0, (step + 1) / min(self.config.warmup_steps, max(1, self.steps // 5)))
-        return self.learning_rate * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * step / self.steps)) / 2)
-
-    def _load(
-        self,
-        network: nn.Module,
-        average: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        adapt: Callable[[dict[str, Any]], None] | None,
-    ) -> int:
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, map_location=self.args.device, weights_only=True)
-        if adapt is not None:
-            adapt(state)
-        try:
-            network.load_state_dict(state["network"])
-            average.load_state_dict(state["average"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.path} belongs to a network of other sizes; choose another --work folder or the same flags."
-            ) from error
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-
-    def _save(
-        self,
-        step: int,
-        network: nn.Module,
-        average: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        extra: dict[str, Any],
-    ) -> None:
-        state = extra | {
-            "step": step,
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        write_atomic(self.path, lambda temporary: torch.save(state, temporary))
-
-
-@contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT set a flag instead of ending the process."""
-    caught: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
-
-
 # ---- output -----------------------------------------------------------------------------------
-
-
-def save(
-    unet: nn.Module,
-    vae: nn.Module,
-    latents: np.ndarray,
-    conditions: Conditions,
-    config: UnclipConfig,
-    args: argparse.Namespace,
-    *,
-    n_pictures: int,
-) -> None:
-    """Write the pipeline folder with its conditioner, training configuration and card."""
-    from fusemix.generate import save_small_pipeline
-
-    mean, std = embedding_statistics(conditions)
-    width = mean.shape[1]
-    notes = {"text": "trained in: a random modality's embedding at every step", "audio": "trained in, likewise"}
-    conditioner = Conditioner({}, embed_dim=width, image_embeds_dim=width, space=conditions.identity, notes=notes)
-    save_small_pipeline(
-        args.out, unet, vae, mean, std, scaling_factor=1.0 / float(latents.std()), conditioner=conditioner
-    )
-    sources = {"pictures": n_pictures, "captions": len(conditions.text), "sounds": len(conditions.audio)}
-    state = torch.load(args.work / "unet.pt", map_location="cpu", weights_only=True, mmap=True)
-    record = {**dataclasses.asdict(config), "trained_unet_steps": int(state["step"]), "data": sources}
-    write_json(args.out / "train_config.json", record)
-    (args.out / "README.md").write_text(card(record), encoding="utf-8")
 
 
 def card(record: dict[str, Any]) -> str:
@@ -759,6 +525,14 @@ def bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+@contextmanager
+def reported(console: Console, name: str) -> Iterator[Report]:
+    """A progress bar as a function of steps done, steps in all and a note."""
+    with bar(console) as progress:
+        task = progress.add_task(name, total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 
 
 def tracked(progress: Progress, items: range, description: str) -> Iterable[int]:

@@ -15,16 +15,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from fusemix.adapters import FusionModel
 from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge, space_identity
 from fusemix.config import ModelConfig
-from fusemix.generate import (
-    SCHEDULERS,
-    Cancelled,
-    Generator,
-    blend_weights,
+from fusemix.generate import Generator, blend_weights, rank_images
+from fusemix.sampling import SCHEDULERS, Cancelled, Watch, start_late
+from fusemix.unclip import (
     new_autoencoder,
     new_noising_scheduler,
     new_unet,
     noised_class_labels,
-    rank_images,
     save_small_pipeline,
     small_pipeline,
 )
@@ -240,8 +237,6 @@ def test_the_last_preview_is_the_picture():
 
 def test_the_preview_is_the_picture_the_step_points_at():
     """On a line x_t = a x0 + s eps both unknowns follow from two points: here x0 is known."""
-    from fusemix.generate import _Watch
-
     generator = Generator(tiny_small_pipeline(8))
     scheduler = generator.pipeline.scheduler
     scheduler.set_timesteps(5)
@@ -250,10 +245,40 @@ def test_the_preview_is_the_picture_the_step_points_at():
         scheduler.alphas_cumprod[t].sqrt() * clean + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise
         for t in scheduler.timesteps
     ]
-    watch = _Watch(generator, points[0], 5, lambda *_: False)
+    watch = Watch(generator, points[0], 5, lambda *_: False)
     for i in (1, 2, 3):
         assert torch.allclose(watch.clean(points[i]), clean, atol=1e-3)
         watch(i - 1, scheduler.timesteps[i - 1], points[i])
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_a_start_is_kept_the_more_the_less_is_drawn_over_it(name):
+    generator = Generator(tiny_small_pipeline(8))
+    start = Image.new("RGB", (32, 32), "red")
+    kept = pixels(generator.decode(generator.encode(start))[0])
+    seen: list[int] = []
+    little, much = (
+        generator.generate(
+            embedding(8),
+            steps=20,
+            scheduler=name,
+            start=start,
+            strength=strength,
+            on_step=lambda i, n, p: seen.append(n),
+        )[0]
+        for strength in (0.1, 1.0)
+    )
+    assert set(seen) == {2, 20}  # the steps that are taken
+    assert np.abs(pixels(little) - kept).mean() < np.abs(pixels(much) - kept).mean()
+
+
+def test_a_late_start_begins_with_the_noised_latents():
+    scheduler = Generator(tiny_small_pipeline(8)).pipeline.scheduler
+    clean, noise = torch.randn(1, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    begun = start_late(scheduler, clean, noise, 10, 4)
+    assert scheduler.timesteps.tolist() == [399, 299, 199, 99]
+    a = scheduler.alphas_cumprod[399]
+    assert torch.allclose(begun, a.sqrt() * clean + (1 - a).sqrt() * noise, atol=1e-6)
 
 
 def test_on_step_can_stop_the_drawing():
@@ -273,6 +298,7 @@ def test_on_step_can_stop_the_drawing():
         ({"guidance": float("nan")}, "guidance must be 1 to 100"),
         ({"scheduler": "heun"}, "No scheduler is called 'heun'"),
         ({"prompt": "a dog"}, "no text encoder"),
+        ({"start": Image.new("RGB", (4, 4)), "strength": 0.0}, "strength must be above 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong, message):
@@ -354,7 +380,7 @@ def test_cosine_only_changes_the_length():
     assert torch.allclose(conditioner("text", source), 3 * source / source.norm(dim=1, keepdim=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mean_shift", "moments", "covariance", "ridge", "mlp"])
+@pytest.mark.parametrize("kind", ["mean_shift", "moments", "covariance", "ridge", "mlp", "fusemix"])
 def test_bridges_bring_the_clouds_together(kind):
     source, target = clouds()
     made = fit_bridge(kind, source, target)(source)

@@ -1,28 +1,65 @@
 """The "Sound to picture" tab, driven as plain functions by a fake service and a tiny decoder."""
 
+import re
+import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from demo.generate_tab import DEFAULT_DECODER, Request, Studio, build_generate_tab, heard_html, pages, request_of
-from fusemix.generate import Generator, new_autoencoder, new_unet, small_pipeline
+from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
+from demo.studio import DEFAULT_DECODER, Request, Studio
+from fusemix.generate import Generator
 from fusemix.index import Hit
-from fusemix.media import MediaError
+from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+DOG = str(ROOT / "demo/examples/spoken-dog.mp3")
+APPLE = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-apple-red.*"))
+
+
+class BrightnessEncoder:
+    """A picture's latent is its mean."""
+
+    def encode(self, images):
+        return np.array([[np.asarray(image).mean() / 255] for image in images], dtype=np.float32)
+
+
+class BrightnessModel:
+    """The darker, the nearer to the first axis, which stands for sounds."""
+
+    def embed(self, modality, latents):
+        angle = torch.from_numpy(latents)[:, 0]
+        rows = torch.zeros(len(latents), 8)
+        rows[:, 0], rows[:, 3] = torch.cos(angle), torch.sin(angle)
+        return rows
+
+
+class FakeIndex:
+    """One picture, found by everything."""
+
+    def search(self, modality, queries, *, top_k):
+        return [[Hit("image", {"title": "Apple"}, 0.9, 1)]]
+
+    def path_of(self, item):
+        return APPLE
 
 
 class FakeService:
     """Embeds anything as a fixed unit vector and hears two captions in every sound."""
 
     def __init__(self) -> None:
-        self.retriever = SimpleNamespace(embed=self.embed, model=None)
+        self.retriever = SimpleNamespace(
+            embed=self.embed, model=BrightnessModel(), encoders={"image": BrightnessEncoder()}, index=FakeIndex()
+        )
 
     def embed(self, **query):
         ((modality, value),) = query.items()
-        if value == "silent.wav":
-            raise MediaError("The sound is silent; check the microphone and record it again.")
         return np.eye(8, dtype=np.float32)[{"audio": 0, "text": 1, "image": 2}[modality]]
 
     def transcribe(self, audio):
@@ -45,11 +82,11 @@ def studio():
 
 
 def test_drawing_shows_every_step_and_ends_with_the_pictures(studio):
-    frames = list(studio.draw(Request(audio="dog.wav", steps=3, n_images=2)))
+    frames = list(studio.draw(Request(audio=DOG, steps=3, n_images=2)))
     assert [frame.done for frame in frames] == [False, False, False, True]
     assert frames[0].sentence.startswith("Step 1 of 3")
     assert len(frames[-1].images) == 2
-    assert frames[-1].images[0].size == (320, 320)
+    assert frames[-1].images[0][0].size == (320, 320)
 
 
 def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
@@ -65,16 +102,14 @@ def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
     drawing = studio.draw(Request(text="a dog", steps=1000))
     next(drawing)
     drawing.close()
-    import threading
-
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon and "_work" in thread.name:
+        if thread is not threading.current_thread() and thread.daemon and "work" in thread.name:
             thread.join(20)
     assert not finished
 
 
 def test_the_page_shows_what_was_heard_with_markup_made_harmless(studio):
-    *_, (heard, sentence, images) = pages(studio, Request(audio="dog.wav", steps=1))
+    *_, (heard, sentence, images) = pages(studio, Request(audio=DOG, steps=1))
     assert "a &lt;b&gt;dog&lt;/b&gt; <small>0.50</small>" in heard
     assert "“a &lt;i&gt;dog&lt;/i&gt; barks”" in heard
     assert sentence.startswith("1 picture in")
@@ -86,14 +121,87 @@ def test_the_page_shows_what_was_heard_with_markup_made_harmless(studio):
     [
         (Request(), "Record or drop a sound first"),
         (Request(text="  "), "Record or drop a sound first"),
-        (Request(audio="silent.wav"), "The sound is silent"),
+        (Request(audio="gone.wav"), "gone.wav"),
         (Request(text="a dog", steps=0), "steps must be 1 to 1000"),
-        (Request(text="a dog", audio="dog.wav", share=7.0), "must be 0 to 1"),
+        (Request(text="a dog", audio=DOG, share=7.0), "must be 0 to 1"),
     ],
 )
 def test_failures_are_one_sentence(studio, request_, message):
     with pytest.raises(gr.Error, match=message):
         list(pages(studio, request_))
+
+
+def test_an_hour_of_silence_noise_and_a_chord_end_in_a_picture_or_a_sentence(studio, tmp_path):
+    time = np.arange(16000 * 2) / 16000
+    sounds = {
+        "silence": np.zeros(32000),
+        "noise": np.random.default_rng(0).normal(0, 0.3, 32000).clip(-1, 1),
+        "music": 0.2 * sum(np.sin(2 * np.pi * f * time) for f in (220, 277, 330)),
+    }
+    for name, samples in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
+    soundfile.write(tmp_path / "hour.ogg", np.tile(sounds["noise"][:1000], 3600), 1000)
+    for name in ("noise", "music"):
+        *_, (heard, _, images) = pages(studio, Request(audio=str(tmp_path / f"{name}.wav"), steps=1))
+        assert "hears these 2.0 seconds" in heard
+        assert len(images) == 1
+    with pytest.raises(gr.Error, match="silent"):
+        list(pages(studio, Request(audio=str(tmp_path / "silence.wav"))))
+    with pytest.raises(gr.Error, match="10 minutes|600|minutes"):
+        list(pages(studio, Request(audio=str(tmp_path / "hour.ogg"))))
+
+
+def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
+    everything = list(studio.draw(Request(audio=DOG, steps=2, n_images=6)))[-1].images
+    chosen = list(studio.draw(Request(audio=DOG, steps=2, n_images=2, candidates=6)))[-1]
+    darkest = sorted(np.asarray(image).mean() for image, _ in everything)[:2]
+    assert [np.asarray(image).mean() for image, _ in chosen.images] == pytest.approx(darkest, abs=0.5)
+    assert "nearest of 6 drawn, chosen by the same image encoder" in chosen.sentence
+    assert chosen.images[0][1].startswith("similarity ")
+
+
+def test_a_drawing_can_begin_from_the_gallery_and_says_so(studio):
+    last = list(studio.draw(Request(text="apple", steps=10, from_gallery=True, strength=0.2)))
+    assert len(last) == 3  # two of ten steps, and the end
+    assert "Begun from the gallery's picture “Apple”" in last[-1].sentence
+
+
+def test_a_visitors_stop_ends_only_that_visitors_drawing(studio):
+    mine, theirs = (studio.draw(Request(text="a dog", steps=200), visitor) for visitor in ("me", "them"))
+    next(mine), next(theirs)
+    studio.stop("me")
+    studio.stop("nobody")
+    sentences = [frame.sentence for frame in mine]
+    assert sentences[-1] == "Stopped."
+    assert len(sentences) < 100
+    assert next(theirs).sentence.startswith("Step")
+    theirs.close()
+    assert not studio._stops
+
+
+def test_the_bar_and_the_waveform_show_what_is_measured(studio, tmp_path):
+    soundfile.write(tmp_path / "half.wav", np.r_[np.zeros(8000), np.full(8000, 0.5)], 16000)
+    bars = [float(b) for b in re.findall(r'height="([\d.]+)" rx', waveform_html(str(tmp_path / "half.wav")))]
+    assert len(bars) == 60
+    assert bars[10] == 1.0
+    assert bars[-10] == pytest.approx(38, abs=1)
+    frames = list(pages(studio, Request(text="a dog", steps=4)))
+    assert 'value="0.500"' in frames[2][1]
+    assert "<progress" not in frames[-1][1]
+
+
+def test_without_zerogpu_the_handler_is_left_as_it_is(monkeypatch):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert on_gpu(len) is len
+
+
+def test_on_zerogpu_the_handler_asks_for_a_gpu(monkeypatch):
+    asked = []
+    fake = SimpleNamespace(GPU=lambda duration: lambda function: asked.append((function, duration)) or function)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", fake)
+    assert on_gpu(len) is len
+    assert asked == [(len, 60)]
 
 
 def test_unexpected_failures_are_noted_and_hidden(studio, monkeypatch, caplog):
@@ -104,8 +212,10 @@ def test_unexpected_failures_are_noted_and_hidden(studio, monkeypatch, caplog):
 
 
 def test_widget_values_become_a_request():
-    request = request_of("a.wav", None, None, 0.5, 20.0, 3.0, 10.0, None, 2.0)
-    assert request == Request(audio="a.wav", steps=20, noise_level=10, n_images=2)
+    request = request_of("a.wav", None, None, 0.5, 20.0, 3.0, 10.0, None, 2.0, 6.0, True, 0.4)
+    assert request == Request(
+        audio="a.wav", steps=20, noise_level=10, n_images=2, candidates=6, from_gallery=True, strength=0.4
+    )
     assert request.queries() == {"audio": "a.wav"}
 
 
@@ -118,7 +228,7 @@ def test_the_tab_builds_with_an_endpoint_and_its_own_queue(studio):
 
 
 def test_without_a_decoder_the_tab_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("demo.generate_tab.DEFAULT_DECODER", tmp_path / "none")
+    monkeypatch.setattr("demo.studio.DEFAULT_DECODER", tmp_path / "none")
     monkeypatch.delenv("FUSEMIX_DECODER", raising=False)
     studio = Studio(FakeService())
     assert studio.missing

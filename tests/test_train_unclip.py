@@ -12,7 +12,9 @@ from PIL import Image
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.encoders import load_encoder
-from fusemix.generate import Generator, new_autoencoder, patch_components
+from fusemix.generate import Generator
+from fusemix.unclip import level_embedding, new_autoencoder, new_unet, patch_components, read_small_parts
+from fusemix.unclip_training import carry_projection, draw_noise_levels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,7 +120,7 @@ def test_the_encoder_is_the_principal_components_of_patches():
 
 def test_noise_levels_stay_in_range_and_are_clean_as_often_as_asked(script):
     config = script.UnclipConfig(clean_fraction=0.5, max_noise_level=600)
-    levels = script.draw_noise_levels(np.random.default_rng(0), 20_000, config)
+    levels = draw_noise_levels(np.random.default_rng(0), 20_000, config)
     assert levels.min() >= 0
     assert levels.max() == 600
     assert 0.5 < (levels == 0).float().mean() < 0.55
@@ -134,3 +136,47 @@ def test_conditions_are_drawn_from_each_modality_as_often_as_asked(script):
     silent = conditions.draw(np.ones(5000, dtype=np.int64), rng, config)[:, 0]
     assert [round((heard == v).float().mean().item(), 1) for v in (1, 2, 3)] == [0.5, 0.3, 0.2]
     assert [round((silent == v).float().mean().item(), 1) for v in (1, 2, 3)] == [0.5, 0.5, 0.0]
+
+
+def test_a_carried_projection_hears_the_new_space_as_it_heard_the_old():
+    torch.manual_seed(0)
+    unet = new_unet(4, 4, (8, 16), 8)
+    new = torch.nn.functional.normalize(torch.randn(300, 8), dim=1)
+    old = new @ torch.randn(8, 8) + torch.randn(8)
+    levels = level_embedding(torch.full((300,), 250), 8)
+    with torch.no_grad():
+        before = unet.class_embedding(torch.cat([old, levels], dim=1))
+        carry_projection(unet, old, new, ridge=1e-6)
+        after = unet.class_embedding(torch.cat([new, levels], dim=1))
+    assert torch.allclose(before, after, atol=1e-2 * before.std().item())
+    with pytest.raises(ValueError, match="as many old as new"):
+        carry_projection(unet, old, new[:10])
+
+
+def test_a_projection_is_carried_into_a_space_of_another_width():
+    unet = new_unet(4, 4, (8, 16), 8)
+    carry_projection(unet, torch.randn(50, 8), torch.randn(50, 12))
+    assert unet.config.projection_class_embeddings_input_dim == 24
+    sample = unet(torch.randn(1, 4, 4, 4), 5, torch.zeros(1, 1, 8), class_labels=torch.randn(1, 24)).sample
+    assert sample.shape == (1, 4, 4, 4)
+
+
+def test_training_goes_on_from_a_pipeline_in_another_space(script, data, tmp_path, capsys):
+    assert script.main(command(data, tmp_path / "first")) == 0
+    torch.manual_seed(1)
+    other = FusionModel(FusionModel.from_pretrained(data / "model").config)
+    other.save_pretrained(tmp_path / "other")
+    begun = {"checkpoint": tmp_path / "other", "init-pipeline": tmp_path / "first" / "out", "unet-steps": 0}
+    begun |= {"vae-steps": 0}
+    assert script.main(command(data, tmp_path / "unnamed", **begun)) == 2
+    assert "name that one by --init-checkpoint" in capsys.readouterr().err
+    begun["init-checkpoint"] = data / "model"
+    assert script.main(command(data, tmp_path / "second", **begun)) == 0
+    first, second = (read_small_parts(tmp_path / run / "out") for run in ("first", "second"))
+    same = [torch.equal(a, b) for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True)]
+    assert same.count(False) == 2  # weight and bias of the carried layer
+    assert all(torch.equal(a, b) for a, b in zip(first[1].parameters(), second[1].parameters(), strict=True))
+    assert first[1].config.scaling_factor == second[1].config.scaling_factor
+    record = script.read_json(tmp_path / "second" / "out" / "train_config.json")
+    assert record["begun_from"] == [{"unet_steps": 6, "unet_batch_size": 4}]
+    Generator.from_pretrained(tmp_path / "second" / "out", other)

@@ -1,0 +1,302 @@
+"""Draws the "Sound to picture" tab's pictures: one decoder, a thread that can be stopped, a frame a step."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from demo.service import Service
+from fusemix.files import read_json
+from fusemix.index import Hit
+from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
+
+if TYPE_CHECKING:
+    from fusemix.generate import Generator
+
+DECODER_VARIABLE = "FUSEMIX_DECODER"
+DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
+SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
+HEARD = 5  # captions shown
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a visitor asks for.
+
+    Attributes:
+        audio: Path of a sound, or None; so with text and image: at least one is given.
+        text: Words to blend in.
+        image: Path of a picture to blend in.
+        share: Of the first of the three that is given, in a blend, 0 to 1.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance.
+        noise_level: Noise on the embedding, 0 to 999.
+        seed: Of the first picture.
+        n_images: Pictures shown.
+        candidates: Pictures drawn, of which the ``n_images`` nearest to the request are shown; at
+            least ``n_images`` are.
+        from_gallery: Begin from the nearest picture of the gallery, noised, instead of pure noise.
+        strength: Then, how much is drawn over it, in (0, 1].
+    """
+
+    audio: str | None = None
+    text: str = ""
+    image: str | None = None
+    share: float = 0.5
+    steps: int = 25
+    guidance: float = 3.0
+    noise_level: int = 0
+    seed: int = 0
+    n_images: int = 1
+    candidates: int = 1
+    from_gallery: bool = False
+    strength: float = 0.7
+
+    def queries(self) -> dict[str, str]:
+        """Modality -> query, for those given."""
+        found = {"audio": self.audio, "text": (self.text or "").strip(), "image": self.image}
+        return {modality: value for modality, value in found.items() if value}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the page shows at one moment.
+
+    Attributes:
+        sentence: What is going on.
+        images: Pictures with a caption each, possibly empty; none to leave the last ones standing.
+        share: How far the drawing is, 0 to 1.
+        done: Whether this is the end.
+    """
+
+    sentence: str
+    images: list[tuple[Image.Image, str]] = field(default_factory=list)
+    share: float = 0.0
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """The gallery's picture that a drawing begins from, and its title."""
+
+    image: Image.Image
+    title: str
+
+
+class Studio:
+    """Draws pictures with one decoder, loaded at the first request."""
+
+    def __init__(self, service: Service, source: str | None = None, generator: Generator | None = None) -> None:
+        """Choose the decoder.
+
+        Args:
+            service: Its encoders and model make the embeddings.
+            source: Folder or Hub id; by default the environment variable FUSEMIX_DECODER, else
+                checkpoints/unclip-small.
+            generator: A loaded decoder, in tests.
+        """
+        self.service = service
+        self.source = source or os.environ.get(DECODER_VARIABLE) or str(DEFAULT_DECODER)
+        self._generator = generator
+        self._lock = threading.Lock()
+        self._stops: dict[str, threading.Event] = {}
+
+    @property
+    def missing(self) -> bool:
+        """Whether the default decoder is asked for and not there."""
+        return self._generator is None and self.source == str(DEFAULT_DECODER) and not DEFAULT_DECODER.is_dir()
+
+    @property
+    def label(self) -> str:
+        """What made the pictures, in a sentence."""
+        record = Path(self.source) / "train_config.json"
+        if not record.is_file():
+            return f"Decoder: {self.source} (Stable unCLIP)."
+        values = read_json(record)
+        side, count = values["side"], values["data"]["pictures"]
+        return (
+            f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
+            "This is not Stable Diffusion: an early sketch that catches colours and kind of scene, hardly the object."
+        )
+
+    def generator(self) -> Generator:
+        """The decoder, loaded once.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it does not fit the model.
+        """
+        with self._lock:
+            if self._generator is None:
+                import torch
+
+                from fusemix.generate import Generator
+
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                self._generator = Generator.from_pretrained(self.source, self.service.retriever.model, device=device)
+            return self._generator
+
+    def heard(self, audio: str) -> list[Hit]:
+        """The captions nearest to a sound: what the model makes of it."""
+        return self.service.search_audio(audio, top_k=HEARD).hits.get("text", [])
+
+    def stop(self, visitor: str) -> None:
+        """Let a visitor's drawing end at its next step; nothing happens if there is none."""
+        if visitor in self._stops:
+            self._stops[visitor].set()
+
+    def draw(self, request: Request, visitor: str = "") -> Iterator[Frame]:
+        """Draw, yielding a frame a step; :meth:`stop` or closing the iterator stops the drawing.
+
+        Args:
+            request: What to draw.
+            visitor: Whose drawing it is.
+
+        Raises:
+            MediaError: (a ValueError) If a query cannot be used, in one sentence.
+            ValueError: If a setting is out of range.
+            FileNotFoundError: If there is no decoder.
+        """
+        queries = request.queries()
+        if not queries:
+            raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
+        generator = self.generator()
+        retriever = self.service.retriever
+        embeddings = {modality: retriever.embed(**{modality: query}) for modality, query in queries.items()}
+        from fusemix.generate import blend_weights
+
+        weights = blend_weights(list(queries), request.share)
+        embeds = generator.condition(embeddings, weights)
+        blended = sum(weights[modality] * embedding for modality, embedding in embeddings.items())
+        start = self.nearest(blended) if request.from_gallery else None
+        frames: queue.Queue[Frame | BaseException] = queue.Queue()
+        stop = self._stops[visitor] = threading.Event()
+        drawing = _Drawing(self, generator, embeds, blended, start, request, frames, stop)
+        threading.Thread(target=drawing.work, daemon=True).start()
+        try:
+            while True:
+                frame = frames.get()
+                if isinstance(frame, BaseException):
+                    raise frame
+                yield frame
+                if frame.done:
+                    return
+        finally:
+            stop.set()
+            if self._stops.get(visitor) is stop:
+                del self._stops[visitor]
+
+    def nearest(self, embedding: np.ndarray) -> Start:
+        """The gallery's picture nearest to an embedding (D,).
+
+        Raises:
+            ValueError: If the index holds no pictures with files.
+        """
+        index = self.service.retriever.index
+        hits = index.search("image", embedding[None], top_k=1)[0]
+        path = index.path_of(hits[0].item) if hits else None
+        if path is None:
+            raise ValueError("This index holds no picture to begin from; switch that setting off.")
+        return Start(load_image(str(path)), str(hits[0].item.get("title") or hits[0].item.get("caption") or ""))
+
+    def ranked(self, images: list[Image.Image], embedding: np.ndarray) -> list[tuple[Image.Image, float]]:
+        """Pictures with their similarity to an embedding (D,), nearest first."""
+        from fusemix.generate import rank_images
+
+        retriever = self.service.retriever
+        return rank_images(images, embedding, retriever.model, retriever.encoders["image"])
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """One drawing, in a thread of its own: puts a frame into the queue after each step."""
+
+    studio: Studio
+    generator: Generator
+    embeds: Any
+    blended: Any  # (D,), in the shared space
+    start: Start | None
+    request: Request
+    frames: queue.Queue[Frame | BaseException]
+    stop: threading.Event
+
+    def work(self) -> None:
+        """Draw; every end, a failure too, goes into the queue."""
+        from fusemix.sampling import Cancelled
+
+        try:
+            self.frames.put(self._draw())
+        except Cancelled:
+            self.frames.put(Frame("Stopped.", done=True))
+        except BaseException as error:  # handed to the page's thread, which knows what to say
+            self.frames.put(error)
+
+    def _draw(self) -> Frame:
+        request, started = self.request, time.perf_counter()
+        drawn = max(request.n_images, request.candidates)
+
+        def on_step(done: int, total: int, preview: Image.Image | None) -> bool:
+            shown = [(enlarged(preview), "")] if preview is not None else []
+            sentence = f"Step {done} of {total}, {time.perf_counter() - started:.1f} s"
+            self.frames.put(Frame(sentence, shown, done / total))
+            return self.stop.is_set()
+
+        images = self.generator.from_image_embeds(
+            self.embeds,
+            steps=request.steps,
+            guidance=request.guidance,
+            noise_level=request.noise_level,
+            seed=request.seed,
+            n_images=drawn,
+            start=self.start.image if self.start else None,
+            strength=request.strength,
+            on_step=on_step,
+        )
+        shown = [(image, "") for image in images]
+        if request.candidates > 1:
+            ranked = self.studio.ranked(images, self.blended)[: request.n_images]
+            shown = [(image, f"similarity {similarity:.2f}") for image, similarity in ranked]
+        sentence = self._sentence(len(shown), drawn, time.perf_counter() - started)
+        return Frame(sentence, [(enlarged(image), caption) for image, caption in shown], 1.0, done=True)
+
+    def _sentence(self, shown: int, drawn: int, seconds: float) -> str:
+        parts = [f"{shown} picture{'s' if shown > 1 else ''} in {seconds:.1f} s, seed {self.request.seed}."]
+        if self.request.candidates > 1:
+            parts.append(f"The nearest of {drawn} drawn, chosen by the same image encoder that steers the decoder.")
+        if self.start:
+            parts.append(f"Begun from the gallery's picture “{self.start.title}”.")
+        return " ".join(parts)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small picture at the size shown; larger ones as they are."""
+    if image.width >= SHOWN_SIDE:
+        return image
+    return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
+
+
+def loudness(audio: str, bars: int = 60) -> tuple[list[float], float]:
+    """A sound as the encoder hears it: mono, 16 kHz, whole or refused.
+
+    Args:
+        audio: Path.
+        bars: How many stretches it is cut into.
+
+    Returns:
+        The peak of each stretch, the loudest 1, and the duration in seconds.
+
+    Raises:
+        MediaError: If it cannot be used, in one sentence.
+    """
+    samples = np.abs(load_audio(audio))
+    peaks = np.array([part.max() if len(part) else 0.0 for part in np.array_split(samples, bars)])
+    return (peaks / peaks.max()).tolist(), len(samples) / SAMPLE_RATE
