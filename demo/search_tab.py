@@ -217,7 +217,7 @@ class SearchTab:
             self.results.select(self.by_item, **shared),
             self.here.select(self.by_item, **shared),
             *(button.click(partial(self.by_example, name), **shared) for name, button in self.buttons.items()),
-            demo.load(self.by_link, None, self.outputs, **QUEUE, **private),
+            demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUEUE, **private),
         ]
         for event in events:
             event.then(None, js=_js("after_search.js"), **private)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.query import Query
 from demo.service import Service
+from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +42,35 @@ def test_an_answer_as_json_holds_metadata_and_no_path_of_this_machine(service):
 def test_the_number_of_results_is_bounded(service, top_k):
     with pytest.raises(ValueError, match="Ask for 1 to 100 results"):
         service.search_text("red", top_k=top_k)
+
+
+def test_a_query_of_parts_answers_like_the_library(service, pairs):
+    query = Query(text="a hum", image=str(pairs.parent / "green.png"), weights={"text": 0.5, "image": -1})
+    answer = service.search(query, top_k=3)
+    alone = service.retriever.search(
+        text="a hum", image=pairs.parent / "green.png", weights={"text": 0.5, "image": -1}, top_k=3
+    )
+    assert answer.hits == alone and answer.asked == "0.5 × “a hum” − your picture"
+
+
+def test_an_item_of_the_gallery_is_not_encoded_again(service, monkeypatch):
+    monkeypatch.setattr(service.retriever, "embed_parts", None)
+    answer = service.search(Query(image="gone.png", ids={"image": "green"}))
+    assert answer.hits["image"][0].item["id"] == "green"
+
+
+def test_an_example_is_encoded_once_and_a_visitors_file_every_time(service, pairs, monkeypatch):
+    sound, calls = str(pairs.parent / "hum.wav"), []
+    embed = service.retriever.embed_parts
+    monkeypatch.setattr(service.retriever, "embed_parts", lambda **part: calls.append(part) or embed(**part))
+    for ids in ({"audio": "spoken"}, {"audio": "spoken"}, {}, {}):
+        assert service.search(Query(audio=sound, ids=ids)).hits["audio"][0].item["id"] == "hum"
+    assert len(calls) == 3
+
+
+def test_an_empty_query_is_a_calm_sentence(service):
+    with pytest.raises(MediaError, match="The query is empty"):
+        service.search(Query(text=" "))
 
 
 def test_files_of_hits_exist_inside_the_gallery(service):
