@@ -81,7 +81,7 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
         label = escape(name)
         parts.append(
             f'<button type="button" class="fm-more fm-slide" data-modality="example" data-id="{label}" '
-            f'aria-label="Example: {escape(verb)} {label}. Show all results."{" hidden" if number else ""}>'
+            f'aria-label="{escape(verb)} {label}: show all results"{" hidden" if number else ""}>'
             f'<span class="fm-asked"><small>{escape(verb)}</small><span class="fm-typed" data-words="{label}">{label}'
             f'</span></span><span class="fm-found">{pictures}</span></button>'
         )
@@ -146,7 +146,7 @@ def _more(hit: Hit) -> str:
     name = _text(hit.item, "caption") or _text(hit.item, "text")
     return (
         f'<button type="button" class="fm-more" data-modality="{hit.modality}" data-id="{_text(hit.item, "id")}" '
-        f'aria-label="Search with: {name}">more like this</button>'
+        f'aria-label="more like this: {name}">more like this</button>'
     )
 
 

@@ -81,8 +81,8 @@ class SearchTab:
         self._mix()
         self.buttons = self._chips()
         self.status = gr.HTML(elem_id="fm-status", js_on_load=_js("status.js"))
-        with gr.Accordion("Why these results", open=False, elem_id="fm-why"):
-            self.why = gr.HTML('<p class="fm-label">Search first; then this says what the query is near to.</p>')
+        with gr.Accordion("Why these results", open=False, visible=False, elem_id="fm-why") as self.why_box:
+            self.why = gr.HTML()
         self.results = gr.HTML(self._opening(), elem_id="fm-results", js_on_load=_js("results.js"))
         self.ids = gr.State({})
         self.answer = gr.State(None)
@@ -221,9 +221,8 @@ class SearchTab:
         ]
         for event in events:
             event.then(None, js=_js("after_search.js"), **private)
-            event.then(
-                self.explain, self.answer, [self.why, self.here, nearest], show_progress="hidden", **QUEUE, **private
-            )
+            explained = [self.why_box, self.why, self.here, nearest]
+            event.then(self.explain, self.answer, explained, show_progress="hidden", **QUEUE, **private)
         self.mix.input(lambda on: gr.update(visible=on), self.mix, self.panel, queue=False, **private)
         self.speak.click(None, js=_js("speak.js"), **private)
 
@@ -318,12 +317,13 @@ class SearchTab:
                 page[field] = value
         return page
 
-    def explain(self, answer: Answer | None) -> tuple[Any, Any, Any]:
-        """Why these results, where the query lies on the map, and what is nearest to it there."""
-        if answer is None:
-            return gr.skip(), gr.skip(), gr.skip()
+    def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any]:
+        """Whether there is a reason to show, the reason, the query's place on the map, what is nearest to it."""
+        if answer is None:  # nothing was searched, or it failed
+            return gr.update(visible=False), "", None, ""
         asked = answer.asked
-        return why(answer, self.service, SHOWN), self.explorer.place(answer, asked), nearest_html(answer, asked)
+        reason = why(answer, self.service, SHOWN)
+        return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
 
 
 def _only(query: Query, part: str) -> Query:

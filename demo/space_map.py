@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 VIEWS = ("as it is", "gap closed")
-_EDGE = 99.5  # percentile of the distances from the middle that the frame holds; the rest is at its rim
 
 
 @dataclass(frozen=True)
@@ -18,17 +17,19 @@ class Plane:
     Attributes:
         origins: Modality -> what is subtracted from its embeddings, shape (D,).
         axes: The two directions shown, orthonormal, shape (D, 2).
-        scale: Distance from the middle to the frame.
+        low: Least value of any item along each direction, shape (2,); the left and lower rim.
+        high: Likewise the right and upper rim.
         explained: Share of the spread that the two directions show, 0 to 1.
     """
 
     origins: dict[str, np.ndarray]
     axes: np.ndarray
-    scale: float
+    low: np.ndarray
+    high: np.ndarray
     explained: float
 
     def place(self, embeddings: np.ndarray, shares: Mapping[str, float]) -> np.ndarray:
-        """Where embeddings fall: shape (N, 2), the frame is [-1, 1].
+        """Where embeddings fall: shape (N, 2), the frame is [-1, 1]; what lies outside is at its rim.
 
         Args:
             embeddings: Shape (N, D).
@@ -36,7 +37,8 @@ class Plane:
         """
         total = sum(shares.values())
         origin = sum(share / total * self.origins[modality] for modality, share in shares.items())
-        points: np.ndarray = np.clip((embeddings - origin) @ self.axes / self.scale, -1, 1)
+        middle, reach = (self.low + self.high) / 2, np.maximum((self.high - self.low) / 2, 1e-9)
+        points: np.ndarray = np.clip(((embeddings - origin) @ self.axes - middle) / reach, -1, 1)
         return points
 
 
@@ -79,7 +81,6 @@ def _plane(embeddings: Mapping[str, np.ndarray], origins: dict[str, np.ndarray])
     values, vectors = np.linalg.eigh(covariance)
     axes = vectors[:, [-1, -2]]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # the same picture on every machine
-    reach = np.concatenate([np.abs((rows - origins[name]) @ axes).max(axis=1) for name, rows in embeddings.items()])
-    scale = float(np.percentile(reach, _EDGE)) or 1.0
+    places = np.concatenate([(rows - origins[name]) @ axes for name, rows in embeddings.items()])
     explained = float(values[-2:].sum() / max(values.sum(), 1e-12))
-    return Plane(origins, axes, scale, explained)
+    return Plane(origins, axes, places.min(axis=0), places.max(axis=0), explained)

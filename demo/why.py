@@ -35,7 +35,7 @@ def why(answer: Answer, service: Service, shown: dict[str, int]) -> str:
     )
     return (
         f"{_captions(answer.hits.get('text', []))}{_parts(answer, service)}"
-        f'<h3>How far they stand out</h3><div class="fm-plots">{plots}</div>'
+        f'<h2>How far they stand out</h2><div class="fm-plots">{plots}</div>'
     )
 
 
@@ -46,7 +46,7 @@ def _captions(hits: Sequence[Hit]) -> str:
         f"<li>{escape(str(hit.item.get('text', '')))} <span>{hit.similarity:.2f}</span></li>"
         for hit in hits[:_CAPTIONS]
     )
-    return f'<h3>In words it knows</h3><ol class="fm-words">{lines}</ol>'
+    return f'<h2>In words it knows</h2><ol class="fm-words">{lines}</ol>'
 
 
 def contributions(answer: Answer, service: Service, hit: Hit) -> dict[str, float]:
@@ -78,7 +78,7 @@ def _parts(answer: Answer, service: Service) -> str:
             )
     heads = "".join(f'<th scope="col">{_PARTS[part]} × {answer.weights[part]:g}</th>' for part in answer.parts)
     return (
-        '<h3>What each part gives</h3><div class="fm-scroll" tabindex="0" role="region" '
+        '<h2>What each part gives</h2><div class="fm-scroll" tabindex="0" role="region" '
         'aria-label="What each part of the query gives"><table class="fm-parts"><thead><tr><th scope="col">result</th>'
         f'{heads}<th scope="col">similarity</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -61,11 +61,16 @@ def test_words_land_and_bad_ones_are_one_sentence(service):
     placed, listed = land(Explorer(service), "a red square")
     assert placed["asked"] == "“a red square”" and "a red square" in listed
     assert land(Explorer(service), "  ") == (None, "")
-    assert land(Explorer(service), "a" * 2001)[0] is None and "more than the 2,000" in land(Explorer(service), "a" * 2001)[1]
+    assert (
+        land(Explorer(service), "a" * 2001)[0] is None
+        and "more than the 2,000" in land(Explorer(service), "a" * 2001)[1]
+    )
 
 
 def test_contributions_of_the_parts_add_up_to_the_similarity(service):
-    query = Query(text="a red square", minus_text="a deep hum", image="x", ids={"image": "green"}, weights={"image": 0.4})
+    query = Query(
+        text="a red square", minus_text="a deep hum", image="x", ids={"image": "green"}, weights={"image": 0.4}
+    )
     answer = service.search(query)
     for found in answer.hits.values():
         for hit in found:

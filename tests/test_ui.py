@@ -187,6 +187,10 @@ def test_an_unknown_result_is_answered_calmly(tab, modality):
     assert page == {tab.status: apology(search_tab.GONE), tab.results: ""}
 
 
+def test_nothing_is_explained_before_and_after_a_failed_search(tab):
+    assert tab.explain(None) == (gr.update(visible=False), "", None, "")
+
+
 class Link:
     def __init__(self, **values):
         self.query_params = values

@@ -69,7 +69,7 @@ function drawQuery(box) {
     const group = data.groups.find((entry) => entry.modality === modality);
     if (!group || hidden.has(modality)) continue;
     const [hx, hy] = onScreen(mixed(group.points, i), box);
-    pen.globalAlpha = 0.3;
+    pen.globalAlpha = 0.55;
     pen.lineWidth = 1;
     pen.beginPath(); pen.moveTo(x, y); pen.lineTo(hx, hy); pen.stroke();
     pen.globalAlpha = 1;
