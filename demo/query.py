@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -36,6 +36,31 @@ class Query:
     minus_text: str = ""
     ids: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, part: str, path: str, identity: str | None) -> Query:
+        """A picture or a sound alone.
+
+        Args:
+            part: ``image`` or ``audio``.
+            path: Its file.
+            identity: Of the gallery item or example; None for a file of the visitor's own.
+        """
+        ids = {} if identity is None else {part: identity}
+        return cls(image=path, ids=ids) if part == "image" else cls(audio=path, ids=ids)
+
+    def joined_by(self, other: Query) -> Query:
+        """With the parts of the other query in the place of its own of these kinds; its own weights stay."""
+        taken = other.parts()
+        ids = {name: value for name, value in self.ids.items() if name not in taken}
+        return replace(
+            self,
+            text=other.text or self.text,
+            image=other.image or self.image,
+            audio=other.audio or self.audio,
+            minus_text=other.minus_text or self.minus_text,
+            ids={**ids, **other.ids},
+        )
 
     def parts(self) -> dict[str, str]:
         """Part -> words or path, of those given that count for something."""

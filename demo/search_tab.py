@@ -148,10 +148,10 @@ class SearchTab:
             for identity, name in wanted:
                 path = self._file_of(modality, identity)
                 if path is not None:
-                    query = Query(**{modality: str(path)}, ids={modality: identity})
+                    query = Query.of_file(modality, str(path), identity)
                     yield name, _VERBS[modality], query, path if modality == "image" else HERE / "icons/note.svg"
         for file, name in SPOKEN_EXAMPLES:
-            query = Query(audio=str(HERE / "examples" / file), ids={"audio": file})
+            query = Query.of_file("audio", str(HERE / "examples" / file), file)
             yield name, _VERBS["speech"], query, HERE / "icons/speech.svg"
 
     def _file_of(self, modality: str, identity: str) -> Path | None:
@@ -255,7 +255,8 @@ class SearchTab:
         query = replace(query, ids={name: value for name, value in query.ids.items() if name != part})
         if getattr(query, part) is None and not (mix and query.parts()):  # cleared: what is on the page stays
             return {self.ids: dict(query.ids)}
-        return self._page(query if mix else _only(query, part), mix, came=part)
+        alone = Query.of_file(part, str(getattr(query, part)), None)
+        return self._page(query if mix else alone, mix, came=part)
 
     def by_example(self, name: str, *values: Any) -> Page:
         """Search with an example."""
@@ -275,14 +276,11 @@ class SearchTab:
         path = self._file_of(modality, identity)
         if path is None:
             return {self.status: apology(GONE), self.results: ""}
-        return self._join(query, mix, Query(**{modality: str(path)}, ids={modality: identity}))
+        return self._join(query, mix, Query.of_file(modality, str(path), identity))
 
     def _join(self, query: Query, mix: bool, new: Query) -> Page:
         """Search with one new part, which in a mix takes its place among the others."""
-        (part,) = new.parts()
-        if mix:
-            new = replace(query, **{part: getattr(new, part)}, ids={**query.ids, part: new.ids.get(part, "")})
-        return self._page(new, mix, shown=(part,))
+        return self._page(query.joined_by(new) if mix else new, mix, shown=new.parts())
 
     def by_link(self, request: gr.Request) -> Page:
         """What a link asks for; nothing happens without one."""
@@ -290,7 +288,8 @@ class SearchTab:
         files = {modality: self._file_of(modality, identity) for modality, identity in query.ids.items()}
         if None in files.values():
             return {self.status: apology("The picture or sound of this link is not here any more; please search anew.")}
-        query = replace(query, **{modality: str(path) for modality, path in files.items()})
+        for modality, path in files.items():
+            query = query.joined_by(Query.of_file(modality, str(path), query.ids[modality]))
         if not query.parts():
             return {self.status: gr.skip()}
         return self._page(query, len(query.parts()) > 1 or bool(query.weights), shown=FILES)
@@ -324,12 +323,6 @@ class SearchTab:
         asked = answer.asked
         reason = why(answer, self.service, SHOWN)
         return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
-
-
-def _only(query: Query, part: str) -> Query:
-    """One file of a query, at its full weight."""
-    ids = {part: query.ids[part]} if part in query.ids else {}
-    return Query(**{part: getattr(query, part)}, ids=ids)
 
 
 def answer_page(service: Service, query: Query) -> tuple[str, str, Answer | None]:

@@ -57,7 +57,7 @@ class SpaceMap:
         means = {modality: rows.mean(axis=0) for modality, rows in embeddings.items()}
         middle = np.mean(list(means.values()), axis=0)
         self.planes = {
-            VIEWS[0]: _plane(embeddings, dict.fromkeys(means, middle)),
+            VIEWS[0]: _plane(embeddings, {modality: middle for modality in means}),
             VIEWS[1]: _plane(embeddings, means),
         }
         self.points = {

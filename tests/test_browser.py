@@ -285,6 +285,16 @@ def test_a_phone_shows_everything_within_its_width(open_page, shots):
     page.screenshot(path=shots / "phone-text.png", full_page=True)
 
 
+def test_a_mix_and_its_reasons_fit_on_a_dark_phone(open_page, address, shots):
+    page = open_page(width=390, height=844, dark=True)
+    page.goto(address + "?q=at+night&picture=tuxpaint-animals-mammals-dogs-dog&without=grass&__theme=dark")
+    expect_answer(page, "your picture + “at night” − 0.5 × “grass”")
+    page.get_by_role("button", name="Why these results").click()
+    expect(page.locator(".fm-parts tbody tr")).not_to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=shots / "phone-mix-dark.png", full_page=True)
+
+
 def test_dark_mode_is_legible(open_page, shots):
     page = open_page(dark=True)
     ask(page)

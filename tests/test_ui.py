@@ -39,10 +39,10 @@ class FakeService:
 
     def _answer(self, query, top_k=10):
         self.asked = query
-        words = query if isinstance(query, str) else query.text or query.image or query.audio
-        if words == "broken":
+        words = [query] if isinstance(query, str) else list(query.parts().values())
+        if "broken" in words:
             raise RuntimeError("secret detail")
-        if words == "bad":
+        if "bad" in words:
             raise MediaError("The text is <bad>; type a few words.")
         return nasty_answer()
 
