@@ -54,8 +54,8 @@ class SpaceMap:
         Args:
             embeddings: Modality -> shape (N, D), unit length, N >= 1.
         """
-        means = {modality: rows.mean(axis=0) for modality, rows in embeddings.items()}
-        middle = np.mean(list(means.values()), axis=0)
+        means: dict[str, np.ndarray] = {modality: rows.mean(axis=0) for modality, rows in embeddings.items()}
+        middle: np.ndarray = np.mean(list(means.values()), axis=0)
         self.planes = {
             VIEWS[0]: _plane(embeddings, {modality: middle for modality in means}),
             VIEWS[1]: _plane(embeddings, means),

@@ -101,10 +101,12 @@ def test_warm_queries_answer_in_a_blink(shipped):
     assert (text_ms <= 60, image_ms <= 150, audio_ms <= 500) == (True, True, True), (text_ms, image_ms, audio_ms)
 
 
-def test_the_service_fits_in_memory():
+def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
-        "import resource; from demo.service import Service; import demo.ui\n"
+        "import resource, sys; from demo.service import Service; import demo.ui\n"
         "Service.from_pretrained('checkpoints/default', 'demo/index')\n"
+        "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start
+        "assert not slow, slow\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
