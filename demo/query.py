@@ -13,7 +13,7 @@ from fusemix.retrieve import DEFAULT_WEIGHTS
 _IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
 _SAID = {"image": "your picture", "audio": "your sound"}
 _MAX_SAID = 80  # characters of a text repeated in the status line
-MAX_WEIGHT = 2.0
+WEIGHT_RANGE = {"text": (-1.0, 1.0), "image": (-1.0, 1.0), "audio": (-1.0, 1.0), "minus_text": (-1.0, 0.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,5 +126,6 @@ def _read_weights(written: str) -> dict[str, float]:
         except ValueError:
             continue
         if key in names and math.isfinite(value):
-            weights[names[key]] = max(-MAX_WEIGHT, min(MAX_WEIGHT, value))
+            low, high = WEIGHT_RANGE[names[key]]
+            weights[names[key]] = max(low, min(high, value))
     return weights

@@ -14,7 +14,7 @@ import gradio as gr
 from demo.explore_tab import Explorer, nearest_html
 from demo.generate_tab import SPOKEN_EXAMPLES
 from demo.picture_input import PictureInput
-from demo.query import Query
+from demo.query import WEIGHT_RANGE, Query
 from demo.results import SHOWN, apology, mosaic, reel, results, status
 from demo.service import Answer, Service
 from demo.why import why
@@ -48,7 +48,12 @@ SOUND_EXAMPLES = (
     ("tuxpaint-hobbies-music-percussion-drumkit", "drums"),
 )
 REEL = ("a ship on the sea", "“a birthday cake”", "violin", "fresh fruit", "rooster")  # examples on the reel
-_VERBS = {"text": "You type", "image": "You show a picture of a", "audio": "You play a", "speech": "You say"}
+_VERBS = {
+    "text": "You type",
+    "image": "You show a picture of a",
+    "audio": "You play the sound of a",
+    "speech": "You say",
+}
 MOSAIC_SIZE = 24  # pictures shown before the first query
 FILES = ("image", "audio")  # parts that are files
 
@@ -126,19 +131,14 @@ class SearchTab:
         """The switch that adds the fields up, and a weight for each."""
         self.mix = gr.Checkbox(False, label="Mix: add and subtract words, a picture and a sound", elem_id="fm-mix")
         with gr.Group(visible=False, elem_id="fm-weights") as self.panel:
+            names = {"text": "the words", "image": "the picture", "audio": "the sound", "minus_text": "“without”"}
             with gr.Row():
-                self.weights = {
-                    "text": gr.Slider(-1, 1, 1, step=0.05, label="Weight of the words", min_width=200),
-                    "image": gr.Slider(-1, 1, 1, step=0.05, label="Weight of the picture", min_width=200),
-                    "audio": gr.Slider(-1, 1, 1, step=0.05, label="Weight of the sound", min_width=200),
-                }
+                self.weights = {part: _slider(part, names[part]) for part in ("text", "image", "audio")}
             with gr.Row():
                 self.minus_text = gr.Textbox(
                     label="Without", placeholder="Words to subtract, such as: grass", max_lines=1, min_width=200
                 )
-                self.weights["minus_text"] = gr.Slider(
-                    -1, 0, DEFAULT_WEIGHTS["minus_text"], step=0.05, label="Weight of “without”", min_width=200
-                )
+                self.weights["minus_text"] = _slider("minus_text", names["minus_text"])
 
     def _examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
         """Name, verb, query and icon of every example that this gallery can show."""
@@ -323,6 +323,11 @@ class SearchTab:
         asked = answer.asked
         reason = why(answer, self.service, SHOWN)
         return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
+
+
+def _slider(part: str, name: str) -> gr.Slider:
+    low, high = WEIGHT_RANGE[part]
+    return gr.Slider(low, high, DEFAULT_WEIGHTS[part], step=0.05, label=f"Weight of {name}", min_width=200)
 
 
 def answer_page(service: Service, query: Query) -> tuple[str, str, Answer | None]:

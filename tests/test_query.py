@@ -1,6 +1,6 @@
 import pytest
 
-from demo.query import MAX_WEIGHT, Query
+from demo.query import Query
 from fusemix.retrieve import DEFAULT_WEIGHTS
 
 
@@ -33,11 +33,18 @@ def test_weights_that_strangers_write_wrongly_are_the_defaults(written):
     assert query.weight("text") == DEFAULT_WEIGHTS["text"] and query.parts() == {"text": "a dog"}
 
 
-def test_weights_of_a_link_are_bounded():
-    assert Query.from_link({"q": "a", "w": "q:1e9,without:-1e9"}).weights == {
-        "text": MAX_WEIGHT,
-        "minus_text": -MAX_WEIGHT,
+def test_weights_of_a_link_stay_within_the_sliders():
+    assert Query.from_link({"q": "a", "w": "q:1e9,sound:-7,without:0.5"}).weights == {
+        "text": 1.0,
+        "audio": -1.0,
+        "minus_text": 0.0,
     }
+
+
+def test_a_part_joins_the_others_in_the_place_of_its_own_kind():
+    query = Query(text="a", image="mine.png", ids={"audio": "x"}, audio="x.wav", weights={"image": 0.5})
+    joined = query.joined_by(Query.of_file("audio", "y.wav", None)).joined_by(Query.of_file("image", "z.png", "z"))
+    assert joined == Query(text="a", image="z.png", audio="y.wav", ids={"image": "z"}, weights={"image": 0.5})
 
 
 @pytest.mark.parametrize(
