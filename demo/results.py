@@ -13,7 +13,8 @@ from fusemix.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}
-_NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
+REEL_PICTURES = 6  # of an example on the reel
+NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
 
 PathOf = Callable[[dict[str, Any]], Path | None]
 
@@ -25,14 +26,18 @@ def file_url(path: Path) -> str:
 
 def describe_counts(counts: dict[str, int]) -> str:
     """Such as ``3,804 pictures, 260 sounds and 3,412 captions``."""
-    parts = [f"{counts[modality]:,} {noun}" for modality, noun in _NOUNS.items() if counts.get(modality)]
+    parts = [f"{counts[modality]:,} {noun}" for modality, noun in NOUNS.items() if counts.get(modality)]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "nothing yet"
 
 
-def status(answer: Answer, asked: str) -> str:
-    """One line: what was asked, how long it took, among how many."""
+def status(answer: Answer, asked: str, link: str = "") -> str:
+    """One line: what was asked, how long it took, among how many; with a link, a button that copies it."""
     took = f"{answer.seconds * 1000:,.0f} ms, {answer.n_items:,} items"
-    return f'<p class="fm-status" role="status">Nearest to {escape(asked)} <span>{took}</span></p>'
+    copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
+    return (
+        f'<div class="fm-line"><p class="fm-status" role="status">Nearest to {escape(asked)} '
+        f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
+    )
 
 
 def apology(sentence: str) -> str:
@@ -58,6 +63,35 @@ def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
         for item in items
     )
     return f'<p class="fm-label">Or tap a picture:</p><div class="fm-mosaic">{pictures}</div>'
+
+
+def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
+    """Examples with their answers, shown one after another before the first query.
+
+    Args:
+        slides: What the visitor would do ("You type"), the example's name, which a click on the
+            slide searches with, and its answer.
+        path_of: Knows the items' files.
+    """
+    parts = []
+    for number, (verb, name, answer) in enumerate(slides):
+        pictures = "".join(
+            f'<img src="{_url(path_of, hit.item)}" alt="">' for hit in answer.hits.get("image", [])[:REEL_PICTURES]
+        )
+        label = escape(name)
+        parts.append(
+            f'<button type="button" class="fm-more fm-slide" data-modality="example" data-id="{label}" '
+            f'aria-label="{escape(verb)} {label}: show all results"{" hidden" if number else ""}>'
+            f'<span class="fm-asked"><small>{escape(verb)}</small><span class="fm-typed" data-words="{label}">{label}'
+            f'</span></span><span class="fm-found">{pictures}</span></button>'
+        )
+    if not parts:
+        return ""
+    return (
+        '<section class="fm-reel" aria-label="Examples, one after another">'
+        f'{"".join(parts)}<p class="fm-reel-keys"><button type="button" class="fm-pause" aria-pressed="false">Pause'
+        '</button><button type="button" class="fm-next">Next example</button></p></section>'
+    )
 
 
 def _section(modality: str, hits: list[Hit], path_of: PathOf) -> str:
@@ -112,7 +146,7 @@ def _more(hit: Hit) -> str:
     name = _text(hit.item, "caption") or _text(hit.item, "text")
     return (
         f'<button type="button" class="fm-more" data-modality="{hit.modality}" data-id="{_text(hit.item, "id")}" '
-        f'aria-label="Search with: {name}">more like this</button>'
+        f'aria-label="more like this: {name}">more like this</button>'
     )
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from demo.query import Query
 from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
-from fusemix.media import SAMPLE_RATE
-from fusemix.retrieve import Retriever
+from fusemix.media import SAMPLE_RATE, MediaError
+from fusemix.retrieve import Retriever, blend
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,20 @@ class Answer:
         hits: Modality -> hits, nearest first.
         seconds: Time the search took here, from decoding the query to the last hit.
         n_items: Number of items searched.
+        parts: Part of the query -> its embedding, shape (D,), unit length.
+        weights: Part -> what it counted for.
+        embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
+        asked: The query in words and signs.
     """
 
     query: str
     hits: dict[str, list[Hit]]
     seconds: float
     n_items: int
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    embedding: np.ndarray | None = None
+    asked: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what the API returns."""
@@ -63,6 +73,7 @@ class Service:
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
+        self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index_folder: str | Path, *, device: str = "cpu") -> Service:
@@ -99,6 +110,21 @@ class Service:
         """The file of an item, inside :attr:`root`; None for a text."""
         return self.retriever.index.path_of(item)
 
+    @cached_property
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """Modality -> embeddings of its items, shape (N, D), in the order of :meth:`items`."""
+        return {modality: self.retriever.index.embeddings(modality) for modality in self.counts}
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], int]:
+        return {
+            (modality, item["id"]): row for modality in self.counts for row, item in enumerate(self.items(modality))
+        }
+
+    def row_of(self, modality: str, identity: str) -> int | None:
+        """Where an item stands in :meth:`items`; None if there is no such item."""
+        return self._rows.get((modality, identity))
+
     def warm_up(self) -> None:
         """Answer one query of each kind, so that no visitor pays for first-use set-up."""
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
@@ -131,9 +157,47 @@ class Service:
         """Search by a sound: a path, bytes or (Hz, samples). Raises like :meth:`search_text`."""
         return self._search("audio", audio, top_k)
 
+    def search(self, query: Query, *, top_k: int = 10) -> Answer:
+        """Search by several parts at once.
+
+        A file with an id in ``query.ids`` is an item of the gallery or an example, not a visitor's own.
+
+        Raises:
+            MediaError: (a ValueError) If the query cannot be used, in one sentence.
+            ValueError: If ``top_k`` is not 1 to 100.
+        """
+        _check(top_k)
+        started = time.perf_counter()
+        given = query.parts()
+        if not given:
+            raise MediaError("The query is empty; type a few words, show a picture or say something.")
+        parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
+        weights = {part: query.weight(part) for part in parts}
+        embedding = blend(parts, weights)
+        hits = self.retriever.search_embedding(embedding, top_k=top_k)
+        seconds = time.perf_counter() - started
+        n_items = len(self.retriever.index)
+        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said())
+
+    def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
+        """The embedding of one part; that of a gallery item or an example is made once."""
+        row = self.row_of(part, identity) if identity else None
+        if row is not None:
+            known: np.ndarray = self.embeddings[part][row]
+            return known
+        if not identity:
+            return self.retriever.embed_parts(**{part: value})[part]
+        if (part, identity) not in self._examples:
+            self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
+        return self._examples[part, identity]
+
     def _search(self, modality: str, query: Any, top_k: int) -> Answer:
-        if not 1 <= top_k <= MAX_TOP_K:
-            raise ValueError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {top_k}.")
+        _check(top_k)
         started = time.perf_counter()
         hits = self.retriever.search(**{modality: query}, top_k=top_k)
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
+
+
+def _check(top_k: int) -> None:
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise ValueError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {top_k}.")

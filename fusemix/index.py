@@ -31,8 +31,7 @@ class Hit:
         modality: Of the item: ``image``, ``audio``, ``text``, ...
         item: Its metadata: id, path or text, title, caption, group, source, licence, credit.
         similarity: Cosine of the vector searched with and the item's embedding, in [-1, 1]; higher is
-            closer. Comparable within one modality, not between two (the modality gap). The vector
-            is the query's embedding, except where ``Retriever.bridge`` carries a sound to pictures.
+            closer. Comparable within one modality, not between two (the modality gap).
         rank: 1 for the nearest item of its modality.
     """
 

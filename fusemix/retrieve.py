@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,17 +16,19 @@ from fusemix.index import EmbeddingIndex, Hit
 from fusemix.media import MediaError
 
 MAX_QUERY_CHARS = 2000  # longest text query
-# Of the softmax over captions that carries a sound to pictures; the best of 0.01 to 0.05 on Flickr8k dev speech.
-BRIDGE_TEMPERATURE = 0.02
+# Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
+DEFAULT_WEIGHTS = {"text": 1.0, "image": 1.0, "audio": 1.0, "minus_text": -0.5}
+_SMALLEST_SUM = 1e-3  # length below which a weighted sum of unit vectors points nowhere
 
 
 class Retriever:
-    """Search an index by text, picture or sound. Safe to call from several threads.
+    """Search an index by text, picture, sound or a weighted sum of them. Safe to call from several threads.
 
     Example:
         >>> retriever = Retriever.from_pretrained("checkpoints/default", "demo/index")
         >>> for hit in retriever.search(text="a dog running on the grass")["image"]:
         ...     print(hit.rank, f"{hit.similarity:.2f}", hit.item["caption"])
+        >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
     """
 
     def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex) -> None:
@@ -47,7 +49,6 @@ class Retriever:
         self.model = model
         self.encoders = encoders
         self.index = index
-        self._captions = index.embeddings("text") if "text" in index.counts else None
         self._locks = {modality: Lock() for modality in encoders}
 
     @classmethod
@@ -101,60 +102,90 @@ class Retriever:
         embedding: np.ndarray = self.model.embed(modality, latents)[0].numpy()
         return embedding
 
+    def embed_parts(
+        self, *, text: str | None = None, image: Any = None, audio: Any = None, minus_text: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """The embedding of each part given: name of the part -> shape (D,), float32, unit length.
+
+        Raises like :meth:`embed`; here any number of parts may be given.
+        """
+        given = {"text": text, "image": image, "audio": audio, "minus_text": minus_text}
+        return {
+            part: self.embed(**{"text" if part == "minus_text" else part: value})
+            for part, value in given.items()
+            if value is not None
+        }
+
     def search(
         self,
         *,
         text: str | None = None,
         image: Any = None,
         audio: Any = None,
+        minus_text: str | None = None,
+        weights: Mapping[str, float] | None = None,
         top_k: int = 10,
         modalities: Sequence[str] | None = None,
     ) -> dict[str, list[Hit]]:
         """The nearest items of each modality.
 
         Args:
-            text: The query, as in :meth:`embed`; exactly one of the three is given.
+            text: A part of the query, as in :meth:`embed`; at least one part is given.
             image: See ``text``.
             audio: See ``text``.
+            minus_text: Words to subtract.
+            weights: Part -> weight, as in :func:`blend`; a part given and not named has its default.
             top_k: Hits per modality, >= 1.
             modalities: Which kinds of items to return; all of the index by default.
 
         Returns:
             Modality -> hits, nearest first. Each modality is ranked on its own: similarities
-            to different modalities do not compare. A sound finds pictures through :meth:`bridge`.
+            to different modalities do not compare.
 
         Raises:
             MediaError: (a ValueError) If the query cannot be used, in one sentence.
-            ValueError: If not exactly one query is given, or the model lacks its modality.
+            ValueError: If no part is given, or the model lacks its modality.
             KeyError: If the index lacks one of ``modalities``.
         """
-        query = self.embed(text=text, image=image, audio=audio)[None]  # (1, D)
+        parts = self.embed_parts(text=text, image=image, audio=audio, minus_text=minus_text)
+        return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities)
+
+    def search_embedding(
+        self, embedding: np.ndarray, *, top_k: int = 10, modalities: Sequence[str] | None = None
+    ) -> dict[str, list[Hit]]:
+        """As :meth:`search`, by an embedding made before: shape (D,)."""
         wanted = list(self.index.counts) if modalities is None else modalities
-        hits = {}
-        for modality in wanted:
-            across = audio is not None and modality == "image"
-            hits[modality] = self.index.search(modality, self.bridge(query) if across else query, top_k=top_k)[0]
-        return hits
+        return {modality: self.index.search(modality, embedding[None], top_k=top_k)[0] for modality in wanted}
 
-    def bridge(self, queries: np.ndarray) -> np.ndarray:
-        """Carry sound queries to where text lies: the mean of the index's captions, weighted by nearness.
 
-        Sounds were trained mostly against words, and lie apart from text in the shared space (the
-        modality gap): they name what they say more surely than they find what it looks like. This is
-        search-time help beside the paper; scripts/evaluate.py measures the adapters without it.
+def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None) -> np.ndarray:
+    """The weighted sum of a query's parts, brought to unit length.
 
-        Args:
-            queries: Shape (Q, D), unit length.
+    Args:
+        parts: Part (of :data:`DEFAULT_WEIGHTS`) -> embedding, shape (D,), unit length.
+        weights: Part -> weight, finite; below zero subtracts, zero leaves the part out.
 
-        Returns:
-            Shape (Q, D), float32, not normalised; the queries themselves if the index holds no captions.
-        """
-        if self._captions is None or not len(self._captions):
-            return queries
-        logits = queries @ self._captions.T / BRIDGE_TEMPERATURE  # (Q, captions)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        carried: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)) @ self._captions
-        return carried
+    Returns:
+        Shape (D,), float32, unit length.
+
+    Raises:
+        MediaError: (a ValueError) If the parts cancel, or every weight is zero.
+        ValueError: If there is no part, or a weight is unknown or not finite.
+    """
+    chosen = DEFAULT_WEIGHTS | dict(weights or {})
+    unknown = sorted((set(chosen) | set(parts)) - set(DEFAULT_WEIGHTS))
+    if unknown:
+        raise ValueError(f"The parts of a query are {list(DEFAULT_WEIGHTS)}, not {unknown}.")
+    if not parts:
+        raise ValueError(f"Give at least one of {list(DEFAULT_WEIGHTS)}, got none.")
+    if not np.isfinite([chosen[part] for part in parts]).all():
+        raise ValueError(f"Weights must be finite numbers, got {dict(weights or {})}.")
+    total = np.sum([chosen[part] * embedding.astype(np.float64) for part, embedding in parts.items()], axis=0)
+    length = np.linalg.norm(total)
+    if length < _SMALLEST_SUM:
+        raise MediaError("The parts of this query cancel each other; change a weight.")
+    mixed: np.ndarray = (total / length).astype(np.float32)
+    return mixed
 
 
 def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:

@@ -11,7 +11,7 @@ import pytest
 from fusemix.adapters import FusionModel
 from fusemix.index import EmbeddingIndex
 from fusemix.media import MediaError
-from fusemix.retrieve import BRIDGE_TEMPERATURE, Retriever, check_encoder, load_encoders
+from fusemix.retrieve import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
 from scripts import build_index, search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +42,6 @@ def test_similarities_are_the_cosines_of_encoder_and_adapter(retriever, pairs, m
     assert query.shape == (16,) and np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
     hits = retriever.search(**{modality: queries(pairs)[modality]}, modalities=[target])[target]
     gallery = embed_items(retriever, target, [hit.item for hit in hits])
-    if (modality, target) == ("audio", "image"):
-        query = bridged_by_loop(query, embed_items(retriever, "text", retriever.index.items("text")))
     np.testing.assert_allclose([hit.similarity for hit in hits], gallery @ query, atol=1e-4)
     assert [hit.similarity for hit in hits] == sorted((hit.similarity for hit in hits), reverse=True)
 
@@ -51,12 +49,6 @@ def test_similarities_are_the_cosines_of_encoder_and_adapter(retriever, pairs, m
 def embed_items(retriever, modality, items):
     raw = [item["text"] if modality == "text" else str(retriever.index.path_of(item)) for item in items]
     return retriever.model.embed(modality, retriever.encoders[modality].encode(raw)).numpy()
-
-
-def bridged_by_loop(query, captions):
-    """What a sound asks pictures with: the captions' mean, weighted by exp(cosine / temperature), unit length."""
-    total = sum(np.exp(caption @ query / BRIDGE_TEMPERATURE) * caption.astype(np.float64) for caption in captions)
-    return total / np.linalg.norm(total)
 
 
 def test_each_modality_is_ranked_on_its_own(retriever):
@@ -69,9 +61,51 @@ def test_each_modality_is_ranked_on_its_own(retriever):
 
 
 @pytest.mark.parametrize("query", [{}, {"text": "a", "image": "b.png"}])
-def test_exactly_one_query_is_taken(retriever, query):
+def test_exactly_one_query_is_embedded(retriever, query):
     with pytest.raises(ValueError, match="exactly one of text, image and audio"):
-        retriever.search(**query)
+        retriever.embed(**query)
+
+
+@pytest.mark.parametrize("weights", [{}, {"text": 0.3, "image": -0.7, "audio": 1.5, "minus_text": -0.2}])
+def test_a_blend_ranks_by_the_cosine_with_the_weighted_sum(retriever, pairs, weights):
+    query = queries(pairs) | {"minus_text": "a hum"}
+    hits = retriever.search(**query, weights=weights)
+    parts = {m: retriever.embed(**{m: value}) for m, value in queries(pairs).items()}
+    parts["minus_text"] = retriever.embed(text="a hum")
+    chosen = {"text": 1.0, "image": 1.0, "audio": 1.0, "minus_text": -0.5} | weights
+    total = sum(chosen[part] * embedding.astype(np.float64) for part, embedding in parts.items())
+    expected = {
+        m: retriever.index.embeddings(m) @ total / np.sqrt((total**2).sum()) for m in ("image", "text", "audio")
+    }
+    for modality, similarities in expected.items():
+        order = np.argsort(-similarities)
+        items = retriever.index.items(modality)
+        assert [hit.item["id"] for hit in hits[modality]] == [items[i]["id"] for i in order]
+        np.testing.assert_allclose([hit.similarity for hit in hits[modality]], similarities[order], atol=1e-5)
+
+
+def test_subtracting_a_caption_sends_it_to_the_end(retriever):
+    found = retriever.search(text="a red square", minus_text="a deep hum", weights={"minus_text": -2})["text"]
+    assert found[-1].item["id"] == "hum"
+
+
+def test_a_blend_by_hand():
+    parts = {"text": np.array([1, 0], dtype=np.float32), "image": np.array([0, 1], dtype=np.float32)}
+    np.testing.assert_allclose(blend(parts, {"text": 3, "image": -4}), [0.6, -0.8], atol=1e-7)
+    np.testing.assert_allclose(blend({"minus_text": parts["text"]}), [-1, 0])
+    assert blend(parts, {"image": 0}).tolist() == [1, 0] and blend(parts).dtype == np.float32
+
+
+def test_parts_that_cancel_are_a_calm_sentence_and_wrong_weights_are_refused():
+    one = np.array([1, 0], dtype=np.float32)
+    with pytest.raises(MediaError, match="cancel each other"):
+        blend({"text": one, "minus_text": one}, {"minus_text": -1})
+    with pytest.raises(ValueError, match=r"not \['smell'\]"):
+        blend({"text": one}, {"smell": 1})
+    with pytest.raises(ValueError, match="finite"):
+        blend({"text": one}, {"text": float("nan")})
+    with pytest.raises(ValueError, match="at least one of"):
+        blend({}, DEFAULT_WEIGHTS)
 
 
 def test_a_text_of_2000_characters_is_taken_and_a_longer_one_is_not(retriever):
@@ -160,15 +194,3 @@ def test_the_scripts_run_from_a_plain_clone(tmp_path):
     for script in ("search.py", "build_index.py"):
         command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
         assert "usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
-
-def test_a_sound_is_carried_to_pictures_by_the_captions_nearest_to_it():
-    """By hand: captions on three axes; a query mostly along the first lands on the first."""
-    retriever = Retriever.__new__(Retriever)
-    retriever._captions = np.eye(3, 4, dtype=np.float32)
-    query = np.array([[0.8, 0.1, 0.0, 0.59]], dtype=np.float32)
-    weights = np.exp(query[0, :3] / BRIDGE_TEMPERATURE)
-    expected = np.append(weights / weights.sum(), 0.0)  # the part off the captions is gone
-    np.testing.assert_allclose(retriever.bridge(query)[0], expected, atol=1e-6)
-    retriever._captions = None
-    assert retriever.bridge(query) is query

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.query import Query
 from demo.service import Service
+from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +44,35 @@ def test_the_number_of_results_is_bounded(service, top_k):
         service.search_text("red", top_k=top_k)
 
 
+def test_a_query_of_parts_answers_like_the_library(service, pairs):
+    query = Query(text="a hum", image=str(pairs.parent / "green.png"), weights={"text": 0.5, "image": -1})
+    answer = service.search(query, top_k=3)
+    alone = service.retriever.search(
+        text="a hum", image=pairs.parent / "green.png", weights={"text": 0.5, "image": -1}, top_k=3
+    )
+    assert answer.hits == alone and answer.asked == "0.5 × “a hum” − your picture"
+
+
+def test_an_item_of_the_gallery_is_not_encoded_again(service, monkeypatch):
+    monkeypatch.setattr(service.retriever, "embed_parts", None)
+    answer = service.search(Query(image="gone.png", ids={"image": "green"}))
+    assert answer.hits["image"][0].item["id"] == "green"
+
+
+def test_an_example_is_encoded_once_and_a_visitors_file_every_time(service, pairs, monkeypatch):
+    sound, calls = str(pairs.parent / "hum.wav"), []
+    embed = service.retriever.embed_parts
+    monkeypatch.setattr(service.retriever, "embed_parts", lambda **part: calls.append(part) or embed(**part))
+    for ids in ({"audio": "spoken"}, {"audio": "spoken"}, {}, {}):
+        assert service.search(Query(audio=sound, ids=ids)).hits["audio"][0].item["id"] == "hum"
+    assert len(calls) == 3
+
+
+def test_an_empty_query_is_a_calm_sentence(service):
+    with pytest.raises(MediaError, match="The query is empty"):
+        service.search(Query(text=" "))
+
+
 def test_files_of_hits_exist_inside_the_gallery(service):
     for modality in ("image", "audio"):
         for item in service.items(modality):
@@ -70,10 +101,12 @@ def test_warm_queries_answer_in_a_blink(shipped):
     assert (text_ms <= 60, image_ms <= 150, audio_ms <= 500) == (True, True, True), (text_ms, image_ms, audio_ms)
 
 
-def test_the_service_fits_in_memory():
+def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
-        "import resource; from demo.service import Service; import demo.ui\n"
+        "import resource, sys; from demo.service import Service; import demo.ui\n"
         "Service.from_pretrained('checkpoints/default', 'demo/index')\n"
+        "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start
+        "assert not slow, slow\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout

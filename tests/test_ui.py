@@ -5,8 +5,10 @@ import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 
-from demo import ui
-from demo.results import apology, describe_counts, file_url, results, status
+from demo import search_tab, ui
+from demo.explore_tab import Explorer, map_component
+from demo.query import Query
+from demo.results import apology, describe_counts, file_url, reel, results, status
 from demo.service import Answer
 from fusemix.index import Hit
 from fusemix.media import MediaError
@@ -32,15 +34,19 @@ class FakeService:
     def path_of(self, item):
         return self.root / item["path"] if "path" in item else None
 
+    def row_of(self, modality, identity):
+        return 0 if identity == f"{modality}-1" else None
+
     def _answer(self, query, top_k=10):
         self.asked = query
-        if query == "broken":
+        words = [query] if isinstance(query, str) else list(query.parts().values())
+        if "broken" in words:
             raise RuntimeError("secret detail")
-        if query == "bad":
+        if "bad" in words:
             raise MediaError("The text is <bad>; type a few words.")
         return nasty_answer()
 
-    search_text = search_image = search_audio = _answer
+    search = search_text = search_image = search_audio = _answer
 
 
 @pytest.fixture
@@ -51,7 +57,19 @@ def fake():
 @pytest.fixture
 def tab(fake):
     with gr.Blocks():
-        return ui._SearchTab(fake)
+        explorer = Explorer(fake)
+        return search_tab.SearchTab(fake, explorer, map_component(explorer))
+
+
+def fields(tab, *, text="", picture=None, sound=None, without="", weights=(1, 1, 1, -0.5), ids=None, mix=False):
+    """The widgets' values, as an event hands them over."""
+    values = (text, picture, sound, without, *weights, ids or {}, mix)
+    assert len(values) == len(tab.inputs)
+    return values
+
+
+def picked(modality, identity):
+    return gr.EventData(None, {"modality": modality, "id": identity})
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +105,18 @@ def test_the_status_line_shows_the_time_and_the_number_of_items():
     assert "42 ms, 5,214 items" in status(nasty_answer(), "x")
 
 
+def test_the_status_line_has_a_button_for_a_link_and_only_then():
+    assert 'data-link="?q=a&amp;w=q:2"' in status(nasty_answer(), "x", "?q=a&w=q:2")
+    assert "<button" not in status(nasty_answer(), "x")
+
+
+def test_the_reel_shows_one_example_and_escapes_them_all():
+    page = reel([("You type", NASTY, nasty_answer())] * 2, lambda item: Path("/gallery/a.png"))
+    assert page.count('class="fm-more fm-slide"') == 2 and page.count(" hidden>") == 1
+    assert "onerror" not in re.sub(r'"[^"]*"', '""', re.sub(r">[^<]*<", "><", page))
+    assert reel([], lambda item: None) == ""
+
+
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
@@ -100,45 +130,93 @@ def test_counts_are_said_in_words(counts, said):
 
 
 def test_text_search_clears_the_other_queries(tab, fake):
-    text, picture, sound, line, page = tab.by_text("dogs")
-    assert (text, picture, sound, fake.asked) == ("dogs", None, None, "dogs")
-    assert "“dogs”" in line and "Pictures" in page
+    page = tab.by_text(*fields(tab, text="dogs", picture="a.png"))
+    assert (page[tab.text], page[tab.picture], page[tab.sound], fake.asked) == ("dogs", None, None, Query(text="dogs"))
+    assert "Pictures" in page[tab.results] and 'data-link="?q=dogs"' in page[tab.status]
 
 
-def test_an_uploaded_picture_stays_in_its_field_and_an_example_is_put_there(tab):
-    assert tab.by_picture("a.png")[:3] == ["", gr.skip(), None]
-    assert tab.by_picture("a.png", show=True)[:3] == ["", "a.png", None]
-    assert tab.by_sound("a.wav", show=True)[:3] == ["", None, "a.wav"]
+def test_in_a_mix_every_field_and_weight_counts(tab, fake):
+    values = fields(tab, text="at night", picture="a.png", without="grass", weights=(0.5, 1, 1, -0.25), mix=True)
+    page = tab.by_text(*values)
+    assert fake.asked.parts() == {"text": "at night", "image": "a.png", "minus_text": "grass"}
+    assert [fake.asked.weight(part) for part in ("text", "image", "minus_text")] == [0.5, 1, -0.25]
+    assert tab.picture not in page and page[tab.mix] is True and page[tab.minus_text] == "grass"
+    assert tab.by_weight(*values)[tab.results] == page[tab.results]
+
+
+def test_a_weight_moved_with_nothing_to_weigh_changes_nothing(tab):
+    assert tab.by_weight(*fields(tab, mix=True)) == {tab.status: gr.skip()}
+
+
+def test_an_uploaded_picture_stays_in_its_field_and_has_no_link(tab, fake):
+    page = tab.by_file("image", *fields(tab, picture="a.png", text="old", ids={"image": "image-1"}))
+    assert tab.picture not in page and (page[tab.text], page[tab.sound], page[tab.ids]) == ("", None, {})
+    assert fake.asked == Query(image="a.png") and "data-link" not in page[tab.status]
+
+
+def test_an_example_is_put_into_its_field_and_has_a_link(tab, fake):
+    page = tab.by_example("“a birthday cake”", *fields(tab, text="old"))
+    assert page[tab.sound].endswith("spoken-cake.mp3") and page[tab.picture] is None and page[tab.text] == ""
+    assert "?sound=spoken-cake.mp3" in page[tab.status]
 
 
 def test_a_file_that_cannot_be_used_leaves_its_field(tab):
-    assert tab.by_picture("bad")[:3] == tab.by_sound("bad")[:3] == ["", None, None]
+    assert tab.by_file("image", *fields(tab, picture="bad"))[tab.picture] is None
+    assert tab.by_file("audio", *fields(tab, sound="bad", picture="a.png", mix=True))[tab.sound] is None
 
 
-def test_clearing_a_field_leaves_the_page_as_it_is(tab):
-    assert tab.by_picture(None) == tab.by_sound(None) == [gr.skip()] * 5
+def test_clearing_a_field_leaves_the_page_as_it_is_and_a_mix_goes_on_without_it(tab, fake):
+    assert tab.by_file("image", *fields(tab)) == {tab.ids: {}}
+    tab.by_file("image", *fields(tab, text="dogs", mix=True))
+    assert fake.asked.parts() == {"text": "dogs"}
 
 
 @pytest.mark.parametrize(
     ("modality", "asked"), [("text", "one"), ("image", "/gallery/image-1.bin"), ("audio", "/gallery/audio-1.bin")]
 )
-def test_a_result_can_be_the_next_query(tab, fake, modality, asked):
-    tab.by_item(gr.EventData(None, {"modality": modality, "id": f"{modality}-1"}))
-    assert fake.asked == asked
+def test_a_result_can_be_the_next_query_or_join_a_mix(tab, fake, modality, asked):
+    tab.by_item(picked(modality, f"{modality}-1"), *fields(tab, text="old"))
+    assert fake.asked.parts() == {modality: asked}
+    tab.by_item(picked(modality, f"{modality}-1"), *fields(tab, text="old", picture="p.png", mix=True))
+    assert fake.asked.parts() == {"text": "old", "image": "p.png"} | {modality: asked}
 
 
-def test_an_unknown_result_is_answered_calmly(tab):
-    assert "not here any more" in tab.by_item(gr.EventData(None, {"modality": "image", "id": "../../etc"}))[3]
+@pytest.mark.parametrize("modality", ["image", "audio", "text", "example", "smell"])
+def test_an_unknown_result_is_answered_calmly(tab, modality):
+    page = tab.by_item(picked(modality, "../../etc"), *fields(tab))
+    assert page == {tab.status: apology(search_tab.GONE), tab.results: ""}
+
+
+def test_nothing_is_explained_before_and_after_a_failed_search(tab):
+    assert tab.explain(None) == (gr.update(visible=False), "", None, "")
+
+
+class Link:
+    def __init__(self, **values):
+        self.query_params = values
+
+
+def test_a_link_fills_the_fields_and_searches(tab, fake):
+    page = tab.by_link(Link(q="at night", picture="image-1", w="q:0.5"))
+    assert fake.asked.parts() == {"text": "at night", "image": "/gallery/image-1.bin"}
+    assert page[tab.picture] == "/gallery/image-1.bin" and page[tab.mix] is True
+    assert page[tab.weights["text"]] == 0.5 and "Pictures" in page[tab.results]
+
+
+def test_a_plain_page_stays_as_it_is_and_a_dead_link_says_so(tab, fake):
+    assert tab.by_link(Link(__theme="dark")) == {tab.status: gr.skip()}
+    assert "not here any more" in tab.by_link(Link(picture="../../etc/passwd"))[tab.status]
 
 
 def test_bad_input_is_one_sentence_on_the_page_and_in_the_api(tab, fake):
-    assert tab.by_text("bad")[3:] == [apology("The text is <bad>; type a few words."), ""]
+    page = tab.by_text(*fields(tab, text="bad"))
+    assert (page[tab.status], page[tab.results]) == (apology("The text is <bad>; type a few words."), "")
     with pytest.raises(gr.Error, match="type a few words"):
         ui.answer_api(fake.search_text, "bad")
 
 
 def test_an_unexpected_error_is_logged_and_hidden(tab, fake, caplog):
-    assert tab.by_text("broken")[3:] == [apology(ui.SORRY), ""]
+    assert tab.by_text(*fields(tab, text="broken"))[tab.status] == apology(ui.SORRY)
     with pytest.raises(gr.Error, match=re.escape(ui.SORRY)):
         ui.answer_api(fake.search_text, "broken")
     assert [record.exc_info[0] for record in caplog.records] == [RuntimeError, RuntimeError]

@@ -1,0 +1,190 @@
+"""The "Explore" tab: a map of the shared space, in which every query lands."""
+
+from __future__ import annotations
+
+import html
+import logging
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import gradio as gr
+
+from demo.query import Query
+from demo.results import NOUNS, file_url
+from demo.service import Answer, Service
+from demo.space_map import VIEWS, SpaceMap
+from fusemix.media import MediaError
+
+logger = logging.getLogger(__name__)
+
+JS = Path(__file__).parent / "js"
+HITS = 4  # lines from the query to its nearest items of each kind
+_PLACES = 4  # decimals of a place on the map: finer than a pixel
+_EVENTS: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search", "api_visibility": "private"}
+
+
+class Explorer:
+    """The map of a service's gallery, made when somebody first looks at it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._lock = Lock()
+
+    @cached_property
+    def _map(self) -> SpaceMap:
+        return SpaceMap(self.service.embeddings)
+
+    @property
+    def map(self) -> SpaceMap:
+        """The planes and the places in them."""
+        with self._lock:
+            return self._map
+
+    def points(self) -> dict[str, Any]:
+        """Everything the page draws, as plain values: places, names and files of every item."""
+        groups = [
+            {
+                "modality": modality,
+                "points": {view: places[modality].round(_PLACES).tolist() for view, places in self.map.points.items()},
+                "names": [str(item.get("caption") or item.get("text") or "") for item in self.service.items(modality)],
+                "files": [item.get("path", "") for item in self.service.items(modality)],
+                "ids": [item["id"] for item in self.service.items(modality)],
+            }
+            for modality in self.service.counts
+        ]
+        base = f"{file_url(self.service.root)}/" if self.service.root else ""
+        nouns = {modality: NOUNS[modality].rstrip("s") for modality in self.service.counts}
+        return {"views": list(VIEWS), "groups": groups, "base": base, "nouns": nouns, "note": self.note()}
+
+    def note(self) -> str:
+        """How much two directions show."""
+        first, second = (self.map.planes[view].explained for view in VIEWS)
+        return (
+            f"Two of {self.service.retriever.index.embed_dim} directions (PCA): they show {first:.0%} of the spread "
+            f"as it is, {second:.0%} with the gap closed. What looks near here may be far in the others."
+        )
+
+    def place(self, answer: Answer, asked: str) -> dict[str, Any] | None:
+        """Where a query lands and what it is nearest to, for the map's JavaScript."""
+        if answer.embedding is None:
+            return None
+        shares: dict[str, float] = {}
+        for part in answer.parts:
+            modality = "text" if part == "minus_text" else part
+            shares[modality] = shares.get(modality, 0.0) + abs(answer.weights[part])
+        hits = [
+            [modality, self.service.row_of(modality, hit.item["id"])]
+            for modality, found in answer.hits.items()
+            for hit in found[:HITS]
+        ]
+        return {"at": self.map.place(answer.embedding, shares), "asked": asked, "hits": hits}
+
+
+def map_component(explorer: Explorer) -> gr.HTML:
+    """The canvas, not yet on the page: its value is what :meth:`Explorer.place` returns."""
+
+    def points(_: Any) -> dict[str, Any]:
+        return explorer.points()
+
+    return gr.HTML(
+        value=None,
+        html_template=_template(explorer.service.counts),
+        js_on_load=(JS / "map.js").read_text(encoding="utf-8"),
+        server_functions=[points],
+        elem_id="fm-map",
+        render=False,
+    )
+
+
+def _template(counts: dict[str, int]) -> str:
+    legend = "".join(
+        f'<button type="button" data-modality="{modality}" aria-pressed="true"><i class="fm-dot-{modality}"></i>'
+        f"{NOUNS[modality]}</button>"
+        for modality in counts
+    )
+    views = "".join(
+        f'<button type="button" data-view="{view}" aria-pressed="{str(view == VIEWS[0]).lower()}">{view}</button>'
+        for view in VIEWS
+    )
+    return f"""
+<div class="fm-map-bar">
+  <div role="group" aria-label="Kinds of items shown">{legend}</div>
+  <div role="group" aria-label="View">{views}</div>
+  <div role="group" aria-label="Zoom"><button type="button" data-zoom="1.5" aria-label="Zoom in">+</button><button
+    type="button" data-zoom="0.667" aria-label="Zoom out">−</button><button type="button" data-reset="1">reset</button>
+  </div>
+</div>
+<div class="fm-map-frame">
+  <canvas tabindex="0" role="img" aria-label="A map of the shared space; a dot for every item. Arrow keys move, plus
+    and minus zoom, 0 resets. The nearest items to a query are listed below the map."></canvas>
+  <div class="fm-tip" hidden></div>
+</div>
+<p class="fm-map-note" role="status">The map is being drawn …</p>
+"""
+
+
+def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
+    """Lay out the tab and wire its own text field; call inside a ``gr.Tab``.
+
+    Args:
+        explorer: Makes the map.
+        here: Of :func:`map_component`; rendered here.
+
+    Returns:
+        The list of nearest items under the map, for whoever else moves the query.
+    """
+    gr.HTML(
+        '<p class="fm-lead">Every picture, sound and caption of the gallery is a dot; near means alike. '
+        "<strong>Type, and watch your words land.</strong> Hover a dot to see it, click it to search with it. "
+        "Each kind lies in a cloud of its own: this is the <em>modality gap</em>, which training leaves because only "
+        "the order of similarities within a kind is asked for; “gap closed” moves the clouds onto each other.</p>"
+    )
+    text = gr.Textbox(
+        label="Words to place on the map",
+        placeholder="Type, and watch where it lands …",
+        show_label=False,
+        container=False,
+        max_lines=1,
+        max_length=2000,
+        elem_id="fm-land",
+    )
+    here.render()
+    nearest = gr.HTML(elem_id="fm-nearest")
+    text.input(
+        lambda words: land(explorer, words),
+        text,
+        [here, nearest],
+        trigger_mode="always_last",
+        show_progress="hidden",
+        **_EVENTS,
+    )
+    return nearest
+
+
+def land(explorer: Explorer, words: str) -> tuple[Any, str]:
+    """Where words fall, and what is nearest; an empty field takes the query off the map."""
+    query = Query(text=words)
+    if not query.parts():
+        return None, ""
+    try:
+        answer = explorer.service.search(query, top_k=HITS)
+        return explorer.place(answer, query.said()), nearest_html(answer, query.said())
+    except MediaError as error:
+        return None, f"<p>{html.escape(str(error))}</p>"
+    except Exception:
+        logger.exception("A query on the map failed.")
+        return None, "<p>Something went wrong on our side and was noted; please try other words.</p>"
+
+
+def nearest_html(answer: Answer, asked: str) -> str:
+    """The nearest items in words: what the map shows, for those who do not see it."""
+    lines = "".join(
+        f"<li><strong>{NOUNS[modality].capitalize()}:</strong> "
+        + "; ".join(html.escape(str(h.item.get("caption") or h.item.get("text") or "")) for h in found[:HITS])
+        + "</li>"
+        for modality, found in answer.hits.items()
+        if found
+    )
+    return f'<div role="status"><p>Nearest to {html.escape(asked)}:</p><ul>{lines}</ul></div>'

@@ -1,0 +1,131 @@
+"""What a visitor asks: up to four parts with weights, to and from a link."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from fusemix.retrieve import DEFAULT_WEIGHTS
+
+_IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
+_SAID = {"image": "your picture", "audio": "your sound"}
+_MAX_SAID = 80  # characters of a text repeated in the status line
+WEIGHT_RANGE = {"text": (-1.0, 1.0), "image": (-1.0, 1.0), "audio": (-1.0, 1.0), "minus_text": (-1.0, 0.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One question.
+
+    Attributes:
+        text: Words; "" for none.
+        image: Path of a picture, or None.
+        audio: Path of a sound, or None.
+        minus_text: Words to subtract; "" for none.
+        ids: ``image`` or ``audio`` -> id of the gallery item or example that the file is; a file of
+            the visitor's own has none, and stands in no link.
+        weights: Part -> weight; those of ``DEFAULT_WEIGHTS`` where nothing is said.
+    """
+
+    text: str = ""
+    image: str | None = None
+    audio: str | None = None
+    minus_text: str = ""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, part: str, path: str, identity: str | None) -> Query:
+        """A picture or a sound alone.
+
+        Args:
+            part: ``image`` or ``audio``.
+            path: Its file.
+            identity: Of the gallery item or example; None for a file of the visitor's own.
+        """
+        ids = {} if identity is None else {part: identity}
+        return cls(image=path, ids=ids) if part == "image" else cls(audio=path, ids=ids)
+
+    def joined_by(self, other: Query) -> Query:
+        """With the parts of the other query in the place of its own of these kinds; its own weights stay."""
+        taken = other.parts()
+        ids = {name: value for name, value in self.ids.items() if name not in taken}
+        return replace(
+            self,
+            text=other.text or self.text,
+            image=other.image or self.image,
+            audio=other.audio or self.audio,
+            minus_text=other.minus_text or self.minus_text,
+            ids={**ids, **other.ids},
+        )
+
+    def parts(self) -> dict[str, str]:
+        """Part -> words or path, of those given that count for something."""
+        given = {name: getattr(self, name) for name in DEFAULT_WEIGHTS}
+        return {name: value for name, value in given.items() if value and value.strip() and self.weight(name)}
+
+    def weight(self, part: str) -> float:
+        """What a part counts for."""
+        return float(self.weights.get(part, DEFAULT_WEIGHTS[part]))
+
+    def said(self) -> str:
+        """In words and signs, such as ``your picture + 0.5 × “at night” − “people”``."""
+        parts = list(self.parts().items())
+        if len(parts) == 1 and self.weight(parts[0][0]) > 0:
+            return self._name(*parts[0])
+        sentence = ""
+        for name, value in sorted(parts, key=lambda entry: -self.weight(entry[0])):
+            weight = self.weight(name)
+            sign = ("− " if weight < 0 else "") if not sentence else " − " if weight < 0 else " + "
+            size = "" if abs(weight) == 1 else f"{abs(weight):g} × "
+            sentence += f"{sign}{size}{self._name(name, value)}"
+        return sentence
+
+    @staticmethod
+    def _name(part: str, value: str) -> str:
+        short = value if len(value) <= _MAX_SAID else value[: _MAX_SAID - 1].rstrip() + "…"
+        return _SAID.get(part, f"“{short}”")
+
+    def to_link(self) -> str:
+        """The query as ``?q=...``; "" if a part is a file of the visitor's own."""
+        parts = self.parts()
+        values = {name: self.ids.get(name) if name in _SAID else value for name, value in parts.items()}
+        if not parts or None in values.values():
+            return ""
+        link = {_IN_LINK[name]: str(value) for name, value in values.items()}
+        weights = {name: self.weight(name) for name in parts if self.weight(name) != DEFAULT_WEIGHTS[name]}
+        if weights:
+            link["w"] = ",".join(f"{_IN_LINK[name]}:{weight:g}" for name, weight in weights.items())
+        return f"?{urlencode(link)}"
+
+    @classmethod
+    def from_link(cls, values: Mapping[str, Any]) -> Query:
+        """Read a link; what is malformed in its weights is left at the default, as strangers write links.
+
+        The files of ``ids`` are for the caller to find.
+        """
+        given = {name: str(values[key]) for name, key in _IN_LINK.items() if values.get(key)}
+        return cls(
+            text=given.get("text", ""),
+            minus_text=given.get("minus_text", ""),
+            ids={name: given[name] for name in _SAID if name in given},
+            weights=_read_weights(str(values.get("w", ""))),
+        )
+
+
+def _read_weights(written: str) -> dict[str, float]:
+    names = {key: name for name, key in _IN_LINK.items()}
+    weights = {}
+    for piece in written.split(","):
+        key, _, number = piece.partition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            continue
+        if key in names and math.isfinite(value):
+            low, high = WEIGHT_RANGE[names[key]]
+            weights[names[key]] = max(low, min(high, value))
+    return weights

@@ -1,0 +1,346 @@
+"""The "Search" tab: its widgets, and what happens between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo.explore_tab import Explorer, nearest_html
+from demo.generate_tab import SPOKEN_EXAMPLES
+from demo.picture_input import PictureInput
+from demo.query import WEIGHT_RANGE, Query
+from demo.results import SHOWN, apology, mosaic, reel, results, status
+from demo.service import Answer, Service
+from demo.why import why
+from fusemix.media import MediaError
+from fusemix.retrieve import DEFAULT_WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SORRY = "Something went wrong on our side and was noted; please try another query."
+GONE = "This item is not here any more; please search again."
+QUEUE: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search"}
+
+TEXT_EXAMPLES = (
+    "a dog running on the grass",
+    "a birthday party",
+    "a ship on the sea",
+    "something to play music on",
+    "a fast car",
+    "fresh fruit",
+)
+PICTURE_EXAMPLES = (
+    ("tuxpaint-animals-mammals-dogs-dog", "dog"),
+    ("openclipart-recreation-holiday-sailing-sunset", "sailing"),
+    ("tuxpaint-hobbies-music-string-violin", "violin"),
+    ("tuxpaint-food-fruit-apple-red", "apple"),
+)
+SOUND_EXAMPLES = (
+    ("tuxpaint-animals-birds-rooster", "rooster"),
+    ("tuxpaint-animals-mammals-equines-horse", "horse"),
+    ("tuxpaint-hobbies-music-percussion-drumkit", "drums"),
+)
+REEL = ("a ship on the sea", "“a birthday cake”", "violin", "fresh fruit", "rooster")  # examples on the reel
+_VERBS = {
+    "text": "You type",
+    "image": "You show a picture of a",
+    "audio": "You play the sound of a",
+    "speech": "You say",
+}
+MOSAIC_SIZE = 24  # pictures shown before the first query
+FILES = ("image", "audio")  # parts that are files
+
+_ASKED_NOW = "(...values) => { window.fmAsked = performance.now(); return values; }"
+
+
+def _js(name: str) -> str:
+    return (HERE / "js" / name).read_text(encoding="utf-8")
+
+
+Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
+
+
+class SearchTab:
+    """The widgets of the search page and the events between them."""
+
+    def __init__(self, service: Service, explorer: Explorer, here: gr.HTML) -> None:
+        """Lay out the tab; call inside a ``gr.Tab``, then :meth:`wire` once the other tabs are there.
+
+        Args:
+            service: Answers the queries.
+            explorer: Says where a query lands on the map.
+            here: The map, of ``explore_tab.map_component``.
+        """
+        self.service = service
+        self.explorer = explorer
+        self.here = here
+        self.examples = {name: query for name, _, query, _ in self._examples()}
+        self._ask()
+        self._mix()
+        self.buttons = self._chips()
+        self.status = gr.HTML(elem_id="fm-status", js_on_load=_js("status.js"))
+        with gr.Accordion("Why these results", open=False, visible=False, elem_id="fm-why") as self.why_box:
+            self.why = gr.HTML()
+        self.results = gr.HTML(self._opening(), elem_id="fm-results", js_on_load=_js("results.js"))
+        self.ids = gr.State({})
+        self.answer = gr.State(None)
+
+    def _ask(self) -> None:
+        """The three fields."""
+        with gr.Row(elem_id="fm-ask"):
+            self.text = gr.Textbox(
+                label="What are you looking for?",
+                placeholder="Describe what you are looking for …",
+                show_label=False,
+                container=False,
+                autofocus=True,
+                max_lines=1,
+                scale=5,
+            )
+            self.speak = gr.Button("Say it", icon=HERE / "icons/microphone.svg", elem_id="fm-speak", scale=1)
+            self.go = gr.Button("Search", variant="primary", elem_id="fm-go", scale=1)
+        with gr.Row(equal_height=True):
+            self.picture = PictureInput(
+                label="… or show a picture",
+                sources=["upload", "webcam", "clipboard"],
+                type="filepath",
+                height=170,
+                min_width=260,
+                buttons=[],
+                elem_id="fm-picture",
+                alt_text="The picture you search with",
+            )
+            self.sound = gr.Audio(
+                label="… or say it, or play a sound",
+                sources=["microphone", "upload"],
+                type="filepath",
+                editable=False,
+                buttons=[],
+                min_width=260,
+                elem_id="fm-sound",
+            )
+
+    def _mix(self) -> None:
+        """The switch that adds the fields up, and a weight for each."""
+        self.mix = gr.Checkbox(False, label="Mix: add and subtract words, a picture and a sound", elem_id="fm-mix")
+        with gr.Group(visible=False, elem_id="fm-weights") as self.panel:
+            names = {"text": "the words", "image": "the picture", "audio": "the sound", "minus_text": "“without”"}
+            with gr.Row():
+                self.weights = {part: _slider(part, names[part]) for part in ("text", "image", "audio")}
+            with gr.Row():
+                self.minus_text = gr.Textbox(
+                    label="Without", placeholder="Words to subtract, such as: grass", max_lines=1, min_width=200
+                )
+                self.weights["minus_text"] = _slider("minus_text", names["minus_text"])
+
+    def _examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
+        """Name, verb, query and icon of every example that this gallery can show."""
+        for text in TEXT_EXAMPLES:
+            yield text, _VERBS["text"], Query(text=text), None
+        for modality, wanted in (("image", PICTURE_EXAMPLES), ("audio", SOUND_EXAMPLES)):
+            for identity, name in wanted:
+                path = self._file_of(modality, identity)
+                if path is not None:
+                    query = Query.of_file(modality, str(path), identity)
+                    yield name, _VERBS[modality], query, path if modality == "image" else HERE / "icons/note.svg"
+        for file, name in SPOKEN_EXAMPLES:
+            query = Query.of_file("audio", str(HERE / "examples" / file), file)
+            yield name, _VERBS["speech"], query, HERE / "icons/speech.svg"
+
+    def _file_of(self, modality: str, identity: str) -> Path | None:
+        """The file of a gallery item or a spoken example; None if there is no such one."""
+        if modality == "audio" and identity in dict(SPOKEN_EXAMPLES):
+            return HERE / "examples" / identity
+        row = self.service.row_of(modality, identity)
+        return None if row is None else self.service.path_of(self.service.items(modality)[row])
+
+    def _chips(self) -> dict[str, gr.Button]:
+        """A button per example."""
+        gr.HTML('<p class="fm-label">Try one:</p>')
+        with gr.Row(elem_classes="fm-chips"):
+            return {name: gr.Button(name, size="sm", icon=icon) for name, _, _, icon in self._examples()}
+
+    def _opening(self) -> str:
+        """What is alive before the first query: examples with their answers, and pictures to tap."""
+        verbs = {name: verb for name, verb, _, _ in self._examples()}
+        slides = [
+            (verbs[name], name, self.service.search(self.examples[name], top_k=SHOWN["image"]))
+            for name in REEL
+            if name in self.examples
+        ]
+        items = self.service.items("image")
+        glimpse = items[:: max(1, len(items) // MOSAIC_SIZE)][:MOSAIC_SIZE]
+        return reel(slides, self.service.path_of) + mosaic(glimpse, self.service.path_of)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What every event reads, in the order of :meth:`_read`."""
+        return [self.text, self.picture, self.sound, self.minus_text, *self.weights.values(), self.ids, self.mix]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What every event may change."""
+        return [*self.inputs, self.panel, self.status, self.results, self.answer]
+
+    def wire(self, demo: gr.Blocks, nearest: gr.HTML) -> None:
+        """Connect the events.
+
+        Args:
+            demo: The page; its load event reads the link.
+            nearest: The list under the map.
+        """
+        private: dict[str, Any] = {"api_visibility": "private"}
+        shared: dict[str, Any] = {
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "show_progress": "minimal",
+            "show_progress_on": self.status,
+            "js": _ASKED_NOW,
+            **QUEUE,
+            **private,
+        }
+        submitted = [self.text.submit, self.go.click, self.minus_text.submit]
+        weighed = [slider.release for slider in self.weights.values()]
+        events = [
+            gr.on(submitted, self.by_text, trigger_mode="always_last", **shared),
+            gr.on(weighed, self.by_weight, trigger_mode="always_last", **shared),
+            self.picture.input(partial(self.by_file, "image"), **shared),
+            gr.on([self.sound.upload, self.sound.stop_recording], partial(self.by_file, "audio"), **shared),
+            self.sound.clear(partial(self.by_file, "audio"), **shared),
+            self.results.select(self.by_item, **shared),
+            self.here.select(self.by_item, **shared),
+            *(button.click(partial(self.by_example, name), **shared) for name, button in self.buttons.items()),
+            demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUEUE, **private),
+        ]
+        for event in events:
+            event.then(None, js=_js("after_search.js"), **private)
+            explained = [self.why_box, self.why, self.here, nearest]
+            event.then(self.explain, self.answer, explained, show_progress="hidden", **QUEUE, **private)
+        self.mix.input(lambda on: gr.update(visible=on), self.mix, self.panel, queue=False, **private)
+        self.speak.click(None, js=_js("speak.js"), **private)
+
+    def _read(self, values: tuple[Any, ...]) -> tuple[Query, bool]:
+        """The widgets' values as a query, and whether they are to be mixed."""
+        text, picture, sound, minus_text, *weights, ids, mix = values
+        query = Query(
+            text=text or "",
+            image=picture,
+            audio=sound,
+            minus_text=minus_text or "",
+            ids=ids or {},
+            weights={part: float(weight) for part, weight in zip(self.weights, weights, strict=True)},
+        )
+        return query, bool(mix)
+
+    def by_text(self, *values: Any) -> Page:
+        """Search by the words, mixed with the rest if asked for."""
+        query, mix = self._read(values)
+        return self._page(query if mix else Query(text=query.text), mix)
+
+    def by_weight(self, *values: Any) -> Page:
+        """A weight was moved: search again, if there is anything to weigh."""
+        query, mix = self._read(values)
+        return self._page(query, mix) if mix and query.parts() else {self.status: gr.skip()}
+
+    def by_file(self, part: str, *values: Any) -> Page:
+        """A picture or sound of the visitor's own came or went."""
+        query, mix = self._read(values)
+        query = replace(query, ids={name: value for name, value in query.ids.items() if name != part})
+        if getattr(query, part) is None and not (mix and query.parts()):  # cleared: what is on the page stays
+            return {self.ids: dict(query.ids)}
+        alone = Query.of_file(part, str(getattr(query, part)), None)
+        return self._page(query if mix else alone, mix, came=part)
+
+    def by_example(self, name: str, *values: Any) -> Page:
+        """Search with an example."""
+        query, mix = self._read(values)
+        return self._join(query, mix, self.examples[name])
+
+    def by_item(self, event: gr.EventData, *values: Any) -> Page:
+        """Search with a result: its picture, its sound or its words; in a mix it joins the rest."""
+        modality, identity = str(event.modality), str(event.id)
+        query, mix = self._read(values)
+        if modality == "example" and identity in self.examples:
+            return self._join(query, mix, self.examples[identity])
+        if modality == "text":
+            row = self.service.row_of("text", identity)
+            if row is not None:
+                return self._join(query, mix, Query(text=self.service.items("text")[row]["text"]))
+        path = self._file_of(modality, identity)
+        if path is None:
+            return {self.status: apology(GONE), self.results: ""}
+        return self._join(query, mix, Query.of_file(modality, str(path), identity))
+
+    def _join(self, query: Query, mix: bool, new: Query) -> Page:
+        """Search with one new part, which in a mix takes its place among the others."""
+        return self._page(query.joined_by(new) if mix else new, mix, shown=new.parts())
+
+    def by_link(self, request: gr.Request) -> Page:
+        """What a link asks for; nothing happens without one."""
+        query = Query.from_link(request.query_params)
+        files = {modality: self._file_of(modality, identity) for modality, identity in query.ids.items()}
+        if None in files.values():
+            return {self.status: apology("The picture or sound of this link is not here any more; please search anew.")}
+        for modality, path in files.items():
+            query = query.joined_by(Query.of_file(modality, str(path), query.ids[modality]))
+        if not query.parts():
+            return {self.status: gr.skip()}
+        return self._page(query, len(query.parts()) > 1 or bool(query.weights), shown=FILES)
+
+    def _page(self, query: Query, mix: bool, *, shown: Iterable[str] = (), came: str | None = None) -> Page:
+        """Search, and say how the page looks then.
+
+        Args:
+            query: What to search with.
+            mix: Whether the fields are added up; otherwise those not in the query are emptied.
+            shown: Files to put into their fields.
+            came: The file that the visitor just gave: it leaves its field if it cannot be used.
+        """
+        line, found, answer = answer_page(self.service, query)
+        page: Page = {self.status: line, self.results: found, self.answer: answer, self.ids: dict(query.ids)}
+        page |= {self.mix: mix, self.panel: gr.update(visible=mix), self.text: query.text}
+        page |= {self.weights[part]: query.weight(part) for part in self.weights}
+        page[self.minus_text] = query.minus_text
+        for part, field in zip(FILES, (self.picture, self.sound), strict=True):
+            value = getattr(query, part)
+            if value is None or (answer is None and came == part):
+                page[field] = None
+            elif part in shown:
+                page[field] = value
+        return page
+
+    def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any]:
+        """Whether there is a reason to show, the reason, the query's place on the map, what is nearest to it."""
+        if answer is None:  # nothing was searched, or it failed
+            return gr.update(visible=False), "", None, ""
+        asked = answer.asked
+        reason = why(answer, self.service, SHOWN)
+        return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
+
+
+def _slider(part: str, name: str) -> gr.Slider:
+    low, high = WEIGHT_RANGE[part]
+    return gr.Slider(low, high, DEFAULT_WEIGHTS[part], step=0.05, label=f"Weight of {name}", min_width=200)
+
+
+def answer_page(service: Service, query: Query) -> tuple[str, str, Answer | None]:
+    """The status line and the results for the page; a failure is one sentence in the status line.
+
+    Returns:
+        HTML of the status line, HTML of the results (empty after a failure), and the answer (None then).
+    """
+    try:
+        answer = service.search(query, top_k=max(SHOWN.values()))
+        return status(answer, answer.asked, query.to_link()), results(answer, service.path_of), answer
+    except MediaError as error:
+        return apology(str(error)), "", None
+    except Exception:
+        logger.exception("A query failed.")
+        return apology(SORRY), "", None

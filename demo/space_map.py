@@ -1,0 +1,86 @@
+"""The shared space on paper: two flat views by PCA, and where a query falls in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+VIEWS = ("as it is", "gap closed")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One flat view.
+
+    Attributes:
+        origins: Modality -> what is subtracted from its embeddings, shape (D,).
+        axes: The two directions shown, orthonormal, shape (D, 2).
+        low: Least value of any item along each direction, shape (2,); the left and lower rim.
+        high: Likewise the right and upper rim.
+        explained: Share of the spread that the two directions show, 0 to 1.
+    """
+
+    origins: dict[str, np.ndarray]
+    axes: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    explained: float
+
+    def place(self, embeddings: np.ndarray, shares: Mapping[str, float]) -> np.ndarray:
+        """Where embeddings fall: shape (N, 2), the frame is [-1, 1]; what lies outside is at its rim.
+
+        Args:
+            embeddings: Shape (N, D).
+            shares: Modality -> how much of the embedding comes from it; sums to anything but 0.
+        """
+        total = sum(shares.values())
+        origin = sum(share / total * self.origins[modality] for modality, share in shares.items())
+        middle, reach = (self.low + self.high) / 2, np.maximum((self.high - self.low) / 2, 1e-9)
+        points: np.ndarray = np.clip(((embeddings - origin) @ self.axes - middle) / reach, -1, 1)
+        return points
+
+
+class SpaceMap:
+    """Both views of a gallery: one with the modality gap, one with each modality moved to the middle.
+
+    Exact and linear, unlike UMAP: a query falls where its embedding is, at once and always at the same place.
+    """
+
+    def __init__(self, embeddings: Mapping[str, np.ndarray]) -> None:
+        """Find the planes.
+
+        Args:
+            embeddings: Modality -> shape (N, D), unit length, N >= 1.
+        """
+        means: dict[str, np.ndarray] = {modality: rows.mean(axis=0) for modality, rows in embeddings.items()}
+        middle: np.ndarray = np.mean(list(means.values()), axis=0)
+        self.planes = {
+            VIEWS[0]: _plane(embeddings, {modality: middle for modality in means}),
+            VIEWS[1]: _plane(embeddings, means),
+        }
+        self.points = {
+            view: {modality: plane.place(rows, {modality: 1.0}) for modality, rows in embeddings.items()}
+            for view, plane in self.planes.items()
+        }
+
+    def place(self, embedding: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[float]]:
+        """View -> [x, y] of a query: shape (D,), with what it is made of as in :meth:`Plane.place`."""
+        return {
+            view: [round(float(value), 4) for value in plane.place(embedding[None], shares)[0]]
+            for view, plane in self.planes.items()
+        }
+
+
+def _plane(embeddings: Mapping[str, np.ndarray], origins: dict[str, np.ndarray]) -> Plane:
+    """The two directions of most spread, every modality counting the same however many items it has."""
+    covariance = np.mean(
+        [(rows - origins[name]).T @ (rows - origins[name]) / len(rows) for name, rows in embeddings.items()], axis=0
+    )  # (D, D)
+    values, vectors = np.linalg.eigh(covariance)
+    axes = vectors[:, [-1, -2]]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # the same picture on every machine
+    places = np.concatenate([(rows - origins[name]) @ axes for name, rows in embeddings.items()])
+    explained = float(values[-2:].sum() / max(values.sum(), 1e-12))
+    return Plane(origins, axes, places.min(axis=0), places.max(axis=0), explained)
