@@ -17,6 +17,7 @@ from fusemix.cca import whitener
 
 MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
 CHUNK = 8192  # pairs held in float64 at once
+REGRESSION_RIDGE = 0.1  # a later modality has a target to hit, and needs less restraint than CCA
 
 Latents = np.ndarray  # (N, D_x) float32
 
@@ -26,6 +27,7 @@ def fit_closed_form(
     pairs: list[dict[str, Latents]],
     *,
     ridge: float = 2.0,
+    regression_ridge: float = REGRESSION_RIDGE,
     known: tuple[str, ...] = (),
 ) -> None:
     """Fit the closed-form part of every two-path adapter of ``model``, in place.
@@ -38,7 +40,9 @@ def fit_closed_form(
         model: With ``config.closed_form_dim > 0``; otherwise nothing is done.
         pairs: For each set, modality -> latents of training pairs, row by row; at most
             :data:`MAX_PAIRS` rows are used.
-        ridge: Added to each standardised covariance's diagonal, as a multiple of the mean variance.
+        ridge: Of CCA and whitening; added to each standardised covariance's diagonal, as a multiple of
+            the mean variance.
+        regression_ridge: The same of the regression.
         known: Modalities whose adapters are fitted already and stay as they are.
 
     Raises:
@@ -57,7 +61,14 @@ def fit_closed_form(
                 fitted |= {a, b}
             for new, pivot in ((a, b), (b, a)):
                 if new not in fitted and pivot in fitted:
-                    _fit_ridge(model, new, pivot, latents[new][:MAX_PAIRS], latents[pivot][:MAX_PAIRS], ridge)
+                    _fit_ridge(
+                        model,
+                        new,
+                        pivot,
+                        latents[new][:MAX_PAIRS],
+                        latents[pivot][:MAX_PAIRS],
+                        (regression_ridge, ridge),
+                    )
                     fitted.add(new)
     if missing := [m for latents in pairs for m in latents if m not in fitted]:
         raise ValueError(
@@ -86,7 +97,8 @@ def _fit_cca(model: FusionModel, a: str, b: str, x: Latents, y: Latents, ridge: 
     )
 
 
-def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents, ridge: float) -> None:
+def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents, ridges: tuple[float, float]) -> None:
+    ridge, whiten_ridge = ridges
     adapter = model.adapters[pivot]
     assert isinstance(adapter, TwoPathAdapter)
     mean, scale = _standard(x)
@@ -100,7 +112,7 @@ def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents,
         xx += u.T @ u / len(x)
         xt += u.T @ target / len(x)
     loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
-    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None], _components(model, xx, ridge, scale))
+    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None], _components(model, xx, whiten_ridge, scale))
 
 
 def _components(model: FusionModel, covariance: np.ndarray, ridge: float, scale: np.ndarray) -> np.ndarray:

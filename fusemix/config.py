@@ -100,6 +100,8 @@ class TrainConfig:
     max_temperature: float = 0.5
     mixup_alpha: float | None = 1.0  # None trains without mixup
     mixup_per_row: bool = False  # one lambda per row instead of one per batch
+    multi_positive: bool = False  # pairs of one group (captions of one picture) are right answers for one another
+    accumulate: int = 1  # pieces a batch is embedded in; less memory, the negatives stay the whole batch's
     closed_form_ridge: float = 2.0  # of standardised covariances; only for adapters with a closed form
     val_fraction: float = 0.05  # of groups, where the latents name no validation split
     max_val_groups: int = 1000
@@ -117,6 +119,8 @@ class TrainConfig:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
         if self.epochs < 1 or self.eval_every < 1 or self.save_every < 1:
             raise ValueError("epochs, eval_every and save_every must each be >= 1.")
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:

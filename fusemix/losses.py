@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE between two sets of paired embeddings, plain and in tiles."""
+"""Symmetric InfoNCE between two sets of paired embeddings: plain, in tiles, and a process's share of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 TILE = 2048  # rows and columns of logits held at once
 PLAIN_UP_TO = 4096  # pairs; above, the plain version's B x B matrices cost more than computing tiles twice
@@ -68,6 +69,53 @@ def info_nce(
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     target = torch.arange(len(a), device=a.device) if groups is None else _shares(groups).to(logits.dtype)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def info_nce_rows(
+    a: Tensor,
+    b: Tensor,
+    all_a: Tensor,
+    all_b: Tensor,
+    *,
+    first: int,
+    temperature: Tensor | float,
+    groups: Tensor | None = None,
+    tile: int = TILE,
+) -> Tensor:
+    """This process's share of :func:`info_nce`: its rows against everybody's, in memory linear in all pairs.
+
+    The mean of all processes' shares is ``info_nce(all_a, all_b)``.
+
+    Args:
+        a: This process's embeddings of modality X, shape (n, D), float; normalised here.
+        b: Those of modality Y, shape (n, D).
+        all_a: X of all processes with gradients, shape (N, D); rows first..first+n are ``a``.
+        all_b: Y of all processes likewise, shape (N, D).
+        first: Where this process's rows begin in the whole.
+        temperature: As in :func:`info_nce`.
+        groups: (N,) integers for all rows, as in :func:`info_nce`.
+        tile: Rows whose logits against all N are held at once; computed again in the backward pass.
+
+    Returns:
+        Scalar loss, the mean over this process's rows of both directions.
+    """
+    scale = 1 / torch.as_tensor(temperature, device=a.device)
+    a, b, all_a, all_b = (F.normalize(x, dim=1) for x in (a, b, all_a, all_b))
+    total = a.new_zeros(())
+    for start in range(0, len(a), tile):
+        end = min(start + tile, len(a))
+        rows = torch.arange(first + start, first + end, device=a.device)
+        for mine, theirs in ((a, all_b), (b, all_a)):
+            total = total + checkpoint(_rows, mine[start:end], theirs, scale, rows, groups, use_reentrant=False)
+    return total / (2 * len(a))
+
+
+def _rows(mine: Tensor, theirs: Tensor, scale: Tensor, rows: Tensor, groups: Tensor | None) -> Tensor:
+    logits = mine @ theirs.T * scale  # (t, N)
+    if groups is None:
+        return F.cross_entropy(logits, rows, reduction="sum")
+    same = (groups[rows][:, None] == groups[None]).to(logits.dtype)
+    return F.cross_entropy(logits, same / same.sum(1, keepdim=True), reduction="sum")
 
 
 def _shares(groups: Tensor) -> Tensor:

@@ -40,15 +40,21 @@ def fusemix(
         raise ValueError(f"All modalities must hold the same number of pairs, got {[len(x) for x in latents]}.")
     if n % 2 or n == 0:
         raise ValueError(f"FuseMix needs an even batch of at least 2 pairs, got {n}; drop the odd pair.")
+    return mix(latents, draw_lam(alpha, n // 2, rng, per_row=per_row))
+
+
+def draw_lam(alpha: float, n: int, rng: np.random.Generator, *, per_row: bool) -> np.ndarray:
+    """Coefficients lam ~ Beta(alpha, alpha), float64: shape (1, 1) for the batch, or (n, 1) by row."""
     if not alpha > 0:
         raise ValueError(f"alpha must be > 0, got {alpha}.")
-    if per_row:
-        coefficients = torch.from_numpy(rng.beta(alpha, alpha, size=(n // 2, 1)))
-    else:
-        coefficients = torch.full((1, 1), float(rng.beta(alpha, alpha)), dtype=torch.float64)
+    return rng.beta(alpha, alpha, size=(n, 1)) if per_row else np.full((1, 1), rng.beta(alpha, alpha))
+
+
+def mix(latents: Sequence[Tensor], lam: np.ndarray) -> tuple[Tensor, ...]:
+    """Mix halves: lam x first + (1 - lam) x second, for every modality: (2B, D_x) -> (B, D_x)."""
     mixed = []
     for x in latents:
         first, second = x.chunk(2)
-        lam = coefficients.to(device=x.device, dtype=x.dtype)
-        mixed.append(lam * first + (1 - lam) * second)
+        here = torch.from_numpy(lam).to(device=x.device, dtype=x.dtype)
+        mixed.append(here * first + (1 - here) * second)
     return tuple(mixed)

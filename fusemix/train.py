@@ -2,7 +2,8 @@
 
 Every random choice is a function of (seed, step): the order of pairs, the mixing coefficient
 and the dropout masks. A run that was killed and resumed therefore takes exactly the steps
-that the uninterrupted run takes.
+that the uninterrupted run takes. Several processes (torchrun) share each batch: they take the steps
+of one process at the same batch size, but for their dropout masks.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import itertools
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from fusemix.adapters import FusionModel
@@ -29,10 +31,11 @@ from fusemix.closed_form import MAX_PAIRS, fit_closed_form
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.latents import MANIFEST_NAME, LatentStore
-from fusemix.losses import info_nce
+from fusemix.losses import info_nce, info_nce_rows
 from fusemix.metrics import retrieval
-from fusemix.mixup import fusemix
+from fusemix.mixup import draw_lam, mix
 from fusemix.pairs import TEST_SPLITS, VALIDATION_SPLITS
+from fusemix.processes import any_process, gather, join_processes, mean_gradients, same_start
 
 logger = logging.getLogger(__name__)
 
@@ -151,13 +154,17 @@ class Progress:
 
 @dataclass
 class Result:
-    """A finished or interrupted run."""
+    """A finished or interrupted run.
+
+    ``writer`` is true in the one process that evaluated and kept the best weights, and may save them.
+    """
 
     model: FusionModel
     history: list[dict[str, Any]]
     best: dict[str, Any]
     finished: bool
     seconds: float
+    writer: bool = True
 
 
 def train(
@@ -190,7 +197,7 @@ def train(
         ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
             another run in ``folder``, or a loss that became NaN.
     """
-    with sole_writer(Path(folder)):
+    with sole_writer(Path(folder)) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
         return _Run(sets, model_config, config, Path(folder), init).go(report, should_stop)
 
 
@@ -205,19 +212,15 @@ class _Run:
     ) -> None:
         _check_sets(sets, model_config)
         self.sets, self.config, self.folder = sets, config, folder
-        self.accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
-        if self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"This trainer runs in one process, but {self.accelerator.num_processes} were started; "
-                "start it without torchrun / accelerate launch."
-            )
+        self.accelerator = join_processes(resolve_precision(config.mixed_precision))
+        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.fingerprint = _fingerprint(sets, model_config, config, init)
         divided = [s.divide(config) for s in sets]
         self.train_pairs = [train for train, _ in divided]
         self.val_pairs = [
             _limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)
         ]
-        even = 2 if config.mixup_alpha is not None else 1
+        even = (2 if config.mixup_alpha is not None else 1) * self.processes * config.accumulate
         self.batches = [min(config.batch_size, len(pairs) // even * even) for pairs in self.train_pairs]
         self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
         self.total_steps = self.epoch_steps * config.epochs
@@ -228,7 +231,9 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
-        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.model.to(self.accelerator.device)  # gradients are summed by mean_gradients, not by a wrapper
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         self.step, self.loss_sum, self.loss_count = 0, 0.0, 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": -1.0}
@@ -249,17 +254,18 @@ class _Run:
 
     def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
         self.load()
+        same_start(self.model)
         began, recent = time.perf_counter(), time.perf_counter()
         while self.step < self.total_steps:
             loss = self.take_step()
             epoch, recall = self.step // self.epoch_steps, None
-            if self.step % self.epoch_steps == 0:
+            if self.rank == 0 and self.step % self.epoch_steps == 0:
                 if epoch % self.config.eval_every == 0 or self.step == self.total_steps:
                     recall = self.evaluate(epoch)
                 self.loss_sum, self.loss_count = 0.0, 0
                 if epoch % self.config.save_every == 0 or self.step == self.total_steps:
                     self.save()
-            if report:
+            if report and self.rank == 0:
                 now = time.perf_counter()
                 rate, recent = sum(self.batches) / max(now - recent, 1e-9), now
                 report(
@@ -274,47 +280,37 @@ class _Run:
                         recall,
                     )
                 )
-            if should_stop and should_stop() and self.step < self.total_steps:
-                self.save()
+            if should_stop and any_process(self.accelerator, should_stop()) and self.step < self.total_steps:
+                if self.rank == 0:
+                    self.save()
                 return self.result(began, finished=False)
         return self.result(began, finished=True)
 
     def result(self, began: float, *, finished: bool) -> Result:
-        model = self.accelerator.unwrap_model(self.model).cpu()
+        model = self.model.cpu()
         if self.best_weights:
             model.load_state_dict(self.best_weights)
-        return Result(model.eval(), self.history, self.best, finished, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
 
     def take_step(self) -> float:
         """One optimizer step over a batch of every set; returns the mean loss."""
-        config, device = self.config, self.accelerator.device
+        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        rng = np.random.default_rng([config.seed, 1, self.step])
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        rng = np.random.default_rng([config.seed, 1, self.step])  # the same in every process
         with torch.no_grad():
             self.model.temperature.clamp_(config.min_temperature, config.max_temperature)
         self.model.train()
         for modality in config.frozen:
             self.model.adapters[modality].eval()
-        losses = []
-        for number, pair_set in enumerate(self.sets):
-            pairs = self.draw(number)
-            names = list(pair_set.stores)
-            latents = tuple(pair_set.latents(name, pair_set.items[name][pairs]).to(device) for name in names)
-            if config.mixup_alpha is not None:
-                latents = fusemix(latents, alpha=config.mixup_alpha, rng=rng, per_row=config.mixup_per_row)
-            with self.accelerator.autocast():
-                out = self.model(dict(zip(names, latents, strict=True)))
-            losses += [
-                info_nce(out[a].float(), out[b].float(), temperature=self.model.temperature)
-                for a, b in itertools.combinations(names, 2)
-            ]
-        loss = torch.stack(losses).mean()
-        self.accelerator.backward(loss)
+        value = 0.0
+        for number in range(len(self.sets)):
+            mixed, groups = self.mixed_batch(number, rng)
+            value += self.backward(mixed, groups, seed=[config.seed, 4, self.step, number, self.rank])
+        mean_gradients(self.trained)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss became {value} at step {self.step + 1}; lower --learning-rate. "
@@ -323,6 +319,82 @@ class _Run:
         self.step += 1
         self.loss_sum, self.loss_count = self.loss_sum + value, self.loss_count + 1
         return value
+
+    def mixed_batch(self, number: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
+        """This process's rows of the step's mixed pairs, and the groups of all rows if they are used.
+
+        All processes draw the same pairs and the same coefficients, so that together they mix what one
+        process would. A mixed pair belongs to the group of its heavier half.
+        """
+        config, pair_set, pairs = self.config, self.sets[number], self.draw(number)
+        halves = np.split(pairs, 2) if config.mixup_alpha is not None else [pairs]
+        share = len(halves[0]) // self.processes
+        mine = np.concatenate([half[self.rank * share : (self.rank + 1) * share] for half in halves])
+        names = list(pair_set.stores)
+        latents = tuple(
+            pair_set.latents(name, pair_set.items[name][mine]).to(self.accelerator.device) for name in names
+        )
+        heavier = np.zeros(len(halves[0]), dtype=np.int64)
+        if config.mixup_alpha is not None:
+            lam = draw_lam(config.mixup_alpha, len(halves[0]), rng, per_row=config.mixup_per_row)
+            heavier = (np.broadcast_to(lam, (len(halves[0]), 1))[:, 0] < 0.5).astype(np.int64)
+            part = lam if len(lam) == 1 else lam[self.rank * share : (self.rank + 1) * share]
+            latents = mix(latents, part)
+        groups = None
+        if config.multi_positive:
+            chosen = np.stack(halves)[heavier, np.arange(len(halves[0]))]
+            groups = torch.from_numpy(pair_set.groups[chosen]).to(self.accelerator.device)
+        return dict(zip(names, latents, strict=True)), groups
+
+    def backward(self, latents: dict[str, Tensor], groups: Tensor | None, *, seed: list[int]) -> float:
+        """Add the gradients of one set's loss; returns the loss, the mean over all processes' rows.
+
+        With ``accumulate`` > 1 the adapters run over one piece of the batch at a time, twice: first for the
+        embeddings, whose gradient the whole loss gives, then to carry that gradient on. Dropout masks are
+        functions of step and piece, so both passes are the same, and the negatives are the whole batch's.
+        Source: GradCache, Gao et al., arXiv:2101.06983.
+        """
+        pieces = self.config.accumulate
+
+        def embed(piece: int) -> dict[str, Tensor]:
+            torch.manual_seed(int(np.random.default_rng([*seed, piece]).integers(2**62)))
+            part = {name: x.chunk(pieces)[piece] for name, x in latents.items()}
+            with self.accelerator.autocast():
+                return {name: out.float() for name, out in self.model(part).items()}
+
+        if pieces == 1:
+            loss = self.loss(embed(0), groups)
+            self.accelerator.backward(loss)
+            return self.mean(loss)
+        with torch.no_grad():
+            parts = [embed(piece) for piece in range(pieces)]
+        whole = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in latents}
+        loss = self.loss(whole, groups)
+        self.accelerator.backward(loss)
+        for piece in range(pieces):
+            out = embed(piece)
+            gradients = [whole[name].grad.chunk(pieces)[piece] for name in out]
+            used = [(o, g) for o, g in zip(out.values(), gradients, strict=True) if o.requires_grad]
+            torch.autograd.backward([o for o, _ in used], [g for _, g in used])
+        return self.mean(loss)
+
+    def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
+        """This process's share of the set's loss, already divided among the sets."""
+        temperature, losses = self.model.temperature, []
+        whole = {name: gather(x) for name, x in out.items()} if self.processes > 1 else out
+        for a, b in itertools.combinations(out, 2):
+            if self.processes == 1:
+                losses.append(info_nce(out[a], out[b], temperature=temperature, groups=groups))
+                continue
+            first = self.rank * len(out[a])
+            losses.append(
+                info_nce_rows(out[a], out[b], whole[a], whole[b], first=first, temperature=temperature, groups=groups)
+            )
+        return torch.stack(losses).sum() / sum(math.comb(len(s.stores), 2) for s in self.sets)
+
+    def mean(self, loss: Tensor) -> float:
+        """A loss as a number, its mean over the processes."""
+        return float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def draw(self, number: int) -> np.ndarray:
         """Pair numbers of this step's batch: consecutive pieces of a fresh shuffle each epoch."""
@@ -349,7 +421,7 @@ class _Run:
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Validation recall@1 of every set and direction; keeps the weights if they are the best."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.model
         recall = validation_recall(model, self.sets, self.val_pairs)
         score = float(np.mean(list(recall.values())))
         entry = {
@@ -372,7 +444,7 @@ class _Run:
             "step": self.step,
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "best": self.best,
@@ -395,7 +467,7 @@ class _Run:
                 f"{path} belongs to a run with other latents or settings; resume with the same command, "
                 "choose another --out, or remove that file to start again."
             )
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss_sum, self.loss_count = state["step"], state["loss_sum"], state["loss_count"]
         self.history, self.best, self.best_weights = state["history"], state["best"], state["best_weights"]

@@ -2,6 +2,8 @@
 
     python scripts/train.py --latents image=DIR text=DIR [--latents audio=DIR text=DIR] --out checkpoints/NAME
 
+Several processes: torchrun --standalone --nproc_per_node 2 scripts/train.py ... (the batch size is that of all).
+
 Every --latents names one set of pairs; sets train together, and a modality that stands in
 several of them (text, say) is the pivot of the shared space.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import threading
@@ -60,6 +63,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run = p.add_argument_group("run")
     run.add_argument("--epochs", type=int, default=DEFAULTS.epochs, help="passes over the largest set")
     run.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="pairs read a step; mixing halves it")
+    run.add_argument("--accumulate", type=int, default=1, help="pieces a batch is embedded in, to save memory")
+    run.add_argument("--multi-positive", action="store_true", help="pairs of one group are right for one another")
     run.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate)
     run.add_argument("--warmup-steps", type=int, default=DEFAULTS.warmup_steps)
     run.add_argument("--weight-decay", type=float, default=DEFAULTS.weight_decay)
@@ -112,6 +117,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     config = _train_config(args)
     if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():
         raise ValueError(f"{args.out} already holds a finished checkpoint; choose another --out or remove it.")
+    console.quiet = int(os.environ.get("RANK", 0)) > 0  # one voice for all processes
+    console.print(f"processes: {os.environ.get('WORLD_SIZE', 1)}", highlight=False)
     for s in sets:
         console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
     stop = _stop_on_signals()
@@ -129,6 +136,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
 
         result = train(sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set)
+    if not result.writer:
+        return 0 if result.finished else 130
     if not result.finished:
         console.print(f"Interrupted and saved in {args.out}; run the same command again to go on.")
         return 130

@@ -42,7 +42,7 @@ def test_the_first_pair_gets_cca_on_standardised_latents():
 def test_a_later_modality_is_regressed_onto_the_space_that_stands():
     model = new_model()
     sets = [{"image": LATENTS["image"], "text": LATENTS["text"]}, {"audio": LATENTS["audio"], "text": LATENTS["text"]}]
-    fit_closed_form(model, sets, ridge=0.1)
+    fit_closed_form(model, sets, regression_ridge=0.1)
     x = (LATENTS["audio"] - LATENTS["audio"].mean(0)) / LATENTS["audio"].std(0)
     target = linear_path(model, "text")
     weights = np.linalg.solve(x.T @ x / 400 + 0.1 * np.trace(x.T @ x / 400) / 7 * np.eye(7), x.T @ target / 400)

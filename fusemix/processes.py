@@ -1,0 +1,86 @@
+"""Several training processes: whole negatives with gradients, summed gradients, one voice.
+
+Nothing here starts processes: ``torchrun`` does, and accelerate joins them (gloo on CPUs, NCCL on GPUs).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch import distributed as dist
+
+
+def join_processes(mixed_precision: str) -> Accelerator:
+    """An Accelerator that has joined all the processes that were started.
+
+    Raises:
+        RuntimeError: If the environment promises more processes than joined. Without this check
+            each would train alone, on its own, and say nothing.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", 1))
+    # accelerate joins processes without a GPU only when told that they run on the processor
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=promised > 1 and not torch.cuda.is_available())
+    if accelerator.num_processes != promised:
+        raise RuntimeError(
+            f"{promised} processes were started but {accelerator.num_processes} joined; start them with "
+            "'torchrun --standalone --nproc_per_node N scripts/train.py ...'."
+        )
+    return accelerator
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes, in order of rank: (n, D) -> (W n, D); gradients flow back to their process.
+
+    ``accelerator.gather`` and ``torch.distributed.all_gather`` cut the gradient: negatives of other
+    processes would then push nothing.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    out: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        pieces = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(pieces, x.contiguous())
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        whole = gradient[0].contiguous()
+        dist.all_reduce(whole)  # each process's loss reaches these rows
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def same_start(model: torch.nn.Module) -> None:
+    """Give every process the first one's weights."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes, in one message."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in any process; a signal may reach one of them a step before the others."""
+    if accelerator.num_processes == 1:
+        return flag
+    votes = torch.tensor([float(flag)], device=accelerator.device)
+    dist.all_reduce(votes)
+    return bool(votes.item() > 0)
