@@ -131,8 +131,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
             )
             heard = gr.HTML(elem_id="fm-heard")
             gr.Markdown(
-                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner for it with "
-                f"`scripts/train_conditioner.py` and set the environment variable `{DECODER_VARIABLE}` to its folder."
+                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner into its "
+                f"folder (`scripts/train_conditioner.py --out FOLDER`) and set the variable `{DECODER_VARIABLE}` to it."
             )
 
     if os.environ.get("SPACES_ZERO_GPU"):

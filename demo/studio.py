@@ -176,7 +176,7 @@ class Studio:
 
         weights = blend_weights(list(queries), request.share)
         embeds = generator.condition(embeddings, weights)
-        blended = sum(weights[modality] * embedding for modality, embedding in embeddings.items())
+        blended = np.sum([weights[m] * embedding for m, embedding in embeddings.items()], axis=0)
         start = self.nearest(blended) if request.from_gallery else None
         frames: queue.Queue[Frame | BaseException] = queue.Queue()
         stop = self._stops[visitor] = threading.Event()

@@ -88,7 +88,8 @@ class Loop:
             Stopped: After SIGTERM or SIGINT, once the state is saved.
         """
         torch.manual_seed(self.seed)
-        network = create().to(self.device, memory_format=torch.channels_last).train()
+        network = create().to(self.device).train()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = deepcopy(network).eval().requires_grad_(False)
         trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -132,7 +133,8 @@ class Loop:
         optimizer.step()
         decay = min(self.ema_decay, (1 + step) / (10 + step))
         if step % EMA_EVERY == EMA_EVERY - 1:
-            old, new = list(average.parameters()), list(network.parameters())
+            old: list[Tensor] = list(average.parameters())
+            new: list[Tensor] = list(network.parameters())
             torch._foreach_lerp_(old, new, 1 - decay**EMA_EVERY)
         return loss.item()
 

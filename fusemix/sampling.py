@@ -81,8 +81,8 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
         whole(number, **rest)
         first = len(scheduler.timesteps) - taken
         scheduler.timesteps = scheduler.timesteps[first:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
+        if hasattr(scheduler, "sigmas"):  # the multistep solvers count their steps by both
+            scheduler.sigmas = scheduler.sigmas[first:]
 
     scheduler.set_timesteps = set_timesteps
     scheduler.set_timesteps(steps, device=noise.device)

@@ -177,7 +177,7 @@ def carry_projection(unet: Any, old: Tensor, new: Tensor, *, ridge: float = 0.01
     widths = old.shape[1], new.shape[1]
     fitted = [
         _affine(new.double(), old.double(), ridge),
-        _affine(*(level_embedding(levels, width).double() for width in reversed(widths)), 1e-6),
+        _affine(level_embedding(levels, widths[1]).double(), level_embedding(levels, widths[0]).double(), 1e-6),
     ]
     parts = layer.weight.detach().double().split(widths[0], dim=1)
     carried = nn.Linear(2 * widths[1], layer.out_features)

@@ -140,7 +140,7 @@ def test_an_hour_of_silence_noise_and_a_chord_end_in_a_picture_or_a_sentence(stu
     }
     for name, samples in sounds.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
-    soundfile.write(tmp_path / "hour.ogg", np.tile(sounds["noise"][:1000], 3600), 1000)
+    soundfile.write(tmp_path / "hour.wav", np.tile(sounds["noise"][:1000], 3600), 1000)
     for name in ("noise", "music"):
         *_, (heard, _, images) = pages(studio, Request(audio=str(tmp_path / f"{name}.wav"), steps=1))
         assert "hears these 2.0 seconds" in heard
@@ -148,7 +148,7 @@ def test_an_hour_of_silence_noise_and_a_chord_end_in_a_picture_or_a_sentence(stu
     with pytest.raises(gr.Error, match="silent"):
         list(pages(studio, Request(audio=str(tmp_path / "silence.wav"))))
     with pytest.raises(gr.Error, match="10 minutes|600|minutes"):
-        list(pages(studio, Request(audio=str(tmp_path / "hour.ogg"))))
+        list(pages(studio, Request(audio=str(tmp_path / "hour.wav"))))
 
 
 def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
