@@ -74,6 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--save-every", type=int, default=DEFAULTS.save_every, help="epochs")
     run.add_argument("--mixed-precision", choices=("auto", "no", "bf16", "fp16"), default=DEFAULTS.mixed_precision)
     run.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    run.add_argument("--plan", action="store_true", help="say what the run will need, by ten steps, and stop")
     return p.parse_args(argv)
 
 
@@ -121,6 +122,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.print(f"processes: {os.environ.get('WORLD_SIZE', 1)}", highlight=False)
     for s in sets:
         console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
+    if args.plan:
+        from fusemix.plan import plan
+
+        for sentence in plan(sets, model_config, config).sentences():
+            print(sentence)
+        return 0
     stop = _stop_on_signals()
     with Bar(
         BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -154,9 +161,36 @@ def run(args: argparse.Namespace, console: Console) -> int:
     save_result(
         result, args.out, config, card=card, dtype=getattr(torch, args.dtype), max_shard_size=args.max_shard_size
     )
+    plot(result.history, args.out / "training.png")
     (args.out / STATE_NAME).unlink(missing_ok=True)
     print(f"{args.out}: best epoch {result.best['epoch']}, mean recall@1 {result.best['score']:.3f} on validation")
     return 0
+
+
+def plot(history: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, temperature and validation recall by epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    epochs = [entry["epoch"] for entry in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(epochs, [entry["loss"] for entry in history], color="#1f7a5c", marker="o", markersize=3)
+    left.set(xlabel="epoch", ylabel="loss (training)")
+    cooler = left.twinx()
+    cooler.plot(epochs, [entry["temperature"] for entry in history], color="#b0623a", linestyle="--")
+    cooler.set_ylabel("temperature", color="#b0623a")
+    for key in sorted(k for k in history[0] if "/" in k) if history else ():
+        values = [100 * entry[key] for entry in history]
+        right.plot(epochs, values, marker="o", markersize=3, label=key.rsplit("/", 1)[-1].replace("_", " "))
+    right.set(xlabel="epoch", ylabel="validation recall@1, %")
+    right.legend(frameon=False)
+    right.spines[["top", "right"]].set_visible(False)
+    left.spines["top"].set_visible(False)
+    cooler.spines["top"].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def _stores(pieces: list[str]) -> dict[str, Any]:

@@ -407,7 +407,7 @@ def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
             f"asked for are {trained.config.unet_channels}; set --unet-channels."
         )
     space = Conditioner.load(args.init_pipeline).space
-    if space == conditions.identity:
+    if space == conditions.identity or (args.work / "unet.pt").exists():  # a resumed run has its own weights
         return unet
     if args.init_checkpoint is None:
         raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import write_latents
+from fusemix.plan import plan
 from fusemix.train import PairSet, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,6 +189,25 @@ def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, re
     whole, killed = (FusionModel.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
     assert whole.identity == killed.identity
     files = {p.name for p in (tmp_path / "killed").iterdir()}
-    assert files == {"config.json", "model.safetensors", "README.md", "train_config.json", "history.json"}
+    assert files == {
+        "config.json", "model.safetensors", "README.md", "train_config.json", "history.json", "training.png",
+    }  # fmt: skip
     again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
     assert again.returncode == 2 and "already holds a finished checkpoint" in again.stderr
+
+
+def test_a_plan_names_steps_memory_and_hours_and_leaves_nothing_behind(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    made = plan([PairSet.join(two)], model_config(two), CONFIG)
+    model = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run").model
+    assert made.parameters == sum(value.numel() for value in model.state_dict().values())
+    assert made.steps == (300 - 66) // 64 * CONFIG.epochs
+    assert made.memory_bytes > 4 * (made.parameters * 4) and 0 < made.seconds_per_step < 5
+    more = plan([PairSet.join(two)], model_config(two), dataclasses.replace(CONFIG, batch_size=128))
+    assert more.memory_bytes > made.memory_bytes
+    command = [
+        sys.executable, str(ROOT / "scripts/train.py"), "--latents", f"image={tmp_path / 'image'}",
+        f"text={tmp_path / 'text'}", "--out", str(tmp_path / "planned"), "--batch-size", "32", "--plan",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "steps of" in done.stdout and not (tmp_path / "planned").exists()
