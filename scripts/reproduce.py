@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         if trained:
             call(
                 "train.py", "--latents", *(f"{m}={folders[m, 'train']}" for m in ENCODERS), "--out", out,
-                "--seed", seed, "--val-fraction", 0.02, "--eval-every", 5, "--save-every", 5,
+                "--recipe", "paper", "--seed", seed, "--val-fraction", 0.02, "--eval-every", 5, "--save-every", 5,
             )  # fmt: skip
         run: dict[str, Any] = {"seed": seed}
         if trained:

@@ -25,6 +25,9 @@ from fusemix.pairs import PairTable
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ("--epochs", 30, "--eval-every", 5)
 AUDIO = ("--epochs", 30, "--eval-every", 10)
+GALLERY_TIMES = (
+    3  # a gallery row stands this often in the table: photos are nine pictures in ten, visitors search cliparts
+)
 ENCODERS = {"image": "efficientnet-lite0-deep", "text": "minilm-l6", "audio": "whisper-tiny.en-words"}
 
 
@@ -55,7 +58,10 @@ def one_table(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> pd.Data
         table = PairTable.read(path)
         keep = [row for row, split in enumerate(table.splits()) if split in ("train", "dev", "val")]
         rows = _rows(table, keep, source, [table.groups[row] for row in keep])
-        pictures.append(rows[rows["image"] != ""].assign(audio=""))
+        seen = rows[rows["image"] != ""].assign(audio="")
+        pictures.append(seen)
+        if source == "gallery":
+            pictures += [seen[seen["split"] == "train"]] * (GALLERY_TIMES - 1)
         if source == "gallery":
             sounds.append(rows[rows["audio"] != ""].assign(image=""))
         spoken = PairTable.read(speech[source])
@@ -104,7 +110,16 @@ def main(argv: list[str] | None = None) -> int:
         "--frozen", "image", "text", *shape, *AUDIO,
         "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
     )  # fmt: skip
+    join_cards(base / "README.md", args.out / "README.md")
     return 0
+
+
+def join_cards(base: Path, final: Path) -> None:
+    """Put what the first training says of data, settings and recall behind the card of the last."""
+    body = base.read_text(encoding="utf-8").split("## Data", 1)[1].split("## Limits", 1)[0]
+    earlier = "## Pictures and captions, trained first and then kept as they are\n" + body.replace("\n## ", "\n### ")
+    card = final.read_text(encoding="utf-8")
+    final.write_text(card.replace("## Limits", f"{earlier}## Limits", 1), encoding="utf-8")
 
 
 if __name__ == "__main__":
