@@ -23,7 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="table of pairs: .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--column", required=True, help="its column to encode: image, text, audio, ...")
-    parser.add_argument("--encoder", required=True, help="e.g. efficientnet-lite0, minilm-l6, whisper-tiny.en")
+    parser.add_argument("--encoder", required=True, help="e.g. minilm-l6, or hub-image:facebook/dinov2-base")
     parser.add_argument("--out", required=True, type=Path, help="folder of the store")
     parser.add_argument("--split", help="only rows of this split")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored latents")

@@ -23,15 +23,26 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     """Load a frozen encoder by name.
 
     Args:
-        name: One of :data:`PACKAGED`.
+        name: One of :data:`PACKAGED`; ``hub-image:``, ``hub-text:`` or ``hub-audio:`` and a Hub id or folder
+            (:mod:`fusemix.encoders.hub` has the options); or several, joined by `` ++ ``.
         device: A torch device string.
 
     Raises:
         ValueError: If no encoder has that name, or its weights are not the expected bytes.
         ImportError: If the package that carries the weights is not installed.
     """
+    if " ++ " in name:
+        from fusemix.encoders.hub import Concatenation
+
+        return Concatenation([load_encoder(part, device=device) for part in name.split(" ++ ")])
+    if name.startswith("hub-"):
+        from fusemix.encoders import hub
+
+        kind = hub.Spec.parse(name).kind
+        kinds = {"hub-image": hub.HubImage, "hub-text": hub.HubText, "hub-audio": hub.HubAudio}
+        return kinds[kind](name, device=device)
     if name not in PACKAGED:
-        raise ValueError(f"No encoder is called {name!r}; expected one of {sorted(PACKAGED)}.")
+        raise ValueError(f"No encoder is called {name!r}; expected one of {sorted(PACKAGED)}, or hub-image:owner/name.")
     module, class_name = PACKAGED[name]
     encoder: Encoder = getattr(importlib.import_module(module), class_name)(device=device)
     return encoder
