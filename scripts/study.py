@@ -118,7 +118,7 @@ def closed_form(stores: dict[str, dict[str, Path]]) -> dict[str, float]:
             embeddings.append(cca.embed(side, dev.latents(modality, distinct).numpy()))
             groups.append(dev.groups[first])
         recalls = [
-            float((ranks(_tensor(embeddings[a]), _tensor(embeddings[b]), groups[a], groups[b]) < 1).mean())
+            float((ranks(_tensor(embeddings[a]), _tensor(embeddings[b]), groups[a], groups[b]) == 1).mean())
             for a, b in ((1, 0), (0, 1))
         ]
         out[f"ridge {ridge}, {dim} directions"] = float(np.mean(recalls))
