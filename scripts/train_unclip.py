@@ -459,6 +459,11 @@ def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
 def card(record: dict[str, Any]) -> str:
     """The model card."""
     data = record["data"]
+    begun = "".join(
+        f" It went on from a decoder with {run['unet_steps']:,} UNet steps of {run['unet_batch_size']} behind it; what took "
+        "0 steps is that one's."
+        for run in record.get("begun_from", [])
+    )
     return f"""---
 library_name: diffusers
 pipeline_tag: image-to-image
@@ -486,7 +491,7 @@ unit length.
 
 **Trained** by `scripts/train_unclip.py` on {data["pictures"]:,} pictures with {data["captions"]:,} captions and
 {data["sounds"]:,} sounds: autoencoder {record["vae_steps"]:,} steps, UNet {record["trained_unet_steps"]:,} steps of
-{record["unet_batch_size"]} pictures; `train_config.json` holds every setting. Where the data includes Flickr8k
+{record["unet_batch_size"]} pictures; `train_config.json` holds every setting.{begun} Where the data includes Flickr8k
 (research licence), its photos were only learned from; no pixels of them are in this folder. The gallery's pictures
 keep their licences (`demo/gallery/LICENSES.md`).
 
