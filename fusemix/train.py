@@ -373,9 +373,10 @@ class _Run:
         self.accelerator.backward(loss)
         for piece in range(pieces):
             out = embed(piece)
-            gradients = [whole[name].grad.chunk(pieces)[piece] for name in out]
-            used = [(o, g) for o, g in zip(out.values(), gradients, strict=True) if o.requires_grad]
-            torch.autograd.backward([o for o, _ in used], [g for _, g in used])
+            for name, embedding in out.items():
+                gradient = whole[name].grad
+                if embedding.requires_grad and gradient is not None:  # a frozen adapter needs none
+                    embedding.backward(gradient.chunk(pieces)[piece])
         return self.mean(loss)
 
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:

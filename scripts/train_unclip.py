@@ -460,8 +460,8 @@ def card(record: dict[str, Any]) -> str:
     """The model card."""
     data = record["data"]
     begun = "".join(
-        f" It went on from a decoder with {run['unet_steps']:,} UNet steps of {run['unet_batch_size']} behind it; what took "
-        "0 steps is that one's."
+        f" It went on from a decoder with {run['unet_steps']:,} UNet steps of {run['unet_batch_size']} behind it; "
+        "what took 0 steps is that one's."
         for run in record.get("begun_from", [])
     )
     return f"""---

@@ -39,8 +39,9 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
         from fusemix.encoders import hub
 
         kind = hub.Spec.parse(name).kind
-        kinds = {"hub-image": hub.HubImage, "hub-text": hub.HubText, "hub-audio": hub.HubAudio}
-        return kinds[kind](name, device=device)
+        if kind == "hub-image":
+            return hub.HubImage(name, device=device)
+        return hub.HubText(name, device=device) if kind == "hub-text" else hub.HubAudio(name, device=device)
     if name not in PACKAGED:
         raise ValueError(f"No encoder is called {name!r}; expected one of {sorted(PACKAGED)}, or hub-image:owner/name.")
     module, class_name = PACKAGED[name]
