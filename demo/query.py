@@ -99,7 +99,7 @@ class Query:
         weights = {name: self.weight(name) for name in parts if self.weight(name) != DEFAULT_WEIGHTS[name]}
         if weights:
             link["w"] = ",".join(f"{_IN_LINK[name]}:{weight:g}" for name, weight in weights.items())
-        return f"?{urlencode(link)}"
+        return f"?{urlencode(link, errors='replace')}"  # half a surrogate pair has no place in a link
 
     @classmethod
     def from_link(cls, values: Mapping[str, Any]) -> Query:
