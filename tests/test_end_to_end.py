@@ -33,7 +33,7 @@ def test_the_ten_lines_search():
     assert done.returncode == 0, done.stderr
     pictures = done.stdout.splitlines()[:5]
     assert [line.split()[0] for line in pictures] == list("12345")
-    assert any("dog" in line for line in pictures)
+    assert any("boat" in line or "ship" in line for line in pictures)
 
 
 def test_your_own_data_in_four_commands_and_a_search(tmp_path):
