@@ -8,7 +8,9 @@ PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint types index clean
+MODULES = $(subst /,.,$(basename $(filter-out %/__init__.py,$(wildcard fusemix/*.py fusemix/encoders/*.py fusemix/datasets/*.py))))
+
+.PHONY: demo test lint types docs index clean
 
 demo: $(VENV)/.run
 	$(PY) app.py --port $(PORT)
@@ -22,6 +24,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.dev
+	$(PY) -m pdoc --docformat google -o build/api $(MODULES)
+	@echo "build/api/index.html: the API reference, from the docstrings"
 
 index: $(VENV)/.run
 	$(PY) scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --out demo/index

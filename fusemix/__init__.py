@@ -22,6 +22,7 @@ _PUBLIC = {
     "TrainConfig": "fusemix.config",
     "PairTable": "fusemix.pairs",
     "LatentStore": "fusemix.latents",
+    "import_latents": "fusemix.own_latents",
     "load_encoder": "fusemix.encoders",
     "EmbeddingIndex": "fusemix.index",
     "Retriever": "fusemix.retrieve",

@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, save_torch_state_dict, snapshot_download
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusemix.config import ModelConfig
-from fusemix.files import read_json, write_json
+from fusemix.dropout import Dropout
+from fusemix.files import read_json, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 _WEIGHTS_PATTERN = "model{suffix}.safetensors"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 class Block(nn.Module):
@@ -37,7 +40,7 @@ class Block(nn.Module):
         hidden = int(expansion * dim)
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D_x)
@@ -92,6 +95,24 @@ class TwoPathAdapter(nn.Module):
         return torch.cat(
             [F.normalize((x - self.mean) @ self.linear, dim=1), F.normalize(self.trained(x), dim=1)], dim=1
         )
+
+
+class EnsembleAdapter(nn.Module):
+    """Adapters of several trained models side by side, each of unit length times the root of its paths.
+
+    The cosine of two embeddings is then the mean of the cosines of all paths, a closed form
+    counting as much as a trained adapter. A departure from the paper; see :mod:`fusemix.ensemble`.
+    """
+
+    def __init__(self, latent_dim: int, members: tuple[ModelConfig, ...]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(_adapter(latent_dim, config) for config in members)
+        self.weights = [(2.0 if config.closed_form_dim else 1.0) ** 0.5 for config in members]
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, sum of the members' D)
+        """The members' embeddings, one after another."""
+        pairs = zip(self.weights, self.members, strict=True)
+        return torch.cat([weight * F.normalize(member(x), dim=1) for weight, member in pairs], dim=1)
 
 
 class FusionModel(nn.Module):
@@ -192,7 +213,7 @@ class FusionModel(nn.Module):
         max_shard_size: str = "5GB",
         card: str | None = None,
     ) -> Path:
-        """Write ``config.json``, ``model.safetensors`` (sharded above a size) and ``README.md``.
+        """Write ``config.json``, ``model.safetensors`` (sharded above a size), ``README.md``; each whole or not at all.
 
         Args:
             folder: Created if absent; weights that lie there are replaced.
@@ -202,14 +223,30 @@ class FusionModel(nn.Module):
 
         Returns:
             The folder.
+
+        Raises:
+            OSError: If the disk is full or the folder is read-only; weights that lie there are then unchanged.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().to(dtype) for name, value in self.state_dict().items()}
+        split = split_torch_state_dict_into_shards(
+            state, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size
+        )
+        for name, keys in split.filename_to_tensors.items():
+            _write_weights(folder / name, {key: state[key].contiguous() for key in keys})
+        index = folder / f"{WEIGHTS_NAME}.index.json"
+        if split.is_sharded:
+            write_json(index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+        else:
+            index.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name) and path.name not in split.filename_to_tensors:
+                path.unlink()  # of a checkpoint cut into other pieces
         write_json(folder / CONFIG_NAME, self.config.to_dict())
-        save_torch_state_dict(state, folder, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size)
         if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            text = card.encode()
+            write_atomic(folder / "README.md", lambda path: path.write_bytes(text))
         return folder
 
     @classmethod
@@ -248,18 +285,48 @@ class FusionModel(nn.Module):
             raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
         return model.eval()
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None, **save: Any) -> str:
-        """Upload the checkpoint to the Hugging Face Hub and return its address."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload configuration, weights (in shards of at most 9 MB) and card to the Hugging Face Hub.
+
+        A folder that holds more, such as the training's settings and history, is sent whole by
+        ``scripts/push_to_hub.py`` or :class:`fusemix.sharing.Upload`.
+
+        Args:
+            repo_id: ``owner/name``; created if absent.
+            card: Text of the model card with its front matter, e.g. of :func:`fusemix.card.model_card`.
+            private: Whether a repository created now is private.
+            revision: Branch to write to; the main one by default.
+            token: Of the Hub; by default the one of ``hf auth login``.
+            dtype: Of the stored weights.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: If the name is not ``owner/name`` or the card has no front matter.
+            ConnectionError: If the Hub cannot be reached or refuses.
+        """
         import tempfile
 
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        from fusemix.sharing import Upload
+
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **save)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+            self.save_pretrained(folder, dtype=dtype, max_shard_size="9MB", card=card)
+            return Upload.of(folder).push(repo_id, private=private, revision=revision, token=token)
 
 
 def _adapter(latent_dim: int, config: ModelConfig) -> nn.Module:
+    if config.members:
+        return EnsembleAdapter(latent_dim, tuple(ModelConfig.from_dict(member) for member in config.members))
     if config.closed_form_dim:
         return TwoPathAdapter(latent_dim, config)
     return Adapter(latent_dim, config.embed_dim, depth=config.depth, expansion=config.expansion, dropout=config.dropout)
@@ -285,6 +352,10 @@ def _resolve(source: str | Path, revision: str | None) -> Path:
             f"{source!r} is no folder here and could not be loaded from the Hugging Face Hub "
             f"({type(error).__name__}). Check the name and the network, or give a local folder."
         ) from error
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -24,6 +24,8 @@ class ModelConfig:
             closed form fills (:mod:`fusemix.closed_form`); 0 is the paper's adapter alone.
         whiten_dim: Principal components of the latents, whitened, that the trained blocks read; only
             beside a closed form.
+        members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
+            (:mod:`fusemix.ensemble`); empty for a model that was trained.
     """
 
     latent_dims: dict[str, int]
@@ -34,6 +36,7 @@ class ModelConfig:
     dropout: float = 0.6
     closed_form_dim: int = 0
     whiten_dim: int = 512
+    members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.latent_dims) < 2:
@@ -56,6 +59,7 @@ class ModelConfig:
             )
         if self.whiten_dim < 1:
             raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
+        object.__setattr__(self, "members", tuple(self.members))  # JSON gives a list
 
     def check_encoder(self, modality: str, info: EncoderInfo) -> None:
         """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
@@ -71,8 +75,11 @@ class ModelConfig:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
-        return dataclasses.asdict(self)
+        """Plain JSON-ready values; ``members`` only where there are some."""
+        values = dataclasses.asdict(self)
+        if not self.members:
+            del values["members"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

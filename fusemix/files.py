@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LEFT_OVER = re.compile(r"\..+\.\d+\.tmp")  # what a killed write_atomic leaves
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -21,7 +27,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with the temporary path; must create that file.
 
     Raises:
-        OSError: If the disk is full or the folder is read-only; ``path`` is then unchanged.
+        OSError: If the disk is full or the folder is read-only, in one sentence; ``path`` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,8 +35,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(_not_written(path, error)) from error
+    except (RuntimeError, SafetensorError) as error:  # torch, faiss and safetensors write files of their own
+        raise OSError(_not_written(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,18 +55,40 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         ValueError: If another process is writing there.
+        OSError: If the folder cannot be made or written to, in one sentence.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        for path in folder.iterdir():
+            if _LEFT_OVER.fullmatch(path.name) and path.is_file():
+                path.unlink()
     except Timeout as error:
         raise ValueError(f"Another process is writing to {folder}; wait for it or stop it.") from error
+    except OSError as error:
+        raise type(error)(_not_written(folder, error)) from error
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def _not_written(path: Path, error: Exception) -> str:
+    """What failed, where, and what to do."""
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number) if number else str(error)
+    if number in _FULL:
+        advice = "free some space there, or choose another folder, and run the same command again"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        advice = "choose a folder that you may write to"
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        advice = "a file lies where a folder is needed, choose another folder"
+    else:
+        advice = "choose another folder, or see what is wrong with this one"
+    return f"{path} could not be written: {reason}. Nothing there was changed; {advice}."
 
 
 def write_json(path: Path, value: Any) -> None:

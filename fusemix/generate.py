@@ -8,7 +8,7 @@ and files and is conditioned on the shared space itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
 from fusemix.conditioner import Conditioner, space_identity
 from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
-from fusemix.sampling import SCHEDULERS, OnStep, Watch, few_threads, start_late
+from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_late
+from fusemix.threads import one_thread
 
 MAX_IMAGES = 16  # pictures in one call
 _SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
@@ -202,9 +203,11 @@ class Generator:
             Cancelled: If ``on_step`` asked to stop.
         """
         self._check_request(image_embeds, steps, guidance, noise_level, n_images, scheduler)
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must be -2**63 to 2**63 - 1, got {float(seed):.3g}.")
         if not 0 < strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
-        pipe = self.pipeline
+        pipe = copy(self.pipeline)  # drawings at the same time share the networks, not the scheduler
         rows = image_embeds.expand(n_images, -1) if len(image_embeds) == 1 else image_embeds
         pipe.scheduler = (
             SCHEDULERS[scheduler].from_config(self._default_scheduler.config)
@@ -221,7 +224,7 @@ class Generator:
             taken = max(1, round(strength * steps))
             latents = start_late(pipe.scheduler, self.encode(start), latents, steps, taken)
         pipe.set_progress_bar_config(disable=True)
-        with few_threads(self.is_small and device.type == "cpu"):
+        with one_thread(self.is_small and device.type == "cpu"):
             result = pipe(
                 image_embeds=rows.to(device, dtype),
                 **self._prompt_arguments(prompt, negative_prompt, len(rows), device, dtype),
@@ -230,7 +233,7 @@ class Generator:
                 noise_level=noise_level,
                 generator=generators,
                 latents=latents,
-                callback=Watch(self, latents, taken, on_step) if on_step else None,
+                callback=Watch(self, pipe.scheduler, latents, taken, on_step) if on_step else None,
             )
         return list(result.images)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,7 @@ class EmbeddingIndex:
         Raises:
             ValueError: If the index has no root, or the path leads out of it.
         """
-        if "path" not in item:
-            return None
-        if self.root is None:
-            raise ValueError(f"The index knows no folder for {item['path']!r}; {_REBUILD}.")
-        path = (self.root / item["path"]).resolve()
-        if not path.is_relative_to(self.root):
-            raise ValueError(f"The item path {item['path']!r} leads out of {self.root}; {_REBUILD}.")
-        return path
+        return item_path(self.root, item)
 
     def embeddings(self, modality: str) -> np.ndarray:
         """Every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
@@ -110,22 +103,19 @@ class EmbeddingIndex:
         Raises:
             ValueError: If name, width, count or values are not as above.
         """
-        if not modality.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
-        rows = self._checked(embeddings, "embeddings")
-        if len(rows) != len(items):
-            raise ValueError(f"Expected one item per embedding, got {len(items)} items and {len(rows)} embeddings.")
-        lengths = np.linalg.norm(rows, axis=1)
-        if len(rows) and np.abs(lengths - 1).max() > UNIT_TOLERANCE:
-            worst = int(np.abs(lengths - 1).argmax())
-            raise ValueError(
-                f"Embeddings must have unit length, row {worst} has {lengths[worst]:.4g}; use FusionModel.embed."
-            )
+        rows = checked_items(modality, embeddings, items, self.embed_dim)
         index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
         index.add(rows)
         self._items.setdefault(modality, []).extend(dict(item) for item in items)
 
-    def search(self, modality: str, queries: np.ndarray | Tensor, *, top_k: int = 10) -> list[list[Hit]]:
+    def search(
+        self,
+        modality: str,
+        queries: np.ndarray | Tensor,
+        *,
+        top_k: int = 10,
+        where: Mapping[str, str] | None = None,
+    ) -> list[list[Hit]]:
         """The nearest items of one modality for each query.
 
         Args:
@@ -133,6 +123,7 @@ class EmbeddingIndex:
             queries: Shape (Q, D), any float dtype, finite; any length but zero, they are
                 normalised here, so that a similarity is always a cosine.
             top_k: Hits per query; at most as many as there are items are returned.
+            where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
 
         Returns:
             For each query its hits, nearest first.
@@ -143,16 +134,16 @@ class EmbeddingIndex:
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
-        if top_k < 1:
-            raise ValueError(f"top_k must be >= 1, got {top_k}.")
-        rows = self._checked(queries, "queries")
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if len(rows) and lengths.min() == 0:
-            raise ValueError("A query of length zero has no direction; encode it again.")
+        rows = checked_queries(queries, top_k, self.embed_dim)
+        where = check_where(where)
         items = self._items[modality]
-        if not len(rows) or not items:
+        chosen: Sequence[int] = range(len(items))
+        if where:
+            chosen = [i for i in chosen if all(items[i].get(key) == value for key, value in where.items())]
+        if not len(rows) or not chosen:
             return [[] for _ in rows]
-        similarities, positions = self._indexes[modality].search(rows / lengths, min(top_k, len(items)))
+        params = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(chosen))) if where else None  # type: ignore[call-arg]
+        similarities, positions = self._indexes[modality].search(rows, min(top_k, len(chosen)), params=params)
         return [
             [
                 Hit(modality, items[position], float(np.clip(similarity, -1, 1)), rank)
@@ -160,16 +151,6 @@ class EmbeddingIndex:
             ]
             for row, found in zip(similarities, positions, strict=True)
         ]
-
-    def _checked(self, vectors: np.ndarray | Tensor, what: str) -> np.ndarray:
-        """Contiguous float32 rows (N, D), all finite."""
-        array = vectors.detach().cpu().float().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors)
-        if array.ndim != 2 or array.shape[1] != self.embed_dim:
-            raise ValueError(f"Expected {what} of shape (N, {self.embed_dim}), got {array.shape}.")
-        rows = np.ascontiguousarray(array, dtype=np.float32)
-        if not np.isfinite(rows).all():
-            raise ValueError(f"The {what} hold NaN or infinite values; encode these items again.")
-        return rows
 
     def save(self, folder: str | Path) -> Path:
         """Write ``index.json``, ``items.jsonl`` and the faiss files of each modality.
@@ -265,3 +246,82 @@ class EmbeddingIndex:
         if loaded.counts != manifest["counts"]:
             raise ValueError(f"it holds {loaded.counts} items, expected {manifest['counts']}")
         return loaded
+
+
+def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
+    """The file of an item below a folder; None if it is no file.
+
+    Raises:
+        ValueError: If the folder is not known, or the path leads out of it.
+    """
+    if "path" not in item:
+        return None
+    if root is None:
+        raise ValueError(f"The index knows no folder for {item['path']!r}; {_REBUILD}.")
+    path = (root / item["path"]).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"The item path {item['path']!r} leads out of {root}; {_REBUILD}.")
+    return path
+
+
+def checked_items(
+    modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]], embed_dim: int
+) -> np.ndarray:
+    """What an index may take in: contiguous float32 rows (N, D), finite and of unit length.
+
+    Raises:
+        ValueError: If name, width, count or values are not so.
+    """
+    if not modality.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
+    rows = _checked_rows(embeddings, "embeddings", embed_dim)
+    if len(rows) != len(items):
+        raise ValueError(f"Expected one item per embedding, got {len(items)} items and {len(rows)} embeddings.")
+    lengths = np.linalg.norm(rows, axis=1)
+    if len(rows) and np.abs(lengths - 1).max() > UNIT_TOLERANCE:
+        worst = int(np.abs(lengths - 1).argmax())
+        raise ValueError(
+            f"Embeddings must have unit length, row {worst} has {lengths[worst]:.4g}; use FusionModel.embed."
+        )
+    return rows
+
+
+def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:
+    """What an index searches with: float32 rows (Q, D), brought to unit length.
+
+    Raises:
+        ValueError: If the shape or a value is not so, a row has length zero, or ``top_k`` < 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be >= 1, got {top_k}.")
+    rows = _checked_rows(queries, "queries", embed_dim)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(rows) and lengths.min() == 0:
+        raise ValueError("A query of length zero has no direction; encode it again.")
+    unit: np.ndarray = rows / lengths
+    return unit
+
+
+def check_where(where: Mapping[str, str] | None) -> dict[str, str]:
+    """A filter on metadata, its keys known to be plain names.
+
+    Raises:
+        ValueError: If a key is no plain name or a value no text.
+    """
+    for key, value in (where or {}).items():
+        if not str(key).isidentifier() or not isinstance(value, str):
+            raise ValueError(
+                f"A filter is a plain name and a text, such as licence and CC0-1.0, got {key!r}: {value!r}."
+            )
+    return dict(where or {})
+
+
+def _checked_rows(vectors: np.ndarray | Tensor, what: str, embed_dim: int) -> np.ndarray:
+    """Contiguous float32 rows (N, D), all finite."""
+    array = vectors.detach().cpu().float().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] != embed_dim:
+        raise ValueError(f"Expected {what} of shape (N, {embed_dim}), got {array.shape}.")
+    rows = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"The {what} hold NaN or infinite values; encode these items again.")
+    return rows

@@ -12,9 +12,11 @@ Several rows may share an item (five captions of one photo): an item is encoded 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,13 @@ MANIFEST_NAME = "manifest.json"
 ROWS_NAME = "rows.parquet"
 FORMAT_VERSION = 1
 SHARD_ITEMS = 1024  # items a shard; what a kill can cost is one shard in the making
+OPEN_SHARDS = 128  # files a store keeps open
 DTYPES = ("float32", "float16")
+_MANIFEST_KEYS = {"encoder": dict, "dtype": str, "complete": bool, "shards": list, "skipped": list}
+_ENCODER_KEYS = {"name": str, "modality": str, "dim": int, "revision": str, "fingerprint": str}
+_SHARD_KEYS = {"file": str, "items": int, "sha256": str}
+_SKIPPED_KEYS = {"item": int, "row": int, "reason": str}
+_ROW_COLUMNS = ("row", "item", "group", "split")
 
 Report = Callable[[int, int], None]  # items done, items in all
 
@@ -47,8 +55,14 @@ class LatentStore:
         self.folder = folder
         self.manifest = manifest
         self.rows = rows
-        self._maps = [np.load(folder / s["file"], mmap_mode="r", allow_pickle=False) for s in manifest["shards"]]
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._maps)])
+        self._starts = np.cumsum([0, *(int(shard["items"]) for shard in manifest["shards"])])
+        # millions of items are thousands of files, more than a process may hold open
+        self._map = lru_cache(OPEN_SHARDS)(self._open_map)
+
+    def _open_map(self, number: int) -> np.ndarray:
+        path = self.folder / self.manifest["shards"][number]["file"]
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return shard
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -72,16 +86,23 @@ class LatentStore:
     def read(self, items: np.ndarray) -> np.ndarray:
         """Latents of the given items: shape (len(items), dim), float32."""
         items = np.asarray(items, dtype=np.int64)
+        order = np.argsort(items, kind="stable")  # each shard is visited once, front to back
+        ordered = items[order]
+        if len(items) and not 0 <= ordered[0] <= ordered[-1] < len(self):
+            raise IndexError(f"Items must be 0 to {len(self) - 1}, got {ordered[0]} to {ordered[-1]}.")
         out = np.empty((len(items), self.dim), dtype=np.float32)
-        shard_of = np.searchsorted(self._starts, items, side="right") - 1
-        for shard in np.unique(shard_of):
-            chosen = shard_of == shard
-            out[chosen] = self._maps[shard][items[chosen] - self._starts[shard]]
+        bounds = np.searchsorted(ordered, self._starts)
+        for shard in np.flatnonzero(np.diff(bounds)):
+            part = slice(bounds[shard], bounds[shard + 1])
+            out[order[part]] = self._map(int(shard))[ordered[part] - self._starts[shard]]
         return out
 
     def all(self) -> np.ndarray:
         """Every latent: shape (len(self), dim), float32, in memory."""
-        return np.concatenate([np.asarray(shard, dtype=np.float32) for shard in self._maps])
+        out = np.empty((len(self), self.dim), dtype=np.float32)
+        for shard in range(len(self._starts) - 1):
+            out[self._starts[shard] : self._starts[shard + 1]] = self._map(shard)
+        return out
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> LatentStore:
@@ -102,9 +123,9 @@ class LatentStore:
         if not manifest["complete"]:
             raise ValueError(f"The latent store {folder} is unfinished; run its scripts/extract.py command again.")
         for shard in manifest["shards"]:
-            _check_shard(folder, shard, int(manifest["encoder"]["dim"]), verify=verify)
+            _check_shard(folder, manifest, shard, verify=verify)
         try:
-            rows = pd.read_parquet(folder / ROWS_NAME)
+            rows = pd.read_parquet(folder / ROWS_NAME, columns=list(_ROW_COLUMNS))
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / ROWS_NAME} is missing or damaged ({error}); extract again.") from error
         n_items = sum(shard["items"] for shard in manifest["shards"])
@@ -181,7 +202,7 @@ def _extract(
     if manifest["complete"]:
         return
     if not (folder / ROWS_NAME).exists():
-        _write_rows(folder, _row_index(table, column, split))
+        _write_rows(folder, row_index(table, column, split))
 
     def usable(item: Item, number: int) -> Any:
         """The prepared item, or the manifest's entry for one left out."""
@@ -229,12 +250,17 @@ def write_latents(
     *,
     modality: str,
     name: str,
+    revision: str = "",
     rows: np.ndarray | None = None,
     groups: Sequence[int] | None = None,
     splits: Sequence[str] | None = None,
+    index: Callable[[int], pd.DataFrame] | None = None,
+    table: PairTable | None = None,
     dtype: str = "float32",
 ) -> LatentStore:
     """Put latents you already have into a store; row i of every modality is one pair.
+
+    :func:`fusemix.own_latents.import_latents` does this for a file, with checks.
 
     Args:
         folder: A new folder.
@@ -244,56 +270,67 @@ def write_latents(
         rows: (N,) pair numbers, if not 0..N-1.
         groups: Items of equal group are right answers for one another; default: each alone.
         splits: Split name of every latent; ``val``/``dev`` validate, ``test`` is kept out.
+        revision: Identity of the weights that made them, if you know it.
+        index: Instead of rows, groups and splits: called with the number of latents, gives a line per
+            table row (row, item, group, split); several rows may share a latent.
+        table: The table that ``index`` or ``rows`` number, so that the store joins others made from it.
         dtype: ``float32`` or ``float16``.
 
     Raises:
-        ValueError: If the folder already holds a store or lengths or widths disagree.
+        ValueError: If the folder already holds a store, there is no latent, or lengths or widths disagree.
     """
     folder = Path(folder)
     pieces = iter([batches] if isinstance(batches, np.ndarray) else batches)
-    first = np.asarray(next(pieces))
+    first = np.asarray(next(pieces, np.empty((0, 0))))
+    if first.size == 0 and first.ndim == 2:
+        raise ValueError("There are no latents; expected at least one row and one dimension.")
     if first.ndim != 2:
         raise ValueError(f"Latents must have shape (N, dim), got {first.shape}.")
     encoder = {
         "name": name,
         "modality": modality,
         "dim": int(first.shape[1]),
-        "revision": "",
+        "revision": revision,
         "fingerprint": "given latents",
     }
     header = {
         "format": FORMAT_VERSION,
         "encoder": encoder,
         "dtype": dtype,
-        "table": None,
+        "table": table.fingerprint if table else None,
         "column": modality,
         "split": None,
     }
     if (folder / MANIFEST_NAME).exists():
         raise ValueError(f"{folder} already holds a latent store; choose a new folder.")
     manifest = _start_or_continue(folder, header)
-    for piece in (first, *pieces):
+    for piece in itertools.chain((first,), pieces):  # one piece in memory at a time
         piece = np.asarray(piece)
         if piece.ndim != 2 or piece.shape[1] != first.shape[1]:
             raise ValueError(f"Every piece must have shape (n, {first.shape[1]}), got {piece.shape}.")
         _append_shard(folder, manifest, piece.astype(dtype), [])
     n = sum(shard["items"] for shard in manifest["shards"])
-    index = np.arange(n)
-    columns = {
-        "row": index if rows is None else np.asarray(rows),
-        "item": index,
-        "group": index if groups is None else np.asarray(groups),
-        "split": np.full(n, "", dtype=object) if splits is None else np.asarray(splits, dtype=object),
-    }
-    if any(len(values) != n for values in columns.values()):
-        raise ValueError(f"rows, groups and splits must each have {n} entries, one per latent.")
-    _write_rows(folder, pd.DataFrame(columns))
+    if index is not None:
+        frame = index(n)
+    else:
+        number = np.arange(n)
+        columns = {
+            "row": number if rows is None else np.asarray(rows),
+            "item": number,
+            "group": number if groups is None else np.asarray(groups),
+            "split": np.full(n, "", dtype=object) if splits is None else np.asarray(splits, dtype=object),
+        }
+        if any(len(values) != n for values in columns.values()):
+            raise ValueError(f"rows, groups and splits must each have {n} entries, one per latent.")
+        frame = pd.DataFrame(columns)
+    _write_rows(folder, frame)
     manifest["complete"], manifest["n_items"] = True, n
     write_json(folder / MANIFEST_NAME, manifest)
     return LatentStore.open(folder)
 
 
-def _row_index(table: PairTable, column: str, split: str | None) -> pd.DataFrame:
+def row_index(table: PairTable, column: str, split: str | None = None) -> pd.DataFrame:
+    """A line per filled cell of a column: row, item (numbered by first appearance), group, split."""
     cells = table.cells(column, split)
     number = {(item.value, item.group): i for i, item in enumerate(table.items(column, split))}
     names = table.splits()
@@ -321,7 +358,7 @@ def _start_or_continue(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
                 "Choose another --out folder or remove that one."
             )
     for shard in manifest["shards"]:
-        _check_shard(folder, shard, int(manifest["encoder"]["dim"]), verify=True)
+        _check_shard(folder, manifest, shard, verify=True)
     return manifest
 
 
@@ -344,19 +381,42 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST_NAME)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
         raise ValueError(f"{folder / MANIFEST_NAME} is not a latent store manifest of format {FORMAT_VERSION}.")
+    encoder = manifest.get("encoder")
+    parts: list[tuple[Any, dict[str, type]]] = [(manifest, _MANIFEST_KEYS), (encoder, _ENCODER_KEYS)]
+    if isinstance(manifest.get("shards"), list):
+        parts += [(shard, _SHARD_KEYS) for shard in manifest["shards"]]
+    if isinstance(manifest.get("skipped"), list):
+        parts += [(entry, _SKIPPED_KEYS) for entry in manifest["skipped"]]
+    for part, keys in parts:
+        least = 0 if keys is _SKIPPED_KEYS else 1
+        for key, kind in keys.items():
+            value = part.get(key) if isinstance(part, dict) else None
+            if not _is(value, kind, least):
+                raise ValueError(
+                    f"{folder / MANIFEST_NAME} says {_short(value)!r} where {key} stands; it was damaged or changed. "
+                    f"Remove {folder} and extract again."
+                )
     return manifest
 
 
-def _check_shard(folder: Path, shard: dict[str, Any], dim: int, *, verify: bool) -> None:
-    path = folder / shard["file"]
+def _is(value: Any, kind: type, least: int) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, kind)
+
+
+def _check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any], *, verify: bool) -> None:
+    path, dim, dtype = folder / shard["file"], manifest["encoder"]["dim"], manifest["dtype"]
     problem = ""
     if Path(shard["file"]).name != shard["file"] or not path.is_file():
         problem = "is missing"
     else:
         try:
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            if shape != (shard["items"], dim):
-                problem = f"has shape {shape}, the manifest says {(shard['items'], dim)}"
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if values.shape != (shard["items"], dim):
+                problem = f"has shape {values.shape}, the manifest says {(shard['items'], dim)}"
+            elif str(values.dtype) != dtype:
+                problem = f"holds {values.dtype}, the manifest says {dtype}"
         except (OSError, ValueError) as error:
             problem = f"is damaged or cut short ({error})"
         if not problem and verify and sha256_of(path) != shard["sha256"]:

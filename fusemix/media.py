@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ MIN_DURATION_S = 0.05
 # Demuxers that read one file and nothing else: a playlist may name other files and addresses.
 _AUDIO_FORMATS = "wav,w64,aiff,au,caf,mp3,ogg,flac,mov,mp4,m4a,3gp,matroska,webm,aac,amr,avi,asf,mpeg,mpegts,wv,ape,tta"
 SILENCE_PEAK = 1e-4  # of full scale; below this nothing can be heard
+LOUDEST_PEAK = 1e6  # of full scale; above this the encoders overflow
 
 
 class MediaError(ValueError):
@@ -87,6 +89,8 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise MediaError("The picture holds values that are not numbers; export it again.")
         top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(255.0, float(values.max(initial=0)))
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -96,8 +100,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S) -> np.ndarray:
-    """Decode a sound to mono float32 at 16 kHz.
+def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Decode a sound to mono float32, at 16 kHz unless another rate is asked for.
 
     Args:
         source: A path or bytes of any format FFmpeg's libraries read (wav, flac, ogg, opus,
@@ -105,6 +109,7 @@ def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S) -> np.nda
             integer or float in [-1, 1]).
         max_duration_s: Longest sound taken, in seconds; decoding stops there, so that a very
             long file costs no more memory than a short one.
+        sample_rate: Rate of the samples returned, in Hz; resampled once, straight from the source.
 
     Returns:
         Samples, shape (T,), float32 in about [-1, 1].
@@ -113,19 +118,24 @@ def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S) -> np.nda
         MediaError: If missing, empty, damaged, too long, too short, silent or no sound.
     """
     if isinstance(source, tuple):
-        samples = _resample_array(*source, max_duration_s=max_duration_s)
+        if len(source) != 2:
+            raise MediaError(f"Expected a sound as (sample rate in Hz, samples), got a tuple of {len(source)} values.")
+        samples = _resample_array(*source, max_duration_s=max_duration_s, to_rate=sample_rate)
     else:
-        samples = _decode_audio(source, max_duration_s)
+        samples = _decode_audio(source, max_duration_s, sample_rate)
     if not np.isfinite(samples).all():
         raise MediaError("The sound holds values that are not numbers; record it again.")
-    if len(samples) < MIN_DURATION_S * SAMPLE_RATE:
-        raise MediaError(f"The sound lasts {len(samples) / SAMPLE_RATE:.2f} s; at least {MIN_DURATION_S} s is needed.")
-    if np.abs(samples).max() < SILENCE_PEAK:
+    if len(samples) < MIN_DURATION_S * sample_rate:
+        raise MediaError(f"The sound lasts {len(samples) / sample_rate:.2f} s; at least {MIN_DURATION_S} s is needed.")
+    peak = np.abs(samples).max()
+    if peak < SILENCE_PEAK:
         raise MediaError("The sound is silent; check the microphone and record it again.")
+    if peak > LOUDEST_PEAK:
+        raise MediaError(f"The sound goes up to {peak:.2g} times full scale; expected samples in -1 to 1.")
     return samples
 
 
-def _decode_audio(source: Any, max_duration_s: float) -> np.ndarray:
+def _decode_audio(source: Any, max_duration_s: float, sample_rate: int) -> np.ndarray:
     name = _check_file(source, "sound")
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     parts: list[np.ndarray] = []
@@ -135,19 +145,19 @@ def _decode_audio(source: Any, max_duration_s: float) -> np.ndarray:
         with av.open(opened, mode="r", metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 raise MediaError(f"{name} holds no sound; send a wav, mp3, ogg, flac, m4a or webm recording.")
-            resampler = _resampler()
+            resampler = _resampler(sample_rate)
             for frame in container.decode(container.streams.audio[0]):
                 for piece in resampler.resample(frame):
                     parts.append(piece.to_ndarray()[0])
                     count += parts[-1].size
-                if count > max_duration_s * SAMPLE_RATE:
+                if count > max_duration_s * sample_rate:
                     raise _too_long(max_duration_s)
             for piece in resampler.resample(None):
                 parts.append(piece.to_ndarray()[0])
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, MediaError):
             raise
-        if count < MIN_DURATION_S * SAMPLE_RATE:
+        if count < MIN_DURATION_S * sample_rate:
             raise MediaError(
                 f"{name} is not a sound that can be read; send a wav, mp3, ogg, flac, m4a or webm recording."
             ) from error
@@ -155,35 +165,53 @@ def _decode_audio(source: Any, max_duration_s: float) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, dtype=np.float32)
 
 
-def _resample_array(sample_rate: int, samples: np.ndarray, *, max_duration_s: float) -> np.ndarray:
-    samples = np.asarray(samples)
-    if samples.ndim not in (1, 2) or not np.issubdtype(samples.dtype, np.number):
+def _resample_array(sample_rate: float, samples: np.ndarray, *, max_duration_s: float, to_rate: int) -> np.ndarray:
+    try:
+        samples = np.asarray(samples)
+    except ValueError as error:
+        raise MediaError("Expected samples of shape (T,) or (T, channels), got rows of unequal length.") from error
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf" or (samples.ndim == 2 and samples.shape[1] == 0):
         raise MediaError(f"Expected samples of shape (T,) or (T, channels), got {samples.shape} {samples.dtype}.")
-    if not 1000 <= int(sample_rate) <= 768_000:
-        raise MediaError(f"Expected a sample rate between 1,000 and 768,000 Hz, got {sample_rate}.")
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not 1000 <= sample_rate <= 768_000:
+        raise MediaError(f"Expected a sample rate between 1,000 and 768,000 Hz, got {shown(sample_rate)}.")
     if len(samples) > max_duration_s * sample_rate:
         raise _too_long(max_duration_s)
     scale = float(np.iinfo(samples.dtype).max) if np.issubdtype(samples.dtype, np.integer) else 1.0
-    mono = samples.astype(np.float32) / scale
+    with np.errstate(over="ignore"):  # infinite values are refused by the caller
+        mono = samples.astype(np.float32) / scale
     if np.issubdtype(samples.dtype, np.unsignedinteger):
         mono = mono * 2 - 1
     mono = mono.mean(axis=1) if mono.ndim == 2 else mono
-    if len(mono) == 0 or int(sample_rate) == SAMPLE_RATE:
+    if len(mono) == 0 or int(sample_rate) == to_rate:
         return mono
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
     frame.sample_rate = int(sample_rate)
-    resampler = _resampler()
+    resampler = _resampler(to_rate)
     pieces = [piece.to_ndarray()[0] for piece in (*resampler.resample(frame), *resampler.resample(None))]
-    return np.concatenate(pieces).astype(np.float32, copy=False)
+    return np.concatenate(pieces or [mono[:0]]).astype(np.float32, copy=False)
 
 
-def _resampler() -> av.AudioResampler:
-    return av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+def _resampler(sample_rate: int) -> av.AudioResampler:
+    return av.AudioResampler(format="fltp", layout="mono", rate=sample_rate)
 
 
 def _too_long(max_duration_s: float) -> MediaError:
     limit = f"{max_duration_s / 60:g} minutes" if max_duration_s >= 120 else f"{max_duration_s:g} seconds"
     return MediaError(f"The sound is longer than the {limit} taken here; cut it to the part that matters.")
+
+
+def shown(value: Any, n_chars: int = 40) -> str:
+    """A value of any type for a sentence: short, on one line."""
+    if isinstance(value, int) and abs(value) >= 10**n_chars:  # Python refuses to print the longest ones
+        return "a number too long to print"
+    text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+    return text if len(text) <= n_chars else f"{text[:n_chars]}…"
+
+
+def one_line(name: str, n_chars: int = 80) -> str:
+    """The name of a file, or other text from outside, for a sentence."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    return text if len(text) <= n_chars else f"{text[:n_chars]}…"
 
 
 def _check_file(source: Any, kind: str) -> str:
@@ -197,8 +225,8 @@ def _check_file(source: Any, kind: str) -> str:
         except (OSError, ValueError):
             found = False
         if not found:
-            raise MediaError(f"There is no {kind} file {str(source)[:200]!r}; check the path.")
-        size, name = path.stat().st_size, path.name
+            raise MediaError(f"There is no {kind} file {shown(str(source), 200)}; check the path.")
+        size, name = path.stat().st_size, one_line(path.name)
     else:
         raise MediaError(f"Expected a {kind} as a path, bytes or decoded values, got {type(source).__name__}.")
     if size == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fusemix.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
-FILE_COLUMNS = ("image", "audio")  # cells are paths relative to the table
+FILE_COLUMNS = ("image", "audio", "video")  # cells are paths relative to the table
 VALIDATION_SPLITS = frozenset({"val", "valid", "validation", "dev"})
 TEST_SPLITS = frozenset({"test"})
 
@@ -32,10 +32,10 @@ class Item:
 class PairTable:
     """A table of pairs in CSV, JSONL or Parquet.
 
-    Columns ``image`` and ``audio`` hold paths relative to the table, ``text`` holds captions,
-    and any further column may serve as a modality of your own. Cells may be empty. Rows that
-    name the same image, the same audio file or the same ``group`` are one group: all its
-    captions are right answers for its picture.
+    Columns ``image``, ``audio`` and ``video`` hold paths relative to the table, ``text`` holds
+    captions, and any further column may serve as a modality of your own. Cells may be empty. Rows
+    that name the same file or the same ``group`` are one group: all its captions are right answers
+    for its picture.
 
     Example:
         >>> table = PairTable.read("pairs.csv")
@@ -47,11 +47,16 @@ class PairTable:
         self.frame = frame
         self.path = path
         self.fingerprint = fingerprint  # SHA-256 of the table's bytes
+        self._folder = path.parent.resolve()
         self.groups = _group_rows(frame)  # (n_rows,) int64: the lowest row of the group
 
     @classmethod
-    def read(cls, path: str | Path) -> PairTable:
+    def read(cls, path: str | Path, *, own: Sequence[str] = ()) -> PairTable:
         """Read a table by its ending: .csv, .tsv, .jsonl or .parquet.
+
+        Args:
+            path: The table.
+            own: Columns of your own modalities; a table without image, audio, video and text needs one of them.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -66,8 +71,11 @@ class PairTable:
             raise ValueError(f"{path} cannot be read as a table of pairs: {error}") from error
         if frame.empty:
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
-        if not {"image", "audio", "text"} & set(frame.columns):
-            raise ValueError(f"{path} has columns {list(frame.columns)}; expected at least one of image, audio, text.")
+        expected = dict.fromkeys(("image", "audio", "text", "video", *own))
+        if not set(expected) & set(frame.columns):
+            raise ValueError(
+                f"{path} has columns {list(frame.columns)}; expected at least one of {', '.join(expected)}."
+            )
         return cls(frame, path=path, fingerprint=sha256_of(path))
 
     def __len__(self) -> int:
@@ -100,8 +108,7 @@ class PairTable:
 
     def value(self, column: str, row: int) -> str:
         """A cell; for file columns the absolute path."""
-        cell = str(self.frame[column].iat[row])
-        return str((self.path.parent / cell).resolve()) if column in FILE_COLUMNS else cell
+        return self._value(column, str(self.frame[column].iat[row]))
 
     def cells(self, column: str, split: str | None = None) -> list[Item]:
         """Every filled cell of a column, in table order."""
@@ -115,8 +122,16 @@ class PairTable:
         return list(seen.values())
 
     def _cells(self, column: str, split: str | None) -> Iterator[Item]:
+        values = self.frame[column].to_numpy(dtype=object) if column in self.frame.columns else ()
         for row in self.rows(column, split):
-            yield Item(self.value(column, int(row)), int(self.groups[row]), int(row))
+            yield Item(self._value(column, str(values[row])), int(self.groups[row]), int(row))
+
+    def _value(self, column: str, cell: str) -> str:
+        if column not in FILE_COLUMNS:
+            return cell
+        if ".." in cell:
+            return str((self._folder / cell).resolve())
+        return str(self._folder / cell)  # a table of millions would take minutes to resolve one by one
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
@@ -158,7 +173,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
 
 
 def _group_rows(frame: pd.DataFrame) -> np.ndarray:
-    """Connected components of rows that share an image, an audio file or a ``group`` value."""
+    """Connected components of rows that share a file or a ``group`` value."""
     parent = np.arange(len(frame))
 
     def root(row: int) -> int:

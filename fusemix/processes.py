@@ -5,11 +5,17 @@ Nothing here starts processes: ``torchrun`` does, and accelerate joins them (glo
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
 import torch
+
+# its functions keep the group of the moment of their import as a default: imported later, they would keep gloo's
+# threads alive after _leave
+import torch.distributed.nn.functional
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch import distributed as dist
 
@@ -22,6 +28,10 @@ def join_processes(mixed_precision: str) -> Accelerator:
             each would train alone, on its own, and say nothing.
     """
     promised = int(os.environ.get("WORLD_SIZE", 1))
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        # accelerate keeps the first precision for the life of the process, and would refuse a second training
+        # (a notebook's, the app's) at another; the processes stay joined
+        AcceleratorState._reset_state(reset_partial_state=False)
     # accelerate joins processes without a GPU only when told that they run on the processor
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=promised > 1 and not torch.cuda.is_available())
     if accelerator.num_processes != promised:
@@ -29,7 +39,15 @@ def join_processes(mixed_precision: str) -> Accelerator:
             f"{promised} processes were started but {accelerator.num_processes} joined; start them with "
             "'torchrun --standalone --nproc_per_node N scripts/train.py ...'."
         )
+    if promised > 1:
+        atexit.register(_leave)
     return accelerator
+
+
+def _leave() -> None:
+    """Close the connections before the interpreter goes: a gloo thread that outlives it aborts the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gather(x: Tensor) -> Tensor:

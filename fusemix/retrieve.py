@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from fusemix.config import ModelConfig
 from fusemix.encoders import Encoder, load_encoder
 from fusemix.index import EmbeddingIndex, Hit
 from fusemix.media import MediaError
+
+if TYPE_CHECKING:
+    from fusemix.qdrant_index import QdrantIndex
 
 MAX_QUERY_CHARS = 2000  # longest text query
 # Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
@@ -31,7 +34,7 @@ class Retriever:
         >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
     """
 
-    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex) -> None:
+    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | QdrantIndex) -> None:
         """Put the parts together.
 
         Args:
@@ -52,21 +55,27 @@ class Retriever:
         self._locks = {modality: Lock() for modality in encoders}
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, index_folder: str | Path, *, device: str = "cpu") -> Retriever:
+    def from_pretrained(
+        cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu", revision: str | None = None
+    ) -> Retriever:
         """Load model, index and the encoders that the checkpoint names.
 
         Args:
             checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
-            index_folder: Written by ``scripts/build_index.py`` with the same checkpoint.
+            index: Folder, or address ``qdrant://host:port/collection``, written by
+                ``scripts/build_index.py`` with the same checkpoint.
             device: A torch device string, for the encoders.
+            revision: Branch, tag or commit of the checkpoint on the Hub.
 
         Raises:
             FileNotFoundError: If the checkpoint or the index is not there.
             ValueError: If a part is damaged or made for another one.
+            ConnectionError: If the server of the index does not answer.
+            ImportError: If a package that this needs is not installed.
         """
-        model = FusionModel.from_pretrained(checkpoint)
-        index = EmbeddingIndex.load(index_folder, model_identity=model.identity)
-        return cls(model, load_encoders(model.config, device=device), index)
+        model = FusionModel.from_pretrained(checkpoint, revision=revision)
+        loaded = load_index(index, model_identity=model.identity)
+        return cls(model, load_encoders(model.config, device=device), loaded)
 
     def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
         """The embedding of one query.
@@ -95,12 +104,14 @@ class Retriever:
                 f"The text has {len(value):,} characters, more than the {MAX_QUERY_CHARS:,} taken here; "
                 "a sentence or two is enough."
             )
-        encoder = self.encoders[modality]
-        prepared = encoder.prepare(value)
-        with self._locks[modality]:  # tokenizers are not thread-safe, and two cores gain nothing from two at once
-            latents = encoder.encode_prepared([prepared])
+        latents = self.encode(modality, [self.encoders[modality].prepare(value)])
         embedding: np.ndarray = self.model.embed(modality, latents)[0].numpy()
         return embedding
+
+    def encode(self, modality: str, prepared: Sequence[Any]) -> np.ndarray:
+        """Latents of what the modality's encoder prepared: shape (N, D_x), float32, not normalised."""
+        with self._locks[modality]:  # tokenizers are not thread-safe, and two cores gain nothing from two at once
+            return self.encoders[modality].encode_prepared(prepared)
 
     def embed_parts(
         self, *, text: str | None = None, image: Any = None, audio: Any = None, minus_text: str | None = None
@@ -126,6 +137,7 @@ class Retriever:
         weights: Mapping[str, float] | None = None,
         top_k: int = 10,
         modalities: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
     ) -> dict[str, list[Hit]]:
         """The nearest items of each modality.
 
@@ -137,6 +149,7 @@ class Retriever:
             weights: Part -> weight, as in :func:`blend`; a part given and not named has its default.
             top_k: Hits per modality, >= 1.
             modalities: Which kinds of items to return; all of the index by default.
+            where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
 
         Returns:
             Modality -> hits, nearest first. Each modality is ranked on its own: similarities
@@ -148,14 +161,21 @@ class Retriever:
             KeyError: If the index lacks one of ``modalities``.
         """
         parts = self.embed_parts(text=text, image=image, audio=audio, minus_text=minus_text)
-        return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities)
+        return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
 
     def search_embedding(
-        self, embedding: np.ndarray, *, top_k: int = 10, modalities: Sequence[str] | None = None
+        self,
+        embedding: np.ndarray,
+        *,
+        top_k: int = 10,
+        modalities: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
     ) -> dict[str, list[Hit]]:
         """As :meth:`search`, by an embedding made before: shape (D,)."""
         wanted = list(self.index.counts) if modalities is None else modalities
-        return {modality: self.index.search(modality, embedding[None], top_k=top_k)[0] for modality in wanted}
+        return {
+            modality: self.index.search(modality, embedding[None], top_k=top_k, where=where)[0] for modality in wanted
+        }
 
 
 def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None) -> np.ndarray:
@@ -180,12 +200,33 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
         raise ValueError(f"Give at least one of {list(DEFAULT_WEIGHTS)}, got none.")
     if not np.isfinite([chosen[part] for part in parts]).all():
         raise ValueError(f"Weights must be finite numbers, got {dict(weights or {})}.")
-    total = np.sum([chosen[part] * embedding.astype(np.float64) for part, embedding in parts.items()], axis=0)
+    largest = max(abs(float(chosen[part])) for part in parts) or 1.0  # only their ratios count; no sum overflows
+    total = np.sum([chosen[part] / largest * embedding.astype(np.float64) for part, embedding in parts.items()], axis=0)
     length = np.linalg.norm(total)
     if length < _SMALLEST_SUM:
         raise MediaError("The parts of this query cancel each other; change a weight.")
     mixed: np.ndarray = (total / length).astype(np.float32)
     return mixed
+
+
+def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | QdrantIndex:
+    """Load an index that a given model made.
+
+    Args:
+        source: A folder, or an address ``qdrant://host:port/collection`` (:mod:`fusemix.qdrant_index`).
+        model_identity: ``FusionModel.identity`` of the model that will make the queries.
+
+    Raises:
+        FileNotFoundError: If there is no index.
+        ValueError: If another model made it, or it is damaged or incomplete.
+        ConnectionError: If its server does not answer.
+        ImportError: If the client of the server is not installed.
+    """
+    if str(source).startswith(("qdrant:", "qdrants:")):
+        from fusemix.qdrant_index import QdrantIndex
+
+        return QdrantIndex.load(str(source), model_identity=model_identity)
+    return EmbeddingIndex.load(source, model_identity=model_identity)
 
 
 def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:

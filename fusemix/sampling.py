@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -29,7 +27,6 @@ SCHEDULERS: dict[str, Any] = {
 class Decoder(Protocol):
     """What a watch needs of :class:`fusemix.generate.Generator`."""
 
-    pipeline: Any
     is_small: bool
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -42,18 +39,6 @@ OnStep = Callable[[int, int, Image.Image | None], bool | None]  # steps done, st
 
 class Cancelled(Exception):
     """Raised by :meth:`Generator.generate` when ``on_step`` asked to stop."""
-
-
-@contextmanager
-def few_threads(limit: bool) -> Iterator[None]:
-    """One thread inside, if asked: tensors this small gain nothing from two, which wait for each other when busy."""
-    before = torch.get_num_threads()
-    if limit:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: int) -> Tensor:
@@ -98,9 +83,8 @@ class Watch:
     one line a x0 + s eps, so both unknowns follow from them. Other schedulers preview the noisy latents.
     """
 
-    def __init__(self, generator: Decoder, latents: Tensor, steps: int, on_step: OnStep) -> None:
-        self.generator, self.steps, self.on_step = generator, steps, on_step
-        self.scheduler: Any = generator.pipeline.scheduler
+    def __init__(self, generator: Decoder, scheduler: Any, latents: Tensor, steps: int, on_step: OnStep) -> None:
+        self.generator, self.scheduler, self.steps, self.on_step = generator, scheduler, steps, on_step
         self.previous = latents[:1] * self.scheduler.init_noise_sigma
         self.done = 0
 

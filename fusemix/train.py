@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fusemix.adapters import FusionModel
 from fusemix.closed_form import MAX_PAIRS, fit_closed_form
@@ -239,6 +240,7 @@ class _Run:
         self.best: dict[str, Any] = {"score": -1.0}
         self.best_weights: dict[str, Tensor] = {}
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
     def fit_closed_form(self, init: FusionModel | None) -> None:
         """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
@@ -306,11 +308,13 @@ class _Run:
             self.model.adapters[modality].eval()
         value = 0.0
         for number in range(len(self.sets)):
-            mixed, groups = self.mixed_batch(number, rng)
+            with self.stage("loading and mixing"):
+                mixed, groups = self.mixed_batch(number, rng)
             value += self.backward(mixed, groups, seed=[config.seed, 4, self.step, number, self.rank])
-        mean_gradients(self.trained)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.stage("optimizer"):
+            mean_gradients(self.trained)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss became {value} at step {self.step + 1}; lower --learning-rate. "
@@ -359,39 +363,42 @@ class _Run:
         def embed(piece: int) -> dict[str, Tensor]:
             torch.manual_seed(int(np.random.default_rng([*seed, piece]).integers(2**62)))
             part = {name: x.chunk(pieces)[piece] for name, x in latents.items()}
-            with self.accelerator.autocast():
+            with self.stage("forward"), self.accelerator.autocast():
                 return {name: out.float() for name, out in self.model(part).items()}
 
         if pieces == 1:
             loss = self.loss(embed(0), groups)
-            self.accelerator.backward(loss)
+            with self.stage("backward"):
+                self.accelerator.backward(loss)
             return self.mean(loss)
         with torch.no_grad():
             parts = [embed(piece) for piece in range(pieces)]
         whole = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in latents}
         loss = self.loss(whole, groups)
-        self.accelerator.backward(loss)
+        with self.stage("backward"):
+            self.accelerator.backward(loss)
         for piece in range(pieces):
             out = embed(piece)
             for name, embedding in out.items():
                 gradient = whole[name].grad
                 if embedding.requires_grad and gradient is not None:  # a frozen adapter needs none
-                    embedding.backward(gradient.chunk(pieces)[piece])
+                    with self.stage("backward"):
+                        embedding.backward(gradient.chunk(pieces)[piece])
         return self.mean(loss)
 
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
         """This process's share of the set's loss, already divided among the sets."""
-        temperature, losses = self.model.temperature, []
-        whole = {name: gather(x) for name, x in out.items()} if self.processes > 1 else out
-        for a, b in itertools.combinations(out, 2):
-            if self.processes == 1:
-                losses.append(info_nce(out[a], out[b], temperature=temperature, groups=groups))
-                continue
-            first = self.rank * len(out[a])
-            losses.append(
-                info_nce_rows(out[a], out[b], whole[a], whole[b], first=first, temperature=temperature, groups=groups)
-            )
-        return torch.stack(losses).sum() / sum(math.comb(len(s.stores), 2) for s in self.sets)
+        with self.stage("loss"):
+            temperature, losses = self.model.temperature, []
+            whole = {name: gather(x) for name, x in out.items()} if self.processes > 1 else out
+            for a, b in itertools.combinations(out, 2):
+                if self.processes == 1:
+                    losses.append(info_nce(out[a], out[b], temperature=temperature, groups=groups))
+                    continue
+                share = out[a], out[b], whole[a], whole[b]
+                first = self.rank * len(out[a])
+                losses.append(info_nce_rows(*share, first=first, temperature=temperature, groups=groups))
+            return torch.stack(losses).sum() / sum(math.comb(len(s.stores), 2) for s in self.sets)
 
     def mean(self, loss: Tensor) -> float:
         """A loss as a number, its mean over the processes."""
@@ -423,7 +430,8 @@ class _Run:
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Validation recall@1 of every set and direction; keeps the weights if they are the best."""
         model = self.model
-        recall = validation_recall(model, self.sets, self.val_pairs)
+        with self.stage("evaluation"):
+            recall = validation_recall(model, self.sets, self.val_pairs)
         score = float(np.mean(list(recall.values())))
         entry = {
             "epoch": epoch,

@@ -90,7 +90,14 @@ class DenoisingLoss:
     """
 
     def __init__(
-        self, latents: np.ndarray, conditions: Conditions, config: UnclipConfig, *, scale: float, device: str
+        self,
+        latents: np.ndarray,
+        conditions: Conditions,
+        config: UnclipConfig,
+        *,
+        scale: float,
+        device: str,
+        bf16: bool = False,
     ) -> None:
         """Keep the data.
 
@@ -100,7 +107,9 @@ class DenoisingLoss:
             config: The shares of modalities, noise and dropped embeddings.
             scale: The latents are multiplied by it.
             device: A torch device string.
+            bf16: Multiply in bfloat16; weights, optimizer and loss stay float32.
         """
+        self.bf16 = bf16
         self.latents, self.conditions, self.config, self.scale = latents, conditions, config, scale
         self.device = device
         self.mean, self.std = conditions.statistics()
@@ -123,8 +132,10 @@ class DenoisingLoss:
         config: Any = unet.config
         prompt = torch.zeros(size, 1, config.cross_attention_dim)
         noisy, t, prompt, labels, wanted = (v.to(self.device) for v in (noisy, t, prompt, labels, wanted))
-        v = unet(noisy.contiguous(memory_format=torch.channels_last), t, prompt, class_labels=labels).sample
-        return F.mse_loss(v, wanted)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+            v = unet(noisy, t, prompt, class_labels=labels).sample
+        return F.mse_loss(v.float(), wanted)
 
 
 def draw_noise_levels(rng: np.random.Generator, size: int, config: UnclipConfig) -> Tensor:

@@ -2,16 +2,25 @@
 
     python scripts/benchmark.py loss --batches 2048 8192 20480 65536
     python scripts/benchmark.py train --peer /path/to/layer6ai-labs-fusemix
+    python scripts/benchmark.py extract
+    python scripts/benchmark.py sounds
+    python scripts/benchmark.py search --sizes 10000 100000 1000000
+    python scripts/benchmark.py scale --pairs 10000 100000 1000000
 
 ``loss``: forward and backward of the symmetric InfoNCE, plain and in tiles, each in a fresh process, with
 the peak memory the loss itself adds. ``train``: optimizer steps beside the authors' own model and dataset
 classes (their repository in a folder of yours; nothing of it is kept here), the two taking turns.
+``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``sounds``: Whisper on clips
+under 5 s, the frames that are there beside padding to 30 s: speed, latents and retrieval. ``search``: numpy,
+faiss exact, HNSW and IVF. ``scale``: training from latents on disk as their number grows. These four count the
+processor's time of their own process, so that others on the machine do not count: run them with OMP_NUM_THREADS=1.
 Writes ``docs/results/benchmark-<name>.json`` and prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -56,6 +65,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
     train.add_argument("--steps", type=int, default=4, help="timed steps of each in every turn")
     train.add_argument("--turns", type=int, default=3)
+    extract = commands.add_parser("extract", help="items per second of every packaged encoder")
+    extract.add_argument("--pairs", type=Path, default=ROOT / "demo/gallery/pairs.csv")
+    extract.add_argument("--items", type=int, default=96, help="of each column, spread over the table")
+    extract.add_argument("--turns", type=int, default=3)
+    sounds = commands.add_parser("sounds", help="Whisper on short clips: real frames beside 30 s windows")
+    sounds.add_argument("--pairs", type=Path, default=ROOT / "demo/gallery/pairs.csv")
+    sounds.add_argument("--under", type=float, default=5.0, help="seconds")
+    sounds.add_argument("--limit", type=int, help="clips at most, spread over the table")
+    sounds.add_argument("--name", default="sounds", help="of the JSON: benchmark-NAME.json")
+    search = commands.add_parser("search", help="faiss exact, HNSW and IVF beside numpy")
+    search.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    search.add_argument("--dim", type=int, default=512)
+    search.add_argument("--queries", type=int, default=100)
+    search.add_argument("--hnsw-up-to", type=int, default=100_000, help="larger graphs take minutes to build")
+    scale = commands.add_parser("scale", help="steps per second and memory as the latents on disk grow")
+    scale.add_argument("--pairs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    scale.add_argument("--widths", type=int, nargs=2, default=[1536, 1024], help="latent widths of image and text")
+    scale.add_argument("--batch-size", type=int, default=2048, help="pairs read a step")
+    scale.add_argument("--steps", type=int, default=3, help="timed steps at each size in every turn")
+    scale.add_argument("--turns", type=int, default=6)
+    scale.add_argument("--disk", type=Path, help="where the latents lie while they are used (default: the system's)")
+    scale.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # pairs and folder, in a child process
     return parser.parse_args(argv)
 
 
@@ -66,6 +97,8 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": os.getloadavg()[0],  # above the number of processors: others computed too
+        "processors": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -218,8 +251,21 @@ def our_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[], 
     return run.take_step
 
 
+def product_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product here, at the threads set."""
+    side = 2048
+    x = torch.randn(side, side).to(dtype)
+    x @ x  # the kernel is chosen
+    began = time.perf_counter()
+    for _ in range(8):
+        x @ x
+    return 8 * 2 * side**3 / (time.perf_counter() - began)
+
+
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
+    from fusemix.train import resolve_precision
+
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
     steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides), "ours": our_step(args, sides)}
@@ -233,26 +279,377 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
                 step()
                 seconds[name].append(time.perf_counter() - began)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
-    side = 2048
-    x = torch.randn(side, side)
-    began = time.perf_counter()
-    for _ in range(8):
-        x @ x
-    rate = 8 * 2 * side**3 / (time.perf_counter() - began)
+    precision = resolve_precision("auto")
+    rates = {"peer": product_rate(torch.float32)}
+    rates["ours"] = product_rate(torch.bfloat16) if precision == "bf16" else rates["peer"]
     work = 6 * (args.batch_size // 2) * sum(args.depth * 8 * w * w + 512 * w for w in args.widths)
     values = {
         "settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "steps", "turns")},
         "seconds_per_step": median,
         "ratio": median["peer"] / median["ours"],
-        "matrix_product_gflop_per_s": rate / 1e9,
-        "model_flops_utilisation": {name: work / t / rate for name, t in median.items()},
+        "precision": {"peer": "float32", "ours": precision},
+        "matrix_product_gflop_per_s": {name: rate / 1e9 for name, rate in rates.items()},
+        "model_flops_utilisation": {name: work / t / rates[name] for name, t in median.items()},
     }
-    view = Table("", "s / step", "of the matrix-product rate")
+    view = Table("", "precision", "s / step", "of that precision's matrix-product rate")
     for name in steps:
-        view.add_row(name, f"{median[name]:.2f}", f"{values['model_flops_utilisation'][name]:.0%}")
+        share = values["model_flops_utilisation"][name]
+        view.add_row(name, values["precision"][name], f"{median[name]:.2f}", f"{share:.0%}")
     Console().print(view, f"steps per second, ours / peer: {values['ratio']:.2f}")
     save(args, "train", values)
     return values
+
+
+def run_extract(args: argparse.Namespace) -> dict[str, Any]:
+    """Each encoder by scripts/extract.py's own function and one by one, the two taking turns."""
+    import pandas as pd
+
+    from fusemix.encoders import PACKAGED, load_encoder
+    from fusemix.latents import extract
+    from fusemix.pairs import PairTable
+
+    table = PairTable.read(args.pairs)
+    rows: list[dict[str, Any]] = []
+    for name in PACKAGED:
+        encoder = load_encoder(name)
+        values = spread(list(dict.fromkeys(item.value for item in table.items(encoder.modality))), args.items)
+        encoder.encode(values[:4])
+        with tempfile.TemporaryDirectory() as work:
+            path = Path(work) / "pairs.csv"
+            pd.DataFrame({encoder.modality: values}).to_csv(path, index=False)
+            pairs = PairTable.read(path)
+            ways: dict[str, Callable[[int], object]] = {
+                "store": lambda turn: extract(pairs, encoder.modality, encoder, Path(work) / str(turn)),  # noqa: B023
+                "one_by_one": lambda turn: [encoder.encode([value]) for value in values],  # noqa: B023
+            }
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for turn in range(args.turns):
+                for way, run in ways.items():
+                    began = time.process_time()
+                    run(turn)
+                    seconds[way].append(time.process_time() - began)
+        rate = {way: len(values) / float(np.median(times)) for way, times in seconds.items()}
+        ratio = rate["store"] / rate["one_by_one"]
+        rows.append({"encoder": name, "items": len(values), "items_per_cpu_s": rate, "ratio": ratio})
+    view = Table("encoder", "items", "extract: items / CPU s", "one by one", "ratio")
+    for row in rows:
+        rates = [f"{row['items_per_cpu_s'][way]:.1f}" for way in ("store", "one_by_one")]
+        view.add_row(row["encoder"], str(row["items"]), *rates, f"{row['ratio']:.2f}")
+    Console().print(view)
+    save(args, "extract", {"turns": args.turns, "rows": rows})
+    return {"rows": rows}
+
+
+def spread(values: list[Any], count: int | None) -> list[Any]:
+    """At most ``count`` of the values, evenly from first to last."""
+    if count is None or count >= len(values):
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, count).astype(int)]
+
+
+def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
+    """Encode every short clip both ways, clip by clip in turn; the same frames are pooled in both."""
+    from fusemix.encoders.audio import SAMPLES_PER_FRAME, WINDOW_S, WhisperTinyEn
+    from fusemix.media import SAMPLE_RATE
+    from fusemix.pairs import VALIDATION_SPLITS, PairTable
+
+    table, encoder = PairTable.read(args.pairs), WhisperTinyEn()
+    cells = [cell for cell in table.cells("audio") if table.value("text", cell.row)]
+    clips = [(cell.row, encoder.prepare(cell.value)) for cell in spread(cells, args.limit)]
+    clips = [(row, samples) for row, samples in clips if len(samples) < args.under * SAMPLE_RATE]
+    window = WINDOW_S * SAMPLE_RATE
+
+    def padded(samples: np.ndarray) -> np.ndarray:
+        frames = encoder.frames(np.pad(samples, (0, window - len(samples))))
+        mean: np.ndarray = frames[: -(-len(samples) // SAMPLES_PER_FRAME)].mean(0).numpy()
+        return mean
+
+    ways = {"real_frames": lambda samples: encoder.encode_prepared([samples])[0], "padded_to_30_s": padded}
+    latents: dict[str, list[np.ndarray]] = {way: [] for way in ways}
+    seconds = dict.fromkeys(ways, 0.0)
+    for way in ways.values():
+        way(clips[0][1])
+    for _, samples in clips:
+        for name, way in ways.items():
+            began = time.process_time()
+            latents[name].append(way(samples))
+            seconds[name] += time.process_time() - began
+    a, b = (np.stack(latents[name]) for name in ways)
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    mean = a.mean(0)  # what all sounds share would hide the difference
+    left, right = a - mean, b - b.mean(0)
+    centred = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    held = np.isin([table.splits()[row] for row, _ in clips], list(VALIDATION_SPLITS))
+    texts = [table.value("text", row) for row, _ in clips]
+    values = {
+        "pairs": "/".join(args.pairs.absolute().parts[-3:]),
+        "under_s": args.under,
+        "clips": len(clips),
+        "mean_duration_s": float(np.mean([len(samples) for _, samples in clips]) / SAMPLE_RATE),
+        "clips_per_cpu_s": {name: len(clips) / seconds[name] for name in ways},
+        "ratio": seconds["padded_to_30_s"] / seconds["real_frames"],
+        "cosine": {"mean": float(cosine.mean()), "least": float(cosine.min()), "mean_centred": float(centred.mean())},
+        "spoken_to_text": {name: recall_of(np.stack(latents[name]), texts, held) for name in ways},
+    }
+    view = Table("", "clips / CPU s", "recall@1", "recall@10", f"of {int(held.sum())} held-out clips")
+    for name in ways:
+        recall = values["spoken_to_text"][name]
+        cells_ = [f"{recall[k]:.3f}" for k in ("recall_at_1", "recall_at_10")] if recall else ["", ""]
+        view.add_row(name.replace("_", " "), f"{values['clips_per_cpu_s'][name]:.2f}", *cells_, "")
+    Console().print(
+        view,
+        f"{len(clips)} clips under {args.under} s, {values['mean_duration_s']:.1f} s on average: "
+        f"{values['ratio']:.1f} times the clips per second; cosine of the two latents {cosine.mean():.3f} on average, "
+        f"{centred.mean():.3f} with the mean of all sounds taken away",
+    )
+    save(args, args.name, values)
+    return values
+
+
+def recall_of(audio: np.ndarray, texts: list[str], held: np.ndarray) -> dict[str, Any] | None:
+    """Recall of a sound's caption among the held-out ones, by regularised CCA fitted on the others."""
+    from fusemix.cca import fit_cca
+    from fusemix.encoders import load_encoder
+    from fusemix.metrics import retrieval
+
+    if held.sum() < 2 or (~held).sum() < 100:
+        return None
+    text = load_encoder("minilm-l6").encode(texts)
+    fitted = fit_cca(audio[~held], text[~held], dim=64)
+    groups = np.unique(texts, return_inverse=True)[1][held]
+    sides = [torch.from_numpy(fitted.embed(side, x[held])) for side, x in enumerate((audio, text))]
+    return retrieval(sides[0], sides[1], groups, groups)
+
+
+def run_search(args: argparse.Namespace) -> dict[str, Any]:
+    """Queries one at a time against every index, at every size."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    rows: list[dict[str, Any]] = []
+    for size in args.sizes:
+        rows += search_at(size, args)
+        if size > args.hnsw_up_to:
+            rows.append({"size": size, "index": "faiss HNSW", "left_out": "its graph takes many minutes to build"})
+    view = Table("embeddings", "index", "queries / CPU s", "beside numpy", "recall@10 of exact", "built in (CPU)")
+    for row in rows:
+        if "left_out" in row:
+            view.add_row(f"{row['size']:,}", row["index"], row["left_out"], "", "", "")
+            continue
+        numpy_rate = next(r["queries_per_cpu_s"] for r in rows if r["size"] == row["size"] and r["index"] == "numpy")
+        row["ratio"] = row["queries_per_cpu_s"] / numpy_rate
+        cells_ = (
+            f"{row['queries_per_cpu_s']:,.0f}",
+            f"{row['ratio']:.1f}",
+            f"{row['recall']:.3f}",
+            f"{row['built_s']:.1f} s",
+        )
+        view.add_row(f"{row['size']:,}", row["index"], *cells_)
+    Console().print(view)
+    save(args, "search", {"dim": args.dim, "queries": args.queries, "top_k": 10, "rows": rows})
+    return {"rows": rows}
+
+
+def search_at(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every index over the same embeddings, which are held once, by the exact index."""
+    import faiss
+
+    exact, queries = smooth(size, args.dim, args.queries)
+    base = faiss.rev_swig_ptr(exact.get_xb(), size * args.dim).reshape(size, args.dim)
+    truth = exact.search(queries, 10)[1]
+    makers: dict[str, Callable[[], Any]] = {"faiss exact": lambda: exact, "faiss IVF": lambda: ivf(base)}
+    if size <= args.hnsw_up_to:
+        makers["faiss HNSW"] = lambda: hnsw(base)
+    found = [measured("numpy", size, 0.0, queries, truth, lambda query: numpy_search(base, query))]
+    for name, make in makers.items():
+        began = time.process_time()
+        index = make()
+        built = time.process_time() - began
+        found.append(measured(name, size, built, queries, truth, lambda query, i=index: i.search(query, 10)[1]))  # type: ignore[misc]
+    return found
+
+
+def smooth(size: int, dim: int, queries: int) -> tuple[Any, np.ndarray]:
+    """An exact index of unit embeddings that vary along few directions, as real ones do, and queries among them.
+
+    48 hidden numbers of falling variance, seen through a random map, and a little noise: no clusters that an
+    inverted file could find too easily. A query shares half of its hidden numbers' variance with an embedding.
+    """
+    import faiss
+
+    rng = np.random.default_rng(0)
+    hidden = min(48, dim)
+    view = rng.standard_normal((hidden, dim), np.float32) / np.arange(1, hidden + 1, dtype=np.float32)[:, None] ** 0.5
+    exact, asked = faiss.IndexFlatIP(dim), []
+    for start in range(0, size, 50_000):
+        count = min(50_000, size - start)
+        z = rng.standard_normal((count, hidden), np.float32)
+        part = z @ view + 0.1 * rng.standard_normal((count, dim), np.float32)
+        exact.add(part / np.linalg.norm(part, axis=1, keepdims=True))
+        some = z[: -(-queries * count // size)]
+        asked.append((some + rng.standard_normal(some.shape, np.float32)) @ view)
+    found = np.concatenate(asked)[:queries]
+    return exact, found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def numpy_search(base: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """The ten nearest, by one product and a partial sort: (1, 10)."""
+    similarity = base @ query[0]
+    top = np.argpartition(-similarity, 10)[:10]
+    return top[np.argsort(-similarity[top])][None]
+
+
+def hnsw(base: np.ndarray) -> Any:
+    """A graph index, 32 links a node."""
+    import faiss
+
+    index = faiss.IndexHNSWFlat(base.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efSearch = 128
+    index.add(base)
+    return index
+
+
+def ivf(base: np.ndarray) -> Any:
+    """An inverted file that looks into a fiftieth of its cells."""
+    import faiss
+
+    cells = int(2 * len(base) ** 0.5)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(base.shape[1]), base.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.max_points_per_centroid = 5, 39
+    index.train(base[:: max(1, len(base) // (40 * cells))])
+    index.add(base)
+    index.nprobe = max(8, cells // 50)
+    return index
+
+
+def measured(
+    name: str,
+    size: int,
+    built: float,
+    queries: np.ndarray,
+    truth: np.ndarray,
+    search: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, Any]:
+    """Queries per second of processor time, one by one for at most ten, and how many of the exact ten are found."""
+    search(queries[:1])
+    hits, asked, began = 0, 0, time.process_time()
+    for query, nearest in zip(queries, truth, strict=True):
+        hits += len(set(search(query[None])[0].tolist()) & set(nearest.tolist()))
+        asked += 1
+        if time.process_time() - began > 10:
+            break
+    rate = asked / (time.process_time() - began)
+    return {"size": size, "index": name, "queries_per_cpu_s": rate, "recall": hits / (10 * asked), "built_s": built}
+
+
+def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
+    """Train from the latents in a folder, some steps whenever a line comes in; say the figures as JSON lines."""
+    from fusemix.config import ModelConfig, TrainConfig
+    from fusemix.latents import LatentStore
+    from fusemix.train import PairSet, _Run
+
+    began = time.perf_counter()
+    stores = {m: LatentStore.open(folder / m) for m in ("image", "text")}
+    dims = dict(zip(("image", "text"), args.widths, strict=True))
+    config = TrainConfig(batch_size=args.batch_size, val_fraction=min(0.1, 500 / pairs), warmup_steps=1)
+    run = _Run([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=1), config, folder / "run")
+    run.take_step()
+    opened = time.perf_counter() - began
+    loading, mixed_batch = [0.0], run.mixed_batch
+
+    def timed(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        out = mixed_batch(*arguments)
+        loading[0] = time.perf_counter() - start
+        return out
+
+    run.mixed_batch = timed  # type: ignore[method-assign]
+    print(json.dumps({"open_and_check_s": opened}), flush=True)
+    for _ in sys.stdin:
+        steps = []
+        for _ in range(args.steps):
+            start, computed = time.perf_counter(), time.process_time()
+            run.take_step()
+            steps.append((time.perf_counter() - start, time.process_time() - computed, loading[0]))
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        own = int(status["RssAnon"].split()[0]) / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"steps": steps, "peak_rss_mib": peak, "own_memory_mib": own}), flush=True)
+
+
+def run_scale(args: argparse.Namespace) -> dict[str, Any]:
+    """Synthetic fp16 latents of every size on disk, a training process for each, taking turns; removed again."""
+    import shutil
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=args.disk) as work, contextlib.ExitStack() as ended:
+        running: dict[int, subprocess.Popen[str]] = {}
+        for pairs in args.pairs:
+            need, free = 2 * pairs * sum(args.widths), shutil.disk_usage(work).free
+            rows.append({"pairs": pairs, "latents_gib": need / 2**30})
+            if need > 0.8 * free:
+                rows[-1]["left_out"] = f"{need / 2**30:.0f} GiB of latents, {free / 2**30:.0f} free"
+                continue
+            folder = Path(work) / str(pairs)
+            write_random(folder, pairs, args.widths)
+            options = ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
+            options += ["--widths", *map(str, args.widths), "--one", str(pairs), str(folder)]
+            child = subprocess.Popen(
+                [sys.executable, __file__, "scale", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            ended.callback(child.kill)
+            running[pairs] = child
+            rows[-1] |= answer(child)
+            print(rows[-1], file=sys.stderr, flush=True)
+        steps: dict[int, list[list[float]]] = {pairs: [] for pairs in running}
+        for _ in range(args.turns):
+            for row in rows:
+                if child_of := running.get(row["pairs"]):
+                    said = answer(child_of, "go")
+                    steps[row["pairs"]] += said.pop("steps")
+                    row |= said
+    for row in rows:
+        if taken := steps.get(row["pairs"]):
+            seconds, computed, loading = np.median(np.array(taken), axis=0).tolist()
+            row |= {"steps_per_s": 1 / seconds, "cpu_s_per_step": computed, "loading_share": loading / seconds}
+    view = Table(
+        "pairs", "latents, GiB", "steps / s", "CPU s / step", "loading", "peak RSS, MiB", "own, MiB", "opened in"
+    )
+    for row in rows:
+        if "left_out" in row:
+            view.add_row(f"{row['pairs']:,}", row["left_out"], *[""] * 6)
+            continue
+        speed = f"{row['steps_per_s']:.2f}", f"{row['cpu_s_per_step']:.2f}", f"{row['loading_share']:.0%}"
+        memory = f"{row['peak_rss_mib']:,.0f}", f"{row['own_memory_mib']:,.0f}", f"{row['open_and_check_s']:.0f} s"
+        view.add_row(f"{row['pairs']:,}", f"{row['latents_gib']:.2f}", *speed, *memory)
+    Console().print(view)
+    settings = {name: getattr(args, name) for name in ("widths", "batch_size", "steps", "turns")}
+    save(args, "scale", {**settings, "rows": rows})
+    return {"rows": rows}
+
+
+def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
+    """Latents of two modalities, float16; every shard has the same rows in another order: only reading is measured."""
+    from fusemix.latents import write_latents
+
+    for name, width in zip(("image", "text"), widths, strict=True):
+        rng = np.random.default_rng(width)
+        block = rng.standard_normal((min(pairs, 65_536), width), np.float32).astype(np.float16)
+        pieces = (np.roll(block, at // 7, axis=0)[: pairs - at] for at in range(0, pairs, len(block)))
+        write_latents(folder / name, pieces, modality=name, name="random", dtype="float16")
+
+
+def answer(child: subprocess.Popen[str], word: str | None = None) -> dict[str, Any]:
+    """What a child says next, after a word to it if one is given."""
+    assert child.stdin is not None and child.stdout is not None
+    if word:
+        child.stdin.write(word + "\n")
+        child.stdin.flush()
+    line = child.stdout.readline()
+    if not line:
+        raise SystemExit(f"The process of one size ended with {child.wait()}; see above.")
+    said: dict[str, Any] = json.loads(line)
+    return said
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -260,9 +657,21 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if getattr(args, "one", None):
-        print(json.dumps(loss_child(int(args.one[0]), args.one[1], args.dim)))
+        count, other = int(args.one[0]), args.one[1]
+        if args.command == "loss":
+            print(json.dumps(loss_child(count, other, args.dim)))
+        else:
+            scale_child(count, Path(other), args)
         return 0
-    {"loss": run_loss, "train": run_train}[args.command](args)
+    commands: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "loss": run_loss,
+        "train": run_train,
+        "extract": run_extract,
+        "sounds": run_sounds,
+        "search": run_search,
+        "scale": run_scale,
+    }
+    commands[args.command](args)
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Build a search index: table of pairs -> encoders -> adapters -> folder of embeddings and items.
+"""Build a search index: table of pairs -> encoders -> adapters -> embeddings and items, in a folder or on a server.
 
-Example::
+Examples::
 
     python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --out demo/index
+    python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv \
+        --index qdrant://localhost:6333/gallery
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +27,9 @@ from fusemix.media import MediaError
 from fusemix.pairs import FILE_COLUMNS, Item, PairTable
 from fusemix.retrieve import load_encoders
 
+if TYPE_CHECKING:
+    from fusemix.qdrant_index import QdrantIndex
+
 DETAILS = ("title", "source", "licence", "credit")
 
 
@@ -33,7 +38,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--pairs", required=True, type=Path, help="table of pairs (csv, tsv, jsonl, parquet)")
-    parser.add_argument("--out", required=True, type=Path, help="index folder to write")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help="index folder to write")
+    place.add_argument("--index", help="qdrant://host:port/collection to write instead; see docs/scale-out.md")
     parser.add_argument("--batch-size", type=int, default=32, help="items per forward pass (default: 32)")
     return parser.parse_args(argv)
 
@@ -56,7 +63,7 @@ def distinct(table: PairTable, modality: str) -> list[Item]:
 
 
 def fill(
-    index: EmbeddingIndex,
+    index: EmbeddingIndex | QdrantIndex,
     model: FusionModel,
     encoder: Encoder,
     table: PairTable,
@@ -83,6 +90,15 @@ def fill(
         advance(len(batch))
 
 
+def begin(args: argparse.Namespace, model: FusionModel) -> EmbeddingIndex | QdrantIndex:
+    """The empty index, in memory or on the server."""
+    if args.index is None:
+        return EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=args.pairs.parent)
+    from fusemix.qdrant_index import QdrantIndex
+
+    return QdrantIndex.create(args.index, model.config.embed_dim, model_identity=model.identity)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Build the index; 0 on success, 2 when an input is at fault."""
     args = parse_args(argv)
@@ -93,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         table = PairTable.read(args.pairs)
         model = FusionModel.from_pretrained(args.checkpoint)
         encoders = load_encoders(model.config)
-        index = EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=args.pairs.parent)
+        index = begin(args, model)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             for modality, encoder in encoders.items():
@@ -108,13 +124,17 @@ def main(argv: list[str] | None = None) -> int:
                     batch_size=args.batch_size,
                     advance=lambda count, task=task: progress.advance(task, count),  # type: ignore[misc]
                 )
-        index.save(args.out)
+        if isinstance(index, EmbeddingIndex):
+            index.save(args.out)
+        else:
+            index.save()
+            index.close()
     except (ValueError, OSError, ImportError) as error:
         console.print(f"[red]{type(error).__name__}[/red]: ", end="")
         console.print(str(error), markup=False)
         return 2
     counts = ", ".join(f"{count:,} {modality}" for modality, count in index.counts.items())
-    console.print(f"{args.out}: {counts} items, for the model {model.identity[:12]}...")
+    console.print(f"{args.out or args.index}: {counts} items, for the model {model.identity[:12]}...")
     return 0
 
 

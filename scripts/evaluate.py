@@ -2,8 +2,10 @@
 
     python scripts/evaluate.py --checkpoint checkpoints/NAME --pairs T.csv --query text --gallery image --split dev
 
-With --latents MODALITY=DIR ... the latents of earlier extractions of the same table are read
-instead of running the encoders.
+With --bank similarities are corrected for hubs by training queries, which is reported in the JSON.
+With --latents MODALITY=DIR ... the latents of earlier extractions (or imports) of the same table are read
+instead of running the encoders. Where stores hold both modalities, --pairs may be left out: the stores know
+which rows, groups and splits their latents belong to.
 """
 
 from __future__ import annotations
@@ -17,20 +19,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from fusemix.hubness import NEIGHBOURS, WEIGHT
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
-    parser.add_argument("--pairs", required=True, help="table of pairs")
+    parser.add_argument("--pairs", help="table of pairs; not needed where --latents holds both modalities")
     parser.add_argument("--query", required=True, help="column searched with")
     parser.add_argument("--gallery", required=True, help="column searched in")
     parser.add_argument("--split", help="only rows of this split")
     parser.add_argument("--latents", nargs="+", default=[], metavar="MODALITY=DIR", help="stores of the same table")
+    hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
+    hubs.add_argument("--bank", metavar="DIR", help="store of training latents of the query column, none of them asked")
+    hubs.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of the bank that count for a gallery item")
+    hubs.add_argument("--weight", type=float, default=WEIGHT, help="of the correction")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--device", default="cpu", help="torch device of the encoders")
     return parser.parse_args(argv)
@@ -56,52 +65,93 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Load, embed with progress, measure."""
     from fusemix.adapters import FusionModel
-    from fusemix.evaluate import encode_items, evaluate, stored_items
+    from fusemix.evaluate import StoredPairs, evaluate, stored_items
     from fusemix.pairs import PairTable
 
     model = FusionModel.from_pretrained(args.checkpoint)
-    table = PairTable.read(args.pairs)
     columns = (args.query, args.gallery)
     for column in columns:
-        table.rows(column, args.split)  # early answer to a wrong column or split
         if column not in model.modalities:
             raise ValueError(f"{args.checkpoint} embeds {list(model.modalities)}, not {column!r}.")
-    stores = _stores(args.latents, table.fingerprint)
-    if set(columns) <= set(stores):
+    if args.pairs is None:
+        stores = _stores(args.latents)
+        if missing := [column for column in columns if column not in stores]:
+            raise ValueError(f"Give a table with --pairs, or the {' and '.join(missing)} latents with --latents.")
+        table: Any = StoredPairs({column: stores[column] for column in columns})
+    else:
+        table = PairTable.read(args.pairs, own=columns)
         for column in columns:
-            model.check_encoder(column, stores[column].encoder)
-        return evaluate(table, stored_items(model, stores), query=args.query, gallery=args.gallery, split=args.split)
-    encoders = {}
+            table.rows(column, args.split)  # early answer to a wrong column or split
+        stores = _stores(args.latents, table.fingerprint)
     for column in columns:
-        encoders[column] = _encoder(model, column, args.device)
-        model.check_encoder(column, encoders[column].info())
-    with Progress(console=console) as progress:
-        tasks = {column: progress.add_task(column, total=None) for column in columns}
+        if column in stores:
+            model.check_encoder(column, stores[column].encoder)
+    bank = _bank(args, model, table)
+    embeds = {column: stored_items(model, stores) for column in columns if column in stores}
+    with Progress(console=console, disable=len(embeds) == 2) as progress:
+        for column in columns:
+            if column not in embeds:
+                embeds[column] = _encoding(model, column, args.device, progress)
+        return evaluate(
+            table,
+            lambda modality, items: embeds[modality](modality, items),
+            query=args.query,
+            gallery=args.gallery,
+            split=args.split,
+            bank=bank,
+            neighbours=args.neighbours,
+            weight=args.weight,
+        )
 
-        def report(modality: str, done: int, total: int) -> None:
-            progress.update(tasks[modality], completed=done, total=total)
 
-        embed = encode_items(model, encoders, report=report)
-        return evaluate(table, embed, query=args.query, gallery=args.gallery, split=args.split)
+def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
+    """Embeddings of the bank's training queries, known not to be those that are asked."""
+    from fusemix.latents import LatentStore
+
+    if args.bank is None:
+        return None
+    store = LatentStore.open(args.bank)
+    model.check_encoder(args.query, store.encoder)
+    asked = {cell.row for cell in table.cells(args.query, args.split)}
+    if store.manifest["table"] == table.fingerprint and asked & set(store.rows["row"]):
+        raise ValueError(f"{args.bank} holds queries that are asked here; a bank is made of the training split's.")
+    return model.embed(args.query, store.read(np.arange(len(store))))
+
+
+def _encoding(model: Any, column: str, device: str, progress: Progress) -> Any:
+    """An Embed that runs a column's frozen encoder with a progress bar."""
+    from fusemix.evaluate import encode_items
+
+    encoder = _encoder(model, column, device)
+    model.check_encoder(column, encoder.info())
+    task = progress.add_task(column, total=None)
+
+    def report(modality: str, done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    return encode_items(model, {column: encoder}, report=report)
 
 
 def _encoder(model: Any, column: str, device: str) -> Any:
     from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
 
     name = model.config.encoders.get(column, {}).get("name") or DEFAULT_ENCODERS.get(column)
-    if name is None:
-        raise ValueError(f"The checkpoint names no encoder for {column!r}; give its latents with --latents.")
+    if name is None or model.config.encoders.get(column, {}).get("fingerprint") == "given latents":
+        raise ValueError(
+            f"The checkpoint was trained on {column} latents made elsewhere, which no encoder here can make; "
+            f"give them with --latents {column}=DIR."
+        )
     return load_encoder(name, device=device)
 
 
-def _stores(pieces: list[str], fingerprint: str) -> dict[str, Any]:
+def _stores(pieces: list[str], fingerprint: str | None = None) -> dict[str, Any]:
     from fusemix.latents import LatentStore
 
     stores = {}
     for piece in pieces:
         modality, _, folder = piece.partition("=")
         stores[modality] = LatentStore.open(folder)
-        if stores[modality].manifest["table"] not in (None, fingerprint):
+        if fingerprint and stores[modality].manifest["table"] not in (None, fingerprint):
             raise ValueError(f"{folder} was extracted from another table than --pairs; extract it from this one.")
     return stores
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fusemix.latents import DTYPES, LatentStore
@@ -44,10 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as at Ctrl-C
     try:
         store = run(args, console)
     except (ValueError, OSError, ImportError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("Interrupted; run the same command again to go on.")
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
     from fusemix.latents import extract
     from fusemix.pairs import PairTable
 
-    table = PairTable.read(args.pairs)
+    table = PairTable.read(args.pairs, own=(args.column,))
     table.rows(args.column, args.split)  # early answer to a wrong column or split
     encoder = load_encoder(args.encoder, device=args.device)
     columns = (

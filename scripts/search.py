@@ -31,12 +31,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--index", default=ROOT / "demo/index", type=Path, help="index folder (default: demo/index)")
+    parser.add_argument(
+        "--index",
+        default=str(ROOT / "demo/index"),
+        help="folder or qdrant://host:port/collection (default: demo/index)",
+    )
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="what to look for, at most 2,000 characters")
     query.add_argument("--image", help="a picture file")
     query.add_argument("--audio", help="a sound file, at most 10 minutes")
     parser.add_argument("--top-k", type=int, default=10, help="hits per kind of item (default: 10)")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only such items, e.g. licence=CC0-1.0"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the hits to this file")
     return parser.parse_args(argv)
 
@@ -73,9 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.top_k < 1:
             raise ValueError(f"--top-k must be >= 1, got {args.top_k}.")
+        if malformed := [pair for pair in args.where if "=" not in pair]:
+            raise ValueError(f"--where takes KEY=VALUE, such as licence=CC0-1.0, got {malformed[0]!r}.")
+        where = dict(pair.split("=", 1) for pair in args.where)
         retriever = Retriever.from_pretrained(args.checkpoint, args.index)
         started = time.perf_counter()
-        results = retriever.search(**query, top_k=args.top_k)
+        results = retriever.search(**query, top_k=args.top_k, where=where)
         elapsed = time.perf_counter() - started
         if args.json:
             write_json(args.json, to_json(query, results))

@@ -5,8 +5,11 @@
 Trains on split ``train`` (two photos in a hundred choose the epoch), reports on split ``dev``:
 
 - ``paper``: the paper's recipe scaled to a small machine, on the plain latents;
-- ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the same latents;
-- ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder.
+- ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
+- ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
+- ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
+- ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
+  ``--epochs 15`` gives them as many passes over the pairs as one recipe has with 30.
 
 Beside each stands its closed form alone. Everything resumes: finished latents and runs are kept. Writes
 ``docs/results/study.json`` and ``study.png``.
@@ -30,6 +33,7 @@ from rich.table import Table
 
 from fusemix.adapters import FusionModel
 from fusemix.cca import fit_cca
+from fusemix.ensemble import join_models
 from fusemix.evaluate import evaluate, stored_items
 from fusemix.latents import LatentStore
 from fusemix.metrics import ranks
@@ -39,13 +43,15 @@ from fusemix.train import PairSet
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIONS = (("text", "image"), ("image", "text"))
 TEXT = "minilm-l6"
-SAME = ("--epochs", 30, "--eval-every", 5, "--save-every", 5, "--val-fraction", 0.02, "--expansion", 2)
+SAME = ("--eval-every", 5, "--save-every", 5, "--val-fraction", 0.02)
 # name -> (image encoder, flags of scripts/train.py)
 RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
-    "paper": ("efficientnet-lite0", ("--recipe", "paper", *SAME)),
-    "two-path": ("efficientnet-lite0", ("--recipe", "two-path", *SAME)),
-    "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", *SAME)),
+    "paper": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 4, *SAME)),
+    "two-path": ("efficientnet-lite0", ("--recipe", "two-path", "--expansion", 2, *SAME)),
+    "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", "--expansion", 2, *SAME)),
+    "paper-deep": ("efficientnet-lite0-deep", ("--recipe", "paper", "--expansion", 1, *SAME)),
 }
+ENSEMBLES = {"both": ("two-path", "paper"), "both-deep": ("two-path-deep", "paper-deep")}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -54,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, required=True, help="a table with image, text, splits train and dev")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=30, help="of each training (default: 30)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/study", help="latents and checkpoints go here")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/study.json")
     return parser.parse_args(argv)
@@ -138,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     text = latents(args, "text", TEXT)
     results: dict[str, Any] = {}
     for name in args.recipes:
-        encoder, flags = RECIPES[name]
+        encoder, flags = RECIPES[name][0], ("--epochs", args.epochs, *RECIPES[name][1])
         stores = {"image": latents(args, "image", encoder), "text": text}
         dev = {m: LatentStore.open(s["dev"]) for m, s in stores.items()}
         runs = []
@@ -147,11 +154,27 @@ def main(argv: list[str] | None = None) -> int:
             seconds = train(out, stores, flags, seed)
             runs.append({"seed": seed, "seconds": seconds, **measure(table, FusionModel.from_pretrained(out), dev)})
         results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": closed_form(stores), "runs": runs}
+        for both, members in ENSEMBLES.items():
+            if name in members and set(members) <= set(results):
+                results[both] = side_by_side(args, table, {m: results[m] for m in members}, dev)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=2) + "\n")
     show(results)
     plot(results, args.out.with_suffix(".png"))
     return 0
+
+
+def side_by_side(
+    args: argparse.Namespace, table: PairTable, members: dict[str, dict[str, Any]], dev: dict[str, LatentStore]
+) -> dict[str, Any]:
+    """The members' models of one seed as one model, for every seed; its seconds are theirs together."""
+    runs = []
+    for number, seed in enumerate(args.seeds):
+        joined = join_models([FusionModel.from_pretrained(args.work / f"{name}-seed{seed}") for name in members])
+        seconds = round(sum(result["runs"][number]["seconds"] for result in members.values()), 1)
+        runs.append({"seed": seed, "seconds": seconds, **measure(table, joined, dev)})
+    first = next(iter(members.values()))
+    return {"encoder": first["encoder"], "members": list(members), "cca": first["cca"], "runs": runs}
 
 
 def spread(values: list[float]) -> str:
@@ -182,7 +205,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
     for x, (_, result) in enumerate(results.items()):
         values = [100 * run["mean_recall_at_1"] for run in result["runs"]]
         axes.scatter(

@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -75,6 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--mixed-precision", choices=("auto", "no", "bf16", "fp16"), default=DEFAULTS.mixed_precision)
     run.add_argument("--seed", type=int, default=DEFAULTS.seed)
     run.add_argument("--plan", action="store_true", help="say what the run will need, by ten steps, and stop")
+    run.add_argument("--profile", action="store_true", help="say where the time of ten steps goes, and stop")
+    run.add_argument("--tensorboard", action="store_true", help="write events of every step to OUT/runs")
     return p.parse_args(argv)
 
 
@@ -87,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         return run(args, console)
-    except (ValueError, OSError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
 
 
@@ -128,6 +131,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for sentence in plan(sets, model_config, config).sentences():
             print(sentence)
         return 0
+    if args.profile:
+        from fusemix.profiling import profile
+
+        for line in profile(sets, model_config, config, args.out / "trace.json", init=init).lines():
+            print(line)
+        return 0
+    board = TensorBoard(args.out / "runs") if args.tensorboard else None
     stop = _stop_on_signals()
     with Bar(
         BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -138,11 +148,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         def report(p: Any) -> None:
             status = f"loss {p.loss:.3f}  temperature {p.temperature:.4f}  {p.pairs_per_s:,.0f} pairs/s"
             bar.update(task, completed=p.step, total=p.total_steps, status=status)
+            if board:
+                board.add(p)
             if p.recall is not None:
                 recall = "  ".join(f"{key} {value:.3f}" for key, value in p.recall.items())
                 bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
 
-        result = train(sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set)
+        try:
+            result = train(sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set)
+        finally:
+            if board:
+                board.close()
     if not result.writer:
         return 0 if result.finished else 130
     if not result.finished:
@@ -167,12 +183,44 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+class TensorBoard:
+    """Loss, temperature, learning rate and validation recall of a run as TensorBoard events."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ImportError, saying what to install, if tensorboard is absent."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "--tensorboard needs the package tensorboard, which is not installed; "
+                "'pip install tensorboard', or leave the flag out (training.png is drawn without it)."
+            ) from error
+        self._open, self._folder = SummaryWriter, folder
+        self._writer: Any = None
+
+    def add(self, p: Any) -> None:
+        """Write one step; the first after a resumption takes the place of what was written beyond it."""
+        if self._writer is None:
+            self._writer = self._open(str(self._folder), purge_step=p.step)
+        values = {"loss": p.loss, "temperature": p.temperature, "learning_rate": p.learning_rate}
+        values |= {f"recall_at_1/{key}": value for key, value in (p.recall or {}).items()}
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, p.step)
+
+    def close(self) -> None:
+        """Flush the events."""
+        if self._writer is not None:
+            self._writer.close()
+
+
 def plot(history: list[dict[str, Any]], path: Path) -> None:
     """Draw loss, temperature and validation recall by epoch."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
+    from fusemix.files import write_atomic
 
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -189,7 +237,7 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
     right.spines[["top", "right"]].set_visible(False)
     left.spines["top"].set_visible(False)
     cooler.spines["top"].set_visible(False)
-    figure.savefig(path, dpi=150)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
     plt.close(figure)
 
 
@@ -201,7 +249,7 @@ def _stores(pieces: list[str]) -> dict[str, Any]:
         modality, _, folder = piece.partition("=")
         if not modality or not folder or modality in stores:
             raise ValueError(f"--latents takes MODALITY=DIR, each modality once, got {piece!r}.")
-        stores[modality] = LatentStore.open(folder)
+        stores[modality] = LatentStore.open(folder, verify=True)
     return stores
 
 

@@ -6,12 +6,14 @@ Data: Flickr8k's train photos with their captions, the gallery's pictures, sound
 both's captions spoken in several synthetic voices. Flickr8k's own spoken captions are left out,
 so that their voice stays unheard. Epochs are chosen on Flickr8k dev and the gallery's val rows.
 The audio adapter is trained last, into the frozen space of pictures and text.
-Each step is one of the repository's commands and resumes when run again.
+Each step is one of the repository's commands and resumes when run again. A checkpoint that stands
+at --out is replaced only with --replace, and only when its successor is finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gallery", type=Path, default=ROOT / "demo/gallery/pairs.csv")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/default", help="speech, table and latents go here")
     parser.add_argument("--out", type=Path, default=ROOT / "checkpoints/default")
+    parser.add_argument("--replace", action="store_true", help="put the new checkpoint in the place of one at --out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-latents", action="store_true", help="stop before training")
     return parser.parse_args(argv)
@@ -83,6 +86,9 @@ def _cell(table: PairTable, column: str, row: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run every step."""
     args = parse(argv)
+    if args.out.exists() and not (args.replace or args.only_latents):
+        print(f"error: {args.out} is there already; choose another --out, or --replace it.", file=sys.stderr)
+        return 2
     args.work.mkdir(parents=True, exist_ok=True)
     speech = {name: args.work / f"speech-{name}" for name in ("flickr8k", "gallery")}
     if not (speech["flickr8k"] / "pairs.csv").exists():
@@ -105,11 +111,16 @@ def main(argv: list[str] | None = None) -> int:
     base = args.work / "base"
     if not (base / "model.safetensors").exists():
         call("train.py", "--latents", image, text, *shape, *BASE, "--out", base)
-    call(
-        "train.py", "--latents", audio, text, "--init", base,
-        "--frozen", "image", "text", *shape, *AUDIO,
-        "--dtype", "float16", "--max-shard-size", "9MB", "--out", args.out,
-    )  # fmt: skip
+    final = args.work / "final"
+    if not (final / "model.safetensors.index.json").exists():
+        call(
+            "train.py", "--latents", audio, text, "--init", base,
+            "--frozen", "image", "text", *shape, *AUDIO,
+            "--dtype", "float16", "--max-shard-size", "9MB", "--out", final,
+        )  # fmt: skip
+    if args.out.exists():
+        shutil.rmtree(args.out)
+    shutil.copytree(final, args.out)
     join_cards(base / "README.md", args.out / "README.md")
     return 0
 

@@ -48,6 +48,7 @@ from fusemix.generate import Generator
 from fusemix.latents import MANIFEST_NAME, LatentStore, extract
 from fusemix.loop import Loop, Report, Stopped
 from fusemix.pairs import PairTable
+from fusemix.train import resolve_precision
 from fusemix.unclip import new_autoencoder, new_unet, patch_components, read_small_parts, save_small_pipeline
 from fusemix.unclip_training import Conditions, DenoisingLoss, UnclipConfig, carry_projection, spread_conditions
 
@@ -75,6 +76,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     run.add_argument("--sample-every", type=int, default=1000, help="steps between sample grids in --work")
     run.add_argument("--device", default="cpu", help="torch device, e.g. cuda")
+    run.add_argument(
+        "--mixed-precision", default="auto", choices=("auto", "no", "bf16"), help="of the UNet; auto: where it is fast"
+    )
     for part, prefix in (("autoencoder", ("side", "latent", "vae", "perceptual")), ("unet", ())):
         group = parser.add_argument_group(part)
         for field in dataclasses.fields(UnclipConfig):
@@ -382,7 +386,8 @@ def train_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
         trained.save(unet, args.work / "pipeline")
         sample_grid(args.work / "pipeline", conditions, path)
 
-    loss = DenoisingLoss(trained.latents, conditions, config, scale=trained.scale, device=args.device)
+    bf16 = resolve_precision(args.mixed_precision) == "bf16"
+    loss = DenoisingLoss(trained.latents, conditions, config, scale=trained.scale, device=args.device, bf16=bf16)
     extra: dict[str, Any] = {"identity": conditions.identity}
     if args.init_pipeline is not None:
         extra["begun_from"] = history_of(args.init_pipeline)

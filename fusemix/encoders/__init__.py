@@ -14,6 +14,19 @@ PACKAGED = {
     "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
     "whisper-tiny.en-words": ("fusemix.encoders.speech", "WhisperTinyEnWords"),
 }
+# openai-whisper's names of the sizes that no package carries; on the Hub they are called the same
+_WHISPER = (
+    "tiny",
+    "base",
+    "base.en",
+    "small",
+    "small.en",
+    "medium",
+    "medium.en",
+    "large-v2",
+    "large-v3",
+    "large-v3-turbo",
+)
 DEFAULT_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}
 
 __all__ = ["DEFAULT_ENCODERS", "PACKAGED", "Encoder", "load_encoder"]
@@ -23,8 +36,9 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     """Load a frozen encoder by name.
 
     Args:
-        name: One of :data:`PACKAGED`; ``hub-image:``, ``hub-text:`` or ``hub-audio:`` and a Hub id or folder
-            (:mod:`fusemix.encoders.hub` has the options); or several, joined by `` ++ ``.
+        name: One of :data:`PACKAGED`; ``whisper-small.en`` and Whisper's other sizes, from the Hub; ``hub-image:``,
+            ``hub-text:`` or ``hub-audio:`` and a Hub id or folder (:mod:`fusemix.encoders.hub` has the options); or
+            several, joined by `` ++ ``.
         device: A torch device string.
 
     Raises:
@@ -35,6 +49,8 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
         from fusemix.encoders.hub import Concatenation
 
         return Concatenation([load_encoder(part, device=device) for part in name.split(" ++ ")])
+    if name.removeprefix("whisper-") in _WHISPER and name.startswith("whisper-"):
+        name = f"hub-audio:openai/{name}"
     if name.startswith("hub-"):
         from fusemix.encoders import hub
 

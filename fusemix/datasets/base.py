@@ -1,0 +1,169 @@
+"""What the readers of datasets share: a pair, a tally of what was left out, and finding files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_CHUNK = 1 << 20  # characters of JSON read at a time
+
+
+class Pair(NamedTuple):
+    """One row of a table of pairs; files as absolute paths or paths below the working folder."""
+
+    image: str = ""
+    audio: str = ""
+    text: str = ""
+    split: str = ""
+    group: str = ""
+
+
+@dataclass
+class Tally:
+    """What a reader met and did not turn into pairs; filled while its pairs are read.
+
+    Attributes:
+        wanted: Split -> files that the annotations name.
+        missing: (split, file or address) that are not on the disk.
+        left_out: Reason -> how many captions, regions or samples.
+        notes: Sentences a reader of the table should know.
+    """
+
+    wanted: Counter[str] = field(default_factory=Counter)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def found(self, split: str, path: Path | None, name: str) -> bool:
+        """Count a file that is wanted; note its name when it is not there (or None)."""
+        self.wanted[split] += 1
+        if path is not None and path.is_file():
+            return True
+        self.missing.append((split, name))
+        return False
+
+    def sentences(self) -> list[str]:
+        """Everything that was noted, in words."""
+        lost = Counter(split for split, _ in self.missing)
+        lines = []
+        for split, number in lost.items():
+            line = f"{number:,} of {self.wanted[split]:,} files of {split or 'the set'} are missing and left out"
+            lines.append(
+                line + ("; figures on the rest are not those of the whole split." if split != "train" else ".")
+            )
+        lines += [f"{number:,} left out: {reason}." for reason, number in self.left_out.items()]
+        return lines + self.notes
+
+
+def clean(text: Any) -> str:
+    """A caption on one line, without spaces at its ends."""
+    return " ".join(str(text).split())
+
+
+def kept_captions(
+    texts: Iterable[Any], tally: Tally, *, first: int | None = None, distinct: bool = False
+) -> Iterator[str]:
+    """The captions of one item: at most ``first``, no empty ones, optionally none twice."""
+    given: dict[str, None] = {}
+    taken = 0
+    for text in texts:
+        caption = clean(text)
+        if not caption:
+            tally.left_out["captions that are empty"] += 1
+        elif distinct and caption in given:
+            tally.left_out["captions that stand twice on one picture"] += 1
+        elif first is not None and taken >= first:
+            tally.left_out[f"captions beyond the first {first} of an item"] += 1
+        else:
+            given[caption] = None
+            taken += 1
+            yield caption
+
+
+def locate(root: Path, names: Iterable[str], *, what: str, source: str, given: Path | None = None) -> Path:
+    """A file or folder called one of ``names``, in ``root`` or one folder below.
+
+    Raises:
+        FileNotFoundError: Naming what is missing and where it comes from.
+    """
+    if given is not None:
+        if not given.exists():
+            raise FileNotFoundError(f"{what} is not at {given}.")
+        return given
+    names = list(names)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{what} is missing: there is no folder {root}. {source}")
+    for folder in below(root):
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
+    raise FileNotFoundError(f"{what} is missing: expected {' or '.join(names)} in {root} or a folder in it. {source}")
+
+
+def below(root: Path) -> list[Path]:
+    """The root and its folders.
+
+    Raises:
+        FileNotFoundError: If the root is no folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}.")
+    return [root, *sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())]
+
+
+def read_json_file(path: Path) -> Any:
+    """A whole JSON file; a damaged one is a ValueError that names it."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); was it cut short on the way?") from error
+
+
+def stream_array(path: Path) -> Iterator[Any]:
+    """The elements of a JSON file that is one array, one at a time: Visual Genome's takes gigabytes whole.
+
+    Raises:
+        ValueError: If the file is no JSON array, or ends early.
+    """
+    decoder = json.JSONDecoder()
+    with open(path, encoding="utf-8") as handle:
+        text = ""
+        while not text and (more := handle.read(_CHUNK)):
+            text = more.lstrip()
+        if not text.startswith("["):
+            raise ValueError(f"{path} is not a JSON array.")
+        place, number = 1, 0
+        while True:
+            try:
+                while text[place] in " \t\r\n,":
+                    place += 1
+                if text[place] == "]":
+                    return
+                element, end = decoder.raw_decode(text, place)
+                if text[end] not in " \t\r\n,]":  # a number at the chunk's end may go on in the next
+                    raise IndexError
+            except (ValueError, IndexError) as error:
+                more = handle.read(max(_CHUNK, len(text)))
+                if not more:
+                    raise ValueError(f"{path} is damaged or cut short after element {number:,}.") from error
+                text, place = text[place:] + more, 0
+                continue
+            yield element
+            place, number = end, number + 1
+
+
+def index_files(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
+    """File stem -> files with one of the endings, anywhere below a folder."""
+    chosen, files = frozenset(endings), defaultdict(list)
+    for where, _, names in os.walk(folder):
+        for name in names:
+            stem, _, ending = name.rpartition(".")
+            if f".{ending.lower()}" in chosen:
+                files[stem].append(Path(where, name))
+    return files

@@ -1,0 +1,95 @@
+"""Pairs of a dataset -> a table of pairs, written as they come, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from fusemix.datasets.base import Pair, Tally
+from fusemix.files import write_atomic
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+_BATCH = 10_000  # rows a parquet row group
+
+
+def write_table(
+    pairs: Iterable[Pair], out: str | Path, tally: Tally, *, report: Callable[[int], None] | None = None
+) -> Counter[str]:
+    """Write a table that :class:`fusemix.pairs.PairTable` reads; files that are missing go into a list beside it.
+
+    Args:
+        pairs: From a reader of this package, with the tally it fills.
+        out: ``.csv``, ``.tsv`` or ``.parquet``; paths below its folder become relative to it.
+        tally: Its missing files are written to ``OUT.missing.txt``.
+        report: Called with the number of pairs now and then.
+
+    Returns:
+        Split -> pairs.
+
+    Raises:
+        ValueError: If the ending is another, or there is not one pair to write.
+        FileNotFoundError: If every file that the annotations name is missing.
+    """
+    out = Path(out)
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out}: a table ends in one of {', '.join(ENDINGS)}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    rows = _rows(pairs, out.parent, counts, report)
+
+    def write(path: Path) -> None:
+        _write_parquet(rows, path) if out.suffix == ".parquet" else _write_csv(rows, path, out.suffix)
+        if not counts and tally.missing:
+            raise FileNotFoundError(
+                f"Not one of the {len(tally.missing):,} files that the annotations name is there; the first is "
+                f"{tally.missing[0][1]}. Is --root the right folder, and are the archives unpacked?"
+            )
+        if not counts:
+            raise ValueError("There is not one pair to write.")
+
+    write_atomic(out, write)
+    listing = out.with_name(out.name + ".missing.txt")
+    if tally.missing:
+        lines = "".join(f"{split}\t{name}\n" for split, name in tally.missing)
+        write_atomic(listing, lambda path: path.write_text(lines, encoding="utf-8"))
+    else:
+        listing.unlink(missing_ok=True)
+    return counts
+
+
+def _rows(
+    pairs: Iterable[Pair], folder: Path, counts: Counter[str], report: Callable[[int], None] | None
+) -> Iterator[Pair]:
+    root = f"{folder.absolute()}{os.sep}"
+
+    def cell(file: str) -> str:
+        """Relative to the table where the file lies below it, else absolute."""
+        return str(Path(file).absolute()).removeprefix(root) if file else ""
+
+    for number, pair in enumerate(pairs, start=1):
+        counts[pair.split] += 1
+        if report and number % 500 == 0:
+            report(number)
+        yield pair._replace(image=cell(pair.image), audio=cell(pair.audio))
+
+
+def _write_csv(rows: Iterator[Pair], path: Path, ending: str) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, delimiter="\t" if ending == ".tsv" else ",")
+        writer.writerow(Pair._fields)
+        writer.writerows(rows)
+
+
+def _write_parquet(rows: Iterator[Pair], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.string()) for name in Pair._fields])
+    with pq.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            columns = zip(*batch, strict=True)
+            writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema=schema))

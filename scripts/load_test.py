@@ -1,0 +1,192 @@
+"""Many visitors at once against a running app: answers, failures, latencies, and the server's memory.
+
+    python app.py --port 7860 &
+    python scripts/load_test.py --url http://127.0.0.1:7860 --visitors 50 --seconds 300 --pid $! --json load.json
+
+Each visitor asks, waits for the answer, thinks, asks again: words, pictures, sounds, and now and then a drawing.
+Latencies are what a visitor waits, from the question to the last byte of the answer. The exit status is 1 if any
+question failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from a plain clone
+
+import httpx
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fusemix.files import write_json
+
+WORDS = ("a cat asleep", "a ship on the sea", "fresh fruit", "a fast car", "two children playing", "rain on a roof")
+PICTURE = ROOT / "demo/gallery/images"
+SOUND = ROOT / "demo/examples/spoken-cake.mp3"
+SHARES = {"text": 0.7, "image": 0.15, "audio": 0.13, "draw": 0.02}  # of the questions
+
+
+@dataclass
+class Record:
+    """What was seen.
+
+    Attributes:
+        waits: Kind of question -> seconds waited, one per answer.
+        failures: Sentences, one per question that was not answered.
+        memory: (seconds since the start, MB resident) of the server.
+    """
+
+    waits: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    failures: list[str] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:7860")
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--think", type=float, default=8, help="seconds a visitor looks at an answer, on average")
+    parser.add_argument("--pid", type=int, help="process of the app, to watch its memory (Linux)")
+    parser.add_argument("--no-drawing", action="store_true", help="search only")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser.parse_args(argv)
+
+
+async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
+    """One call of a Gradio endpoint: its answer.
+
+    Raises:
+        RuntimeError: If the app answered with an error.
+    """
+    begun = await client.post(f"/gradio_api/call/{name}", json={"data": data})
+    begun.raise_for_status()
+    event = ""
+    async with client.stream("GET", f"/gradio_api/call/{name}/{begun.json()['event_id']}") as stream:
+        async for line in stream.aiter_lines():
+            if line.startswith("event: "):
+                event = line.removeprefix("event: ")
+            elif line.startswith("data: ") and event == "complete":
+                return json.loads(line.removeprefix("data: "))
+            elif line.startswith("data: ") and event == "error":
+                raise RuntimeError(f"{name}: {line.removeprefix('data: ')}")
+    raise RuntimeError(f"{name}: the answer broke off after event {event!r}")
+
+
+async def upload(client: httpx.AsyncClient, path: Path) -> dict[str, Any]:
+    """A file as an endpoint takes it."""
+    sent = await client.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
+    sent.raise_for_status()
+    return {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+
+async def ask(client: httpx.AsyncClient, kind: str, dice: random.Random, pictures: list[Path]) -> None:
+    """One question of a kind; a picture or a sound is sent each time, as a visitor would."""
+    if kind == "text":
+        [answer] = await call(client, "search_text", [dice.choice(WORDS), 10])
+    elif kind == "image":
+        [answer] = await call(client, "search_image", [await upload(client, dice.choice(pictures)), 10])
+    elif kind == "audio":
+        [answer] = await call(client, "search_audio", [await upload(client, SOUND), 10])
+    else:
+        answer = await call(client, "generate", [None, dice.choice(WORDS), None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7])
+    if not answer:
+        raise RuntimeError(f"{kind}: an empty answer")
+
+
+async def visitor(number: int, args: argparse.Namespace, record: Record, until: float, pictures: list[Path]) -> None:
+    """Ask and think until the time is over."""
+    dice = random.Random(number)
+    kinds = [kind for kind in SHARES if kind != "draw" or not args.no_drawing]
+    async with httpx.AsyncClient(base_url=args.url, timeout=120) as client:
+        await asyncio.sleep(dice.random() * args.think)  # not all in the same moment
+        while time.monotonic() < until:
+            kind = dice.choices(kinds, [SHARES[k] for k in kinds])[0]
+            started = time.monotonic()
+            try:
+                await ask(client, kind, dice, pictures)
+                record.waits[kind].append(time.monotonic() - started)
+            except (httpx.HTTPError, RuntimeError, ValueError) as error:
+                record.failures.append(f"{kind}: {type(error).__name__} {error}"[:300])
+            await asyncio.sleep(dice.expovariate(1 / args.think))
+
+
+async def watch(pid: int, record: Record, started: float) -> None:
+    """The server's resident memory every two seconds."""
+    page = 4096 / 1e6
+    while True:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        record.memory.append((round(time.monotonic() - started, 1), round(pages * page, 1)))
+        await asyncio.sleep(2)
+
+
+async def visit(args: argparse.Namespace) -> Record:
+    """All visitors at once."""
+    record, started = Record(), time.monotonic()
+    pictures = sorted(PICTURE.glob("*"))[::50]
+    watching = asyncio.create_task(watch(args.pid, record, started)) if args.pid else None
+    visitors = [visitor(i, args, record, started + args.seconds, pictures) for i in range(args.visitors)]
+    await asyncio.gather(*visitors)
+    if watching:
+        watching.cancel()
+    return record
+
+
+def figures(record: Record, args: argparse.Namespace) -> dict[str, Any]:
+    """What is written down."""
+    waits = {
+        kind: {
+            "answers": len(seconds),
+            **{f"p{q}": round(float(np.percentile(seconds, q)), 3) for q in (50, 95, 99)},
+            "longest": round(max(seconds), 3),
+        }
+        for kind, seconds in sorted(record.waits.items())
+    }
+    values: dict[str, Any] = {
+        "visitors": args.visitors,
+        "seconds": args.seconds,
+        "think_seconds": args.think,
+        "waits_seconds": waits,
+        "failures": len(record.failures),
+        "first_failures": record.failures[:5],
+    }
+    if record.memory:
+        settled = [mb for t, mb in record.memory if t >= args.seconds / 5] or [record.memory[-1][1]]
+        values["memory_mb"] = {"start": record.memory[0][1], "after_a_fifth": settled[0], "end": settled[-1]}
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Visit, print, write; 1 if a question failed, 2 if the app is not there."""
+    args = parse(argv)
+    console = Console()
+    try:
+        httpx.get(args.url, timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        console.print(f"[red]error:[/red] no app answers at {args.url} ({error}); start it with python app.py.")
+        return 2
+    values = figures(asyncio.run(visit(args)), args)
+    table = Table("question", "answers", "p50 s", "p95 s", "p99 s", "longest s")
+    for kind, seen in values["waits_seconds"].items():
+        table.add_row(kind, *(str(seen[key]) for key in ("answers", "p50", "p95", "p99", "longest")))
+    console.print(table)
+    console.print(f"{values['failures']} failures {values['first_failures']}; memory {values.get('memory_mb')}")
+    if args.json:
+        write_json(args.json, values)
+    return 1 if values["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
