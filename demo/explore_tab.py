@@ -165,10 +165,10 @@ def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
 
 def land(explorer: Explorer, words: str) -> tuple[Any, str]:
     """Where words fall, and what is nearest; an empty field takes the query off the map."""
-    query = Query(text=words)
-    if not query.parts():
-        return None, ""
     try:
+        query = Query(text=words)
+        if not query.parts():
+            return None, ""
         answer = explorer.service.search(query, top_k=HITS)
         return explorer.place(answer, query.said()), nearest_html(answer, query.said())
     except MediaError as error:

@@ -14,7 +14,7 @@ import gradio as gr
 from demo.service import Service
 from demo.studio import DECODER_VARIABLE, Frame, Request, Studio, loudness
 from fusemix.index import Hit
-from fusemix.media import MediaError
+from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +109,14 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     gr.Markdown("Say something, or play a sound, and see a picture made from it. Words or a picture can be blended in.")
     with gr.Row():
         with gr.Column():
-            inputs = _inputs()
-            gr.Examples(
-                [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
-                inputs[0],
-                example_labels=[name for _, name in SPOKEN_EXAMPLES],
-                label="Try one",
-            )
+            inputs = _inputs(service.understood)
+            if "audio" in service.understood:
+                gr.Examples(
+                    [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
+                    inputs[0],
+                    example_labels=[name for _, name in SPOKEN_EXAMPLES],
+                    label="Try one",
+                )
             with gr.Row():
                 go = gr.Button("Draw", variant="primary", elem_id="fm-draw")
                 stop = gr.Button("Stop", variant="stop", elem_id="fm-stop")
@@ -171,28 +172,58 @@ def request_of(
     from_gallery: bool,
     strength: float,
 ) -> Request:
-    """The widgets' values as a request."""
+    """The widgets' values as a request.
+
+    Raises:
+        gr.Error: If a number is none, in one sentence.
+    """
     return Request(
         audio=audio,
-        text=text or "",
+        text=text if isinstance(text, str) else "",
         image=image,
-        share=float(share),
-        steps=int(steps),
-        guidance=float(guidance),
-        noise_level=int(noise_level),
-        seed=int(seed or 0),
-        n_images=int(n_images),
-        candidates=int(candidates),
+        share=_number("The share of the sound", share),
+        steps=int(_number("The number of steps", steps)),
+        guidance=_number("The guidance", guidance),
+        noise_level=int(_number("The noise level", noise_level)),
+        seed=int(_number("The seed", seed or 0)),
+        n_images=int(_number("The number of pictures", n_images)),
+        candidates=int(_number("The number of candidates", candidates)),
         from_gallery=bool(from_gallery),
-        strength=float(strength),
+        strength=_number("How much is drawn over", strength),
     )
 
 
-def _inputs() -> list[Any]:
+def _number(name: str, value: Any) -> float:
+    """A finite number from a widget; whole numbers stay whole."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value in (float("inf"), float("-inf"))
+        or value != value
+    ):
+        raise gr.Error(f"{name} must be a number, not {shown(value)}.", print_exception=False)
+    return value
+
+
+def _inputs(understood: frozenset[str]) -> list[Any]:
     """The widgets, in the order of :func:`request_of`."""
-    audio = gr.Audio(label="A sound", sources=["microphone", "upload"], type="filepath", editable=True, buttons=[])
+    audio = gr.Audio(
+        label="A sound",
+        sources=["microphone", "upload"],
+        type="filepath",
+        editable=True,
+        buttons=[],
+        visible="audio" in understood,
+    )
     text = gr.Textbox(label="Blend with words (or draw from words alone)", max_lines=1, max_length=2000)
-    image = gr.Image(label="Blend with a picture", sources=["upload"], type="filepath", height=150, buttons=[])
+    image = gr.Image(
+        label="Blend with a picture",
+        sources=["upload"],
+        type="filepath",
+        height=150,
+        buttons=[],
+        visible="image" in understood,
+    )
     share = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the sound in a blend")
     with gr.Accordion("Settings", open=False):
         steps = gr.Slider(5, 100, 25, step=1, label="Steps")

@@ -1,4 +1,4 @@
-"""A picture field that hands on the uploaded file, undecoded."""
+"""Fields that hand on uploaded files, undecoded."""
 
 from __future__ import annotations
 
@@ -28,4 +28,18 @@ PictureInput: type[gr.Image] = ABCMeta.__new__(
     "PictureInput",
     (gr.Image,),
     {"preprocess": _uploaded_path, "is_template": True, "__module__": __name__, "__doc__": __doc__},
+)
+
+
+def _uploaded_paths(self: gr.File, payload: Any) -> list[str]:
+    """The paths of the uploads; ``gr.File`` would leave an empty file behind for each."""
+    files = getattr(payload, "root", payload) or []
+    return [str(file.path) for file in (files if isinstance(files, list) else [files])]
+
+
+FilesInput: type[gr.File] = ABCMeta.__new__(
+    type(gr.File),
+    "FilesInput",
+    (gr.File,),
+    {"preprocess": _uploaded_paths, "is_template": True, "__module__": __name__, "__doc__": __doc__},
 )

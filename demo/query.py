@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 from urllib.parse import urlencode
 
+from fusemix.media import MediaError, shown
 from fusemix.retrieve import DEFAULT_WEIGHTS
 
 _IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
@@ -21,13 +24,16 @@ class Query:
     """One question.
 
     Attributes:
-        text: Words; "" for none.
+        text: Words; "" for none. Half a surrogate pair becomes a question mark.
         image: Path of a picture, or None.
         audio: Path of a sound, or None.
         minus_text: Words to subtract; "" for none.
         ids: ``image`` or ``audio`` -> id of the gallery item or example that the file is; a file of
             the visitor's own has none, and stands in no link.
         weights: Part -> weight; those of ``DEFAULT_WEIGHTS`` where nothing is said.
+
+    Raises:
+        MediaError: If a part or an id is of another type, or a weight no finite number.
     """
 
     text: str = ""
@@ -36,6 +42,20 @@ class Query:
     minus_text: str = ""
     ids: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in DEFAULT_WEIGHTS:
+            value, expected = getattr(self, part), "a path" if part in _SAID else "a text"
+            if not isinstance(value, str) and not (part in _SAID and value is None):
+                raise MediaError(f"Expected {expected} as the query's {part}, got {shown(value)}.")
+            if part not in _SAID:  # what the text encoder reads, and all that can be sent to a browser
+                object.__setattr__(self, part, str(value).encode("utf-8", "replace").decode("utf-8"))
+        for part, identity in self.ids.items():
+            if not isinstance(identity, str):
+                raise MediaError(f"The id of {shown(part)} must be a text, got {shown(identity)}.")
+        for part, weight in self.weights.items():
+            if not isinstance(weight, Real) or not abs(weight) <= sys.float_info.max:  # NaN is not
+                raise MediaError(f"The weight of {shown(part)} must be a finite number, got {shown(weight)}.")
 
     @classmethod
     def of_file(cls, part: str, path: str, identity: str | None) -> Query:
@@ -99,7 +119,7 @@ class Query:
         weights = {name: self.weight(name) for name in parts if self.weight(name) != DEFAULT_WEIGHTS[name]}
         if weights:
             link["w"] = ",".join(f"{_IN_LINK[name]}:{weight:g}" for name, weight in weights.items())
-        return f"?{urlencode(link, errors='replace')}"  # half a surrogate pair has no place in a link
+        return f"?{urlencode(link, errors='replace')}"
 
     @classmethod
     def from_link(cls, values: Mapping[str, Any]) -> Query:
@@ -116,16 +136,24 @@ class Query:
         )
 
 
+def read_weight(part: str, value: Any) -> float | None:
+    """A weight brought into :data:`WEIGHT_RANGE`; None for what is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
+        return None
+    low, high = WEIGHT_RANGE[part]
+    return max(low, min(high, number))
+
+
 def _read_weights(written: str) -> dict[str, float]:
     names = {key: name for name, key in _IN_LINK.items()}
     weights = {}
     for piece in written.split(","):
         key, _, number = piece.partition(":")
-        try:
-            value = float(number)
-        except ValueError:
-            continue
-        if key in names and math.isfinite(value):
-            low, high = WEIGHT_RANGE[names[key]]
-            weights[names[key]] = max(low, min(high, value))
+        value = read_weight(names[key], number) if key in names else None
+        if value is not None:
+            weights[names[key]] = value
     return weights

@@ -45,10 +45,16 @@ def apology(sentence: str) -> str:
     return f'<p class="fm-status fm-apology" role="alert">{escape(sentence)}</p>'
 
 
-def results(answer: Answer, path_of: PathOf) -> str:
-    """All results of a query, one section per kind of item."""
+def results(answer: Answer, path_of: PathOf, *, prefix: str = "fm-h") -> str:
+    """All results of a query, one section per kind of item.
+
+    Args:
+        answer: The hits.
+        path_of: Knows the items' files.
+        prefix: Of the headings' ids; another one in every place of the page.
+    """
     return "".join(
-        _section(modality, answer.hits[modality][: SHOWN[modality]], path_of)
+        _section(modality, answer.hits[modality][: SHOWN[modality]], path_of, prefix)
         for modality in SHOWN
         if answer.hits.get(modality)
     )
@@ -62,7 +68,7 @@ def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
         f'<img src="{_url(path_of, item)}" alt="" loading="lazy"></button>'
         for item in items
     )
-    return f'<p class="fm-label">Or tap a picture:</p><div class="fm-mosaic">{pictures}</div>'
+    return pictures and f'<p class="fm-label">Or tap a picture:</p><div class="fm-mosaic">{pictures}</div>'
 
 
 def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
@@ -94,12 +100,12 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
     )
 
 
-def _section(modality: str, hits: list[Hit], path_of: PathOf) -> str:
+def _section(modality: str, hits: list[Hit], path_of: PathOf, prefix: str) -> str:
     entry = {"image": _picture, "audio": _sound, "text": _caption}[modality]
     entries = "".join(entry(hit, path_of) for hit in hits)
     return (
-        f'<section class="fm-{modality}" aria-labelledby="fm-h-{modality}">'
-        f'<h2 id="fm-h-{modality}">{_HEADINGS[modality]}</h2><ol>{entries}</ol></section>'
+        f'<section class="fm-{modality}" aria-labelledby="{prefix}-{modality}">'
+        f'<h2 id="{prefix}-{modality}">{_HEADINGS[modality]}</h2><ol>{entries}</ol></section>'
     )
 
 

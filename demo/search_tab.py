@@ -14,7 +14,7 @@ import gradio as gr
 from demo.explore_tab import Explorer, nearest_html
 from demo.generate_tab import SPOKEN_EXAMPLES
 from demo.picture_input import PictureInput
-from demo.query import WEIGHT_RANGE, Query
+from demo.query import WEIGHT_RANGE, Query, read_weight
 from demo.results import SHOWN, apology, mosaic, reel, results, status
 from demo.service import Answer, Service
 from demo.why import why
@@ -29,7 +29,7 @@ GONE = "This item is not here any more; please search again."
 QUEUE: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search"}
 
 TEXT_EXAMPLES = (
-    "a dog running on the grass",
+    "a cat asleep",
     "a birthday party",
     "a ship on the sea",
     "something to play music on",
@@ -104,7 +104,13 @@ class SearchTab:
                 max_lines=1,
                 scale=5,
             )
-            self.speak = gr.Button("Say it", icon=HERE / "icons/microphone.svg", elem_id="fm-speak", scale=1)
+            self.speak = gr.Button(
+                "Say it",
+                icon=HERE / "icons/microphone.svg",
+                elem_id="fm-speak",
+                scale=1,
+                visible="audio" in self.service.understood,
+            )
             self.go = gr.Button("Search", variant="primary", elem_id="fm-go", scale=1)
         with gr.Row(equal_height=True):
             self.picture = PictureInput(
@@ -115,6 +121,7 @@ class SearchTab:
                 min_width=260,
                 buttons=[],
                 elem_id="fm-picture",
+                visible="image" in self.service.understood,
                 alt_text="The picture you search with",
             )
             self.sound = gr.Audio(
@@ -125,6 +132,7 @@ class SearchTab:
                 buttons=[],
                 min_width=260,
                 elem_id="fm-sound",
+                visible="audio" in self.service.understood,
             )
 
     def _mix(self) -> None:
@@ -133,7 +141,10 @@ class SearchTab:
         with gr.Group(visible=False, elem_id="fm-weights") as self.panel:
             names = {"text": "the words", "image": "the picture", "audio": "the sound", "minus_text": "“without”"}
             with gr.Row():
-                self.weights = {part: _slider(part, names[part]) for part in ("text", "image", "audio")}
+                self.weights = {
+                    part: _slider(part, names[part], visible=part in self.service.understood)
+                    for part in ("text", "image", "audio")
+                }
             with gr.Row():
                 self.minus_text = gr.Textbox(
                     label="Without", placeholder="Words to subtract, such as: grass", max_lines=1, min_width=200
@@ -141,7 +152,10 @@ class SearchTab:
                 self.weights["minus_text"] = _slider("minus_text", names["minus_text"])
 
     def _examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
-        """Name, verb, query and icon of every example that this gallery can show."""
+        """Name, verb, query and icon of every example that this gallery can show and this model understands."""
+        return (example for example in self._all_examples() if set(example[2].parts()) <= self.service.understood)
+
+    def _all_examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
         for text in TEXT_EXAMPLES:
             yield text, _VERBS["text"], Query(text=text), None
         for modality, wanted in (("image", PICTURE_EXAMPLES), ("audio", SOUND_EXAMPLES)):
@@ -175,7 +189,7 @@ class SearchTab:
             for name in REEL
             if name in self.examples
         ]
-        items = self.service.items("image")
+        items = self.service.items("image") if "image" in self.service.counts else []
         glimpse = items[:: max(1, len(items) // MOSAIC_SIZE)][:MOSAIC_SIZE]
         return reel(slides, self.service.path_of) + mosaic(glimpse, self.service.path_of)
 
@@ -227,15 +241,16 @@ class SearchTab:
         self.speak.click(None, js=_js("speak.js"), **private)
 
     def _read(self, values: tuple[Any, ...]) -> tuple[Query, bool]:
-        """The widgets' values as a query, and whether they are to be mixed."""
+        """The widgets' values as a query, and whether they are to be mixed; what no widget can hold is left out."""
         text, picture, sound, minus_text, *weights, ids, mix = values
+        read = {part: read_weight(part, weight) for part, weight in zip(self.weights, weights, strict=True)}
         query = Query(
-            text=text or "",
-            image=picture,
-            audio=sound,
-            minus_text=minus_text or "",
+            text=text if isinstance(text, str) else "",
+            image=picture if isinstance(picture, str) else None,
+            audio=sound if isinstance(sound, str) else None,
+            minus_text=minus_text if isinstance(minus_text, str) else "",
             ids=ids or {},
-            weights={part: float(weight) for part, weight in zip(self.weights, weights, strict=True)},
+            weights={part: weight for part, weight in read.items() if weight is not None},
         )
         return query, bool(mix)
 
@@ -265,7 +280,7 @@ class SearchTab:
 
     def by_item(self, event: gr.EventData, *values: Any) -> Page:
         """Search with a result: its picture, its sound or its words; in a mix it joins the rest."""
-        modality, identity = str(event.modality), str(event.id)
+        modality, identity = str(getattr(event, "modality", "")), str(getattr(event, "id", ""))
         query, mix = self._read(values)
         if modality == "example" and identity in self.examples:
             return self._join(query, mix, self.examples[identity])
@@ -325,9 +340,10 @@ class SearchTab:
         return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
 
 
-def _slider(part: str, name: str) -> gr.Slider:
+def _slider(part: str, name: str, *, visible: bool = True) -> gr.Slider:
     low, high = WEIGHT_RANGE[part]
-    return gr.Slider(low, high, DEFAULT_WEIGHTS[part], step=0.05, label=f"Weight of {name}", min_width=200)
+    label = f"Weight of {name}"
+    return gr.Slider(low, high, DEFAULT_WEIGHTS[part], step=0.05, label=label, min_width=200, visible=visible)
 
 
 def answer_page(service: Service, query: Query) -> tuple[str, str, Answer | None]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from PIL import Image
 from demo.query import Query
 from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
-from fusemix.media import SAMPLE_RATE, MediaError
+from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
+from fusemix.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
+EMPTY = "The query is empty; type a few words, show a picture or say something."
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -76,21 +79,37 @@ class Service:
         self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, index_folder: str | Path, *, device: str = "cpu") -> Service:
+    def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
         """Load model, encoders and index, and answer one query of each kind to warm up.
 
         Raises:
             FileNotFoundError: If the checkpoint or the index is not there.
-            ValueError: If a part is damaged or made for another one.
+            ValueError: If a part is damaged or made for another one, or the files of the items lie nowhere.
+            ConnectionError: If the server of the index does not answer.
         """
-        service = cls(Retriever.from_pretrained(checkpoint, index_folder, device=device))
+        service = cls(Retriever.from_pretrained(checkpoint, index, device=device))
+        if service.root is None and {"image", "audio"} & set(service.counts):
+            raise ValueError(
+                f"The index {index} knows no folder for its pictures and sounds; add ?root=FOLDER to its address, the "
+                "folder of the table it was built from."
+            )
         service.warm_up()
         return service
 
     def transcribe(self, audio: Any) -> str:
         """The words heard in a sound: empty if there are none or the model's encoder only hears sounds."""
-        encoder = self.retriever.encoders["audio"]
+        encoder = self.retriever.encoders.get("audio")
         return encoder.transcribe(audio) if isinstance(encoder, WhisperTinyEnWords) else ""
+
+    @property
+    def understood(self) -> frozenset[str]:
+        """Modalities that a query may have."""
+        return frozenset(self.encoder_names)
+
+    @property
+    def encoder_names(self) -> dict[str, str]:
+        """Modality -> name of the frozen encoder that hears or sees its queries."""
+        return {modality: encoder.name for modality, encoder in self.retriever.encoders.items()}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -163,18 +182,18 @@ class Service:
         A file with an id in ``query.ids`` is an item of the gallery or an example, not a visitor's own.
 
         Raises:
-            MediaError: (a ValueError) If the query cannot be used, in one sentence.
-            ValueError: If ``top_k`` is not 1 to 100.
+            MediaError: (a ValueError) If the query or ``top_k`` cannot be used, in one sentence.
         """
         _check(top_k)
         started = time.perf_counter()
         given = query.parts()
         if not given:
-            raise MediaError("The query is empty; type a few words, show a picture or say something.")
-        parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
-        weights = {part: query.weight(part) for part in parts}
-        embedding = blend(parts, weights)
-        hits = self.retriever.search_embedding(embedding, top_k=top_k)
+            raise MediaError(EMPTY)
+        with one_thread():
+            parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
+            weights = {part: query.weight(part) for part in parts}
+            embedding = blend(parts, weights)
+            hits = self.retriever.search_embedding(embedding, top_k=top_k)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
         return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said())
@@ -193,11 +212,14 @@ class Service:
 
     def _search(self, modality: str, query: Any, top_k: int) -> Answer:
         _check(top_k)
+        if query is None:
+            raise MediaError(EMPTY)
         started = time.perf_counter()
-        hits = self.retriever.search(**{modality: query}, top_k=top_k)
+        with one_thread():
+            hits = self.retriever.search(**{modality: query}, top_k=top_k)
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
 
 
-def _check(top_k: int) -> None:
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise ValueError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {top_k}.")
+def _check(top_k: Any) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= int(top_k) <= MAX_TOP_K:
+        raise MediaError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {shown(top_k)}.")

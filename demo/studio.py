@@ -18,11 +18,13 @@ from demo.service import Service
 from fusemix.files import read_json
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
+from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
     from fusemix.generate import Generator
 
 DECODER_VARIABLE = "FUSEMIX_DECODER"
+CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditioner.py, for a decoder without one
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
 HEARD = 5  # captions shown
@@ -142,7 +144,12 @@ class Studio:
                 from fusemix.generate import Generator
 
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-                self._generator = Generator.from_pretrained(self.source, self.service.retriever.model, device=device)
+                self._generator = Generator.from_pretrained(
+                    self.source,
+                    self.service.retriever.model,
+                    conditioner=os.environ.get(CONDITIONER_VARIABLE) or None,
+                    device=device,
+                )
             return self._generator
 
     def heard(self, audio: str) -> list[Hit]:
@@ -171,7 +178,8 @@ class Studio:
             raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
         generator = self.generator()
         retriever = self.service.retriever
-        embeddings = {modality: retriever.embed(**{modality: query}) for modality, query in queries.items()}
+        with one_thread():
+            embeddings = {modality: retriever.embed(**{modality: query}) for modality, query in queries.items()}
         from fusemix.generate import blend_weights
 
         weights = blend_weights(list(queries), request.share)

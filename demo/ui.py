@@ -10,13 +10,15 @@ from typing import Any
 
 import gradio as gr
 
+from demo.corpus_tab import CorpusTab
 from demo.explore_tab import Explorer, build_explore_tab, map_component
 from demo.generate_tab import build_generate_tab
 from demo.picture_input import PictureInput
 from demo.results import describe_counts
 from demo.search_tab import QUEUE, SORRY, SearchTab
 from demo.service import MAX_TOP_K, Answer, Service
-from fusemix.media import MediaError
+from demo.training_tab import TrainingTab
+from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,8 @@ def answer_api(search: Callable[..., Answer], query: Any, top_k: float | None = 
     try:
         if query is None:
             raise MediaError("The query is empty; send a text, a picture or a sound.")
-        if top_k is None or top_k != top_k or not 1 <= top_k <= MAX_TOP_K:
-            raise MediaError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {top_k}.")
+        if not isinstance(top_k, int | float) or not 1 <= top_k <= MAX_TOP_K:
+            raise MediaError(f"Ask for 1 to {MAX_TOP_K} results of each kind, not {shown(top_k)}.")
         return search(query, top_k=int(top_k)).to_json()
     except MediaError as error:
         raise gr.Error(str(error), print_exception=False) from error
@@ -102,6 +104,10 @@ def build_demo(service: Service) -> gr.Blocks:
                 nearest = build_explore_tab(explorer, here)
             with gr.Tab("Sound to picture"):
                 build_generate_tab(service)
+            with gr.Tab("Your files"):
+                CorpusTab(service, demo)
+            with gr.Tab("Train your own"):
+                TrainingTab(demo)
         search.wire(demo, nearest)
         _about(service)
         _api(service)
@@ -119,7 +125,8 @@ def _api(service: Service) -> None:
         "image": (PictureInput(label="image", type="filepath", visible=False), service.search_image),
         "audio": (gr.Audio(label="audio", type="filepath", visible=False), service.search_audio),
     }
-    for modality, (field, search) in queries.items():
+    for modality in sorted(service.understood & queries.keys()):
+        field, search = queries[modality]
         trigger.click(
             partial(answer_api, search),
             [field, top_k],
@@ -130,14 +137,28 @@ def _api(service: Service) -> None:
         )
 
 
+def _networks(service: Service) -> str:
+    """Such as: pictures (EfficientNet-Lite0), words (MiniLM-L6) and sounds (Whisper tiny.en)."""
+    known = {
+        "efficientnet-lite0": "EfficientNet-Lite0",
+        "efficientnet-lite0-deep": "EfficientNet-Lite0, several depths",
+        "minilm-l6": "MiniLM-L6",
+        "whisper-tiny.en": "Whisper tiny.en",
+        "whisper-tiny.en-words": "Whisper tiny.en: how it sounds, and the words it hears",
+    }
+    nouns = {"image": "pictures", "text": "words", "audio": "sounds"}
+    parts = [f"{nouns.get(m, m)} ({known.get(name, name)})" for m, name in service.encoder_names.items()]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
 def _about(service: Service) -> None:
     with gr.Accordion("About: how it works, what is searched, whose it is", open=False):
         gr.Markdown(
             f"""
-**How it works.** Three frozen networks, each of which knows one kind of thing, turn pictures (EfficientNet-Lite0),
-words (MiniLM-L6) and sounds (Whisper tiny.en: how it sounds, and the words it hears) into latents. Small adapters,
-trained with FuseMix ([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)), bring the three into one space,
-where near means alike. Your query goes the same way, and an exact search finds its neighbours.
+**How it works.** Frozen networks, each of which knows one kind of thing, turn {_networks(service)}
+into latents. Small adapters, trained with FuseMix ([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)),
+bring them into one space, where near means alike. Your query goes the same way, and an exact search finds its
+neighbours.
 
 **What the numbers say.** Similarity is the cosine between your query and an item, at most 1. It ranks items of one
 kind; it does not compare a picture with a caption. A mix is the weighted sum of its parts, brought back to
@@ -147,7 +168,8 @@ were encoded before.
 
 **What it cannot do.** It hears spoken English and everyday named sounds, and sees clip-art, stamps, emoji and
 simple photographs; it knows no names of people and no other language well. What you send is searched with and
-deleted within hours; nothing is learnt from it.
+deleted within hours; nothing is learnt from it. Of "Your files" and "Train your own" everything goes when you close the
+page, or after an hour.
 
 **Whose it is.** {_sources(service)} Each result names its source and licence. The spoken examples are
 synthetic voices (flite, espeak-ng).

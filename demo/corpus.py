@@ -1,0 +1,355 @@
+"""Visitors' own corpora: each embedded, searched, packed for download and deleted apart from all others."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import secrets
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from demo.incoming import MAX_BYTES, LeftOut, Piece, read
+from demo.query import Query
+from demo.service import EMPTY, Answer
+from demo.visitors import GONE, LIFETIME_S, take
+from fusemix.index import EmbeddingIndex
+from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
+from fusemix.retrieve import Retriever, blend
+from fusemix.threads import one_thread
+
+logger = logging.getLogger(__name__)
+
+MAX_ITEMS = 2000
+MAX_SECONDS = 600.0  # of embedding, a corpus in all
+THUMBNAIL_SIDE = 512  # pixels: what is kept of a picture
+BATCH = {"text": 32, "image": 4, "audio": 1}  # items a step; a search waits for one step at most
+_EFFORT = {"text": 1, "image": 4, "audio": 25}  # how the time left is reckoned
+INDEX_FOLDER = "fusemix-index"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far the embedding is.
+
+    Attributes:
+        done: Items dealt with, those left out included.
+        total: Of these files.
+        sentence: What to tell.
+        finished: Whether this is the end.
+    """
+
+    done: int
+    total: int
+    sentence: str
+    finished: bool = False
+
+
+@dataclass
+class _Clock:
+    """Speed and time left of one embedding."""
+
+    total: dict[str, int]
+    done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BATCH, 0))
+    began: float = field(default_factory=time.monotonic)
+
+    def sentence(self) -> str:
+        """Such as ``120 of 400, 18.2 a second, about 15 s left``."""
+        seconds = max(time.monotonic() - self.began, 1e-6)
+        count = sum(self.done.values())
+        work = sum(_EFFORT[m] * n for m, n in self.done.items())
+        left = seconds * (sum(_EFFORT[m] * n for m, n in self.total.items()) / work - 1) if work else 0.0
+        rest = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        return f"{count:,} of {sum(self.total.values()):,}, {count / seconds:.1f} a second, about {rest} left"
+
+
+class Corpus:
+    """One visitor's items, embedded with the app's model. Safe to search while it grows.
+
+    Of a picture a thumbnail is kept and of a sound what the encoder hears (one channel at 16 kHz); the
+    files that came are not.
+    """
+
+    def __init__(self, retriever: Retriever, folder: Path, *, lifetime_s: float = LIFETIME_S) -> None:
+        """Start empty.
+
+        Args:
+            retriever: Its model and encoders embed the items and the queries.
+            folder: A new one, of this corpus alone; everything on disk lies there.
+            lifetime_s: Seconds until it goes; ``visitors`` sees to it, here it only says when.
+        """
+        folder.mkdir(parents=True)
+        self.retriever = retriever
+        self.folder = folder
+        self.index = EmbeddingIndex(
+            retriever.model.config.embed_dim, model_identity=retriever.model.identity, root=folder
+        )
+        self.left_out: list[LeftOut] = []
+        self.used = time.monotonic()
+        self.until = datetime.now(UTC) + timedelta(seconds=lifetime_s)
+        self.busy = False
+        self._latents: dict[str, list[np.ndarray]] = {}
+        self._files: dict[str, Path] = {}
+        self._seconds = 0.0
+        self._bytes = 0
+        self._count = 0
+        self._arrived: list[Path] = []
+        self._stop = threading.Event()
+        self._deleted = False
+        self._lock = threading.Lock()  # of the index and the folder
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Modality -> number of items."""
+        return self.index.counts
+
+    def stop(self) -> None:
+        """Let the embedding end after the items in hand; what is embedded stays, what waits is not begun."""
+        self._stop.set()
+
+    def delete(self) -> None:
+        """Remove everything, from disk too."""
+        self.stop()
+        with self._lock:
+            self._deleted = True
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._latents.clear()
+            self.index = EmbeddingIndex(self.index.embed_dim, model_identity=self.index.model_identity)
+
+    def arrive(self, uploads: Sequence[str | Path], *, link: bool = True) -> None:
+        """Take in files, to be embedded next.
+
+        Args:
+            uploads: Pictures, sounds, tables, lists of captions, archives.
+            link: Whether they are the visitor's: they get a name of their own here, which goes once they are embedded.
+
+        Raises:
+            MediaError: (a ValueError) If the corpus is gone.
+        """
+        with self._lock:
+            if self._deleted:
+                raise MediaError(GONE)
+            if self._stop.is_set():  # an embedding that was just stopped keeps its own
+                self._stop = threading.Event()
+            for upload in map(Path, uploads):
+                if link and upload.is_file():
+                    upload = take(upload, self.folder / "arrived" / secrets.token_hex(8))
+                self._arrived.append(upload)
+
+    def embed(self) -> Iterator[Step]:
+        """Add what arrived, yielding after every few items; what cannot be used is listed in ``left_out``.
+
+        Raises:
+            MediaError: (a ValueError) If files of this visitor are being embedded already.
+        """
+        if self.busy:
+            raise MediaError("Your files are being embedded already; wait for them or press Cancel.")
+        self.busy = True
+        stop = self._stop
+        uploads, self._arrived = self._arrived, []
+        unpacked = self.folder / "unpacked"
+        try:
+            yield Step(0, 0, "Reading your files …")
+            if self._deleted:
+                raise MediaError(GONE)
+            unpacked.mkdir(exist_ok=True)
+            found = read(uploads, unpacked, max_bytes=MAX_BYTES - self._bytes, stopped=stop.is_set)
+            self._bytes += found.n_bytes
+            self.left_out.extend(found.left_out)
+            pieces = self._within_limit(found.pieces)
+            yield from self._embed(pieces, stop)
+        finally:
+            self.busy = False
+            for upload in uploads:
+                if upload.is_relative_to(self.folder):
+                    shutil.rmtree(upload.parent, ignore_errors=True)
+            shutil.rmtree(unpacked, ignore_errors=True)
+
+    def _within_limit(self, pieces: list[Piece]) -> list[Piece]:
+        room = MAX_ITEMS - len(self)
+        if len(pieces) > room:
+            rest = len(pieces) - room
+            self.left_out.append(LeftOut(f"{rest:,} of your items", f"are beyond the {MAX_ITEMS:,} taken here"))
+        return pieces[:room]
+
+    def _embed(self, pieces: list[Piece], stop: threading.Event) -> Iterator[Step]:
+        kinds = {modality: [p for p in pieces if p.modality == modality] for modality in BATCH}
+        clock = _Clock({modality: len(found) for modality, found in kinds.items()})
+        ending = ""
+        for modality, found in kinds.items():
+            for start in range(0, len(found), BATCH[modality]):
+                if stop.is_set():
+                    ending = "Stopped. "
+                elif self._seconds >= MAX_SECONDS:
+                    ending = f"Stopped after the {MAX_SECONDS / 60:.0f} minutes given to one visitor. "
+                if ending:
+                    break
+                batch, began = found[start : start + BATCH[modality]], time.monotonic()
+                self._add(modality, batch)
+                self._seconds += time.monotonic() - began
+                clock.done[modality] += len(batch)
+                yield Step(sum(clock.done.values()), len(pieces), clock.sentence())
+        done, seconds = sum(clock.done.values()), time.monotonic() - clock.began
+        self.used = time.monotonic()
+        if not self._deleted:
+            self._pack()
+        took = f"{done:,} of {len(pieces):,} files and captions in {seconds:.1f} s."
+        yield Step(done, len(pieces), ending + took, finished=True)
+
+    def _add(self, modality: str, batch: list[Piece]) -> None:
+        """Embed a batch of one kind; bad ones are listed."""
+        prepared: list[tuple[Piece, Any, Any]] = []
+        with one_thread():
+            for piece in batch:
+                try:
+                    shown, ready = self._prepare(piece)
+                    prepared.append((piece, shown, ready))
+                except MediaError as error:
+                    self.left_out.append(LeftOut(piece.name, _reason(error, piece)))
+                except Exception:  # one file that breaks a decoder must not cost a visitor the others
+                    logger.exception("A visitor's file could not be prepared.")
+                    self.left_out.append(LeftOut(piece.name, "cannot be read"))
+            if not prepared:
+                return
+            latents = self.retriever.encode(modality, [ready for _, _, ready in prepared])
+            embeddings = self.retriever.model.embed(modality, latents)
+        with self._lock:
+            if self._deleted:
+                return
+            items = [self._keep(piece, shown) for piece, shown, _ in prepared]
+            self.index.add(modality, embeddings, items)
+            self._latents.setdefault(modality, []).append(latents)
+
+    def _prepare(self, piece: Piece) -> tuple[Any, Any]:
+        """What is kept to show, and what the encoder reads."""
+        encoder = self.retriever.encoders.get(piece.modality)
+        if encoder is None:
+            raise MediaError(f"This model understands {', '.join(self.retriever.encoders)} only.")
+        if piece.modality == "image":
+            image = load_image(piece.value)
+            ready = encoder.prepare(image)
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            return image, ready
+        if piece.modality == "audio":
+            samples = load_audio(piece.value)
+            return samples, encoder.prepare((SAMPLE_RATE, samples))
+        return None, encoder.prepare(piece.value)
+
+    def _keep(self, piece: Piece, shown: Any) -> dict[str, Any]:
+        """Write what is shown of an item; its metadata."""
+        self._count += 1
+        identity = f"{piece.modality}-{self._count:05d}"
+        if piece.modality == "text":
+            return {"id": identity, "text": piece.value, "source": piece.name}
+        suffix = ".jpg" if piece.modality == "image" else ".mp3"
+        path = self._files[identity] = self.folder / f"{identity}{suffix}"
+        if piece.modality == "image":
+            shown.save(path, quality=85)
+        else:
+            soundfile.write(path, shown.clip(-1, 1), SAMPLE_RATE)
+        return {"id": identity, "path": piece.name, "caption": piece.caption}
+
+    def path_of(self, item: dict[str, Any]) -> Path | None:
+        """The thumbnail of a picture, the copy of a sound; None for a caption."""
+        return self._files.get(item["id"])
+
+    def search(self, query: Query, *, top_k: int = 12) -> Answer:
+        """Search these items alone.
+
+        An id in ``query.ids`` names an item of this corpus, of the part's modality, whose embedding is taken.
+
+        Raises:
+            MediaError: (a ValueError) If the query cannot be used, or the corpus is gone, in one sentence.
+        """
+        started = self.used = time.monotonic()
+        given = query.parts()
+        if not given:
+            raise MediaError(EMPTY)
+        if self._deleted:
+            raise MediaError(GONE)
+        with one_thread():
+            parts = {part: self._query(part, value, query.ids.get(part)) for part, value in given.items()}
+            weights = {part: query.weight(part) for part in parts}
+            embedding = blend(parts, weights)
+        with self._lock:
+            hits = {m: self.index.search(m, embedding[None], top_k=top_k)[0] for m in self.index.counts}
+        return Answer(
+            "+".join(parts), hits, time.monotonic() - started, len(self), parts, weights, embedding, query.said()
+        )
+
+    def _query(self, part: str, value: str, identity: str | None) -> np.ndarray:
+        if identity is not None:
+            row = next((i for i, item in enumerate(self.index.items(part)) if item["id"] == identity), None)
+            if row is None:
+                raise MediaError(GONE)
+            with self._lock:
+                known: np.ndarray = self.index.embeddings(part)[row]
+            return known
+        return self.retriever.embed_parts(**{part: value})[part]
+
+    def query_of(self, modality: str, identity: str) -> Query:
+        """The query "more like this item".
+
+        Raises:
+            MediaError: If there is no such item.
+        """
+        item = next((item for item in self.index.items(modality) if item["id"] == identity), None)
+        if item is None:
+            raise MediaError(GONE)
+        if modality == "text":
+            return Query(text=item["text"])
+        return Query.of_file(modality, str(self.path_of(item)), identity)
+
+    @property
+    def downloads(self) -> dict[str, Path]:
+        """``index`` and ``latents`` -> a .zip, once something is embedded."""
+        paths = {name: self.folder / f"fusemix-{name}.zip" for name in ("index", "latents")}
+        return {name: path for name, path in paths.items() if path.is_file()}
+
+    def _pack(self) -> None:
+        """Write the two archives.
+
+        The index expects its items' files one folder above its own: unpacked beside the visitor's files it
+        finds them.
+        """
+        with self._lock:
+            if self._deleted or not len(self):
+                return
+            saved = self.index.save(self.folder / INDEX_FOLDER)
+            with zipfile.ZipFile(self.folder / "fusemix-index.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
+                for path in sorted(saved.iterdir()):
+                    out.write(path, f"{INDEX_FOLDER}/{path.name}")
+            shutil.rmtree(saved)
+            with zipfile.ZipFile(self.folder / "fusemix-latents.zip", "w") as out:
+                for modality, pieces in self._latents.items():
+                    out.writestr(f"latents-{modality}.npy", _npy(np.concatenate(pieces)))
+                    out.writestr(f"embeddings-{modality}.npy", _npy(self.index.embeddings(modality)))
+                    lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.index.items(modality)]
+                    out.writestr(f"items-{modality}.jsonl", "".join(lines))
+                encoders = {m: self.retriever.model.config.encoders.get(m, {}) for m in self._latents}
+                out.writestr("encoders.json", json.dumps(encoders, indent=2))
+
+
+def _reason(error: MediaError, piece: Piece) -> str:
+    """The sentence, with the visitor's name for the file, which stands before it on the page."""
+    reason = str(error).replace(Path(piece.value).name, piece.name) if piece.modality != "text" else str(error)
+    return reason.removeprefix(f"{piece.name} ")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()

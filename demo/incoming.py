@@ -1,0 +1,254 @@
+"""What a visitor drops, file by file: pictures, sounds, lists of captions, and archives of them."""
+
+from __future__ import annotations
+
+import lzma
+import secrets
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from fusemix.media import one_line
+from fusemix.pairs import FILE_COLUMNS, PairTable
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SOUNDS = frozenset(
+    {".wav", ".mp3", ".ogg", ".oga", ".opus", ".flac", ".m4a", ".aac", ".webm", ".aif", ".aiff", ".mp4", ".mov"}
+)
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})
+CAPTION_COLUMNS = ("text", "caption", "title")  # the first that a table has
+MAX_BYTES = 500 * 10**6  # of everything together, unpacked
+MAX_TABLE_BYTES = 5 * 10**6
+MAX_DIRECTORY_BYTES = 4 * 10**6  # of an archive's list of contents: some ten thousand names
+MAX_MEMBERS = 4000  # files looked at in an archive
+_BLOCK = 1 << 18  # bytes unpacked between two looks at the limit
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing to embed.
+
+    Attributes:
+        name: As the visitor calls it: a file, with its folders if it came in an archive, or a table.
+        modality: ``image``, ``audio`` or ``text``.
+        value: Path of the file here, or the text.
+        caption: What to show for it.
+    """
+
+    name: str
+    modality: str
+    value: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One thing that cannot be used, and why: the rest of a sentence that begins with its name, or a whole one."""
+
+    name: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """Name and reason."""
+        return f"{self.name}: {self.reason}" if self.reason[:1].isupper() else f"{self.name} {self.reason}"
+
+
+@dataclass
+class Incoming:
+    """What :func:`read` found."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    n_bytes: int = 0
+
+
+class _Refused(ValueError):
+    """A file that cannot be used."""
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    path: Path
+
+
+def read(
+    uploads: Sequence[str | Path],
+    folder: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Incoming:
+    """Sort the uploads by kind and unpack archives; nothing is decoded yet.
+
+    Args:
+        uploads: Paths of the visitor's files.
+        folder: Empty; archives are unpacked here, under numbers: no name of theirs becomes a path.
+        max_bytes: Of all together, unpacked; what is beyond is left out.
+        stopped: Asked between two files; when true, the rest is not looked at.
+
+    Returns:
+        Pieces in the order given, and what was left out.
+    """
+    found = Incoming()
+    tables: list[_File] = []
+    files: list[_File] = []
+    for upload in uploads:
+        path = Path(upload)
+        name = one_line(path.name)
+        if stopped():
+            break
+        try:
+            if not path.is_file():
+                raise _Refused("did not arrive; send it again")
+            if path.suffix.lower() != ".zip":
+                _count(found, path.stat().st_size, max_bytes)
+                files.append(_File(name, path))
+                continue
+            files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
+        except _Refused as error:
+            found.left_out.append(LeftOut(name, str(error)))
+    for file in files:
+        kind = file.path.suffix.lower()
+        title = PurePosixPath(file.name).stem
+        if kind in PICTURES or kind in SOUNDS:
+            modality = "image" if kind in PICTURES else "audio"
+            found.pieces.append(Piece(file.name, modality, str(file.path), title))
+        elif kind in TABLES or kind == ".txt":
+            tables.append(file)
+        elif kind == ".zip":
+            found.left_out.append(LeftOut(file.name, "is an archive in an archive; send it by itself"))
+        else:
+            found.left_out.append(LeftOut(file.name, f"is of a kind not taken here ({kind or 'no ending'})"))
+    named: dict[str, str] = {}
+    for table in tables:
+        try:
+            found.pieces.extend(_captions(table, named))
+        except _Refused as error:
+            found.left_out.append(LeftOut(table.name, str(error)))
+    found.pieces = [replace(p, caption=named.get(p.name, p.caption)) for p in found.pieces]
+    return found
+
+
+def _count(found: Incoming, size: int, max_bytes: int) -> None:
+    if found.n_bytes + size > max_bytes:
+        raise _Refused(f"is beyond the {max_bytes / 1e6:,.0f} MB taken here in all")
+    found.n_bytes += size
+
+
+def _unpack(
+    path: Path, archive: str, folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
+) -> Iterator[_File]:
+    """The members of an archive, written to numbered files."""
+    _check_directory(path)
+    try:
+        opened = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _Refused("is not a zip archive that can be read, or damaged") from error
+    with opened:
+        members = [member for member in opened.infolist() if not member.is_dir() and not _is_litter(member.filename)]
+        if len(members) > MAX_MEMBERS:
+            rest = len(members) - MAX_MEMBERS
+            found.left_out.append(LeftOut(archive, f"holds {rest:,} files beyond the {MAX_MEMBERS:,} looked at"))
+        for member in members[:MAX_MEMBERS]:
+            if stopped():
+                return
+            name = one_line(member.filename.replace("\\", "/"))
+            pure = PurePosixPath(member.filename.replace("\\", "/"))
+            try:
+                if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+                    raise _Refused("has a name that leads out of the archive")
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise _Refused("is a link, not a file")
+                kind = pure.suffix.lower()
+                known = kind in PICTURES | SOUNDS | TABLES | {".txt", ".zip"}
+                target = folder / f"{secrets.token_hex(8)}{kind}"
+                if known and kind != ".zip":
+                    _write_member(opened, member, target, found, max_bytes)
+                yield _File(name, target if known else Path(name))
+            except _Refused as error:
+                found.left_out.append(LeftOut(name, str(error)))
+
+
+def _write_member(
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, found: Incoming, max_bytes: int
+) -> None:
+    """Unpack one file, counting what really comes out: the size an archive states may be a lie."""
+    try:
+        with opened.open(member) as source, open(target, "wb") as out:
+            while block := source.read(_BLOCK):
+                _count(found, len(block), max_bytes)
+                out.write(block)
+    except RuntimeError as error:  # what zipfile raises without a password, and for methods it does not know
+        target.unlink(missing_ok=True)
+        raise _Refused("is protected by a password, or packed in a way not read here") from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+        target.unlink(missing_ok=True)
+        raise _Refused("is damaged inside the archive") from error
+    except _Refused:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse an archive whose list of contents alone would fill the memory.
+
+    zipfile reads the whole list at once. Its size stands in the last record (APPNOTE 4.3.16), unless a
+    Zip64 record (4.3.15), which no archive of our size needs, overrides it.
+    """
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 65_557))
+        tail = handle.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        raise _Refused("is not a zip archive that can be read, or damaged")
+    if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
+        raise _Refused("is a Zip64 archive; pack fewer or smaller files into an ordinary one")
+    if int.from_bytes(tail[end + 12 : end + 16], "little") > MAX_DIRECTORY_BYTES:
+        raise _Refused("lists far too many files; pack fewer")
+
+
+def _is_litter(name: str) -> bool:
+    """What operating systems add to archives."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return pure.parts[:1] == ("__MACOSX",) or pure.name.startswith(".") or pure.name in ("Thumbs.db", "desktop.ini", "")
+
+
+def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
+    """A piece per distinct caption; captions of files go into ``named`` as well."""
+    if table.path.stat().st_size > MAX_TABLE_BYTES:
+        raise _Refused(f"is larger than the {MAX_TABLE_BYTES / 1e6:.0f} MB taken of a table or list")
+    if table.path.suffix.lower() == ".txt":
+        try:
+            lines = table.path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise _Refused("is not text in UTF-8; save it as UTF-8") from error
+        texts = [line.strip() for line in lines]
+    else:
+        texts = _column(table, named)
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    if not distinct:
+        raise _Refused("holds no captions")
+    return [Piece(table.name, "text", text, text) for text in distinct]
+
+
+def _column(table: _File, named: dict[str, str]) -> list[str]:
+    try:
+        frame = PairTable.read(table.path, own=CAPTION_COLUMNS).frame
+    except (ValueError, OSError, RecursionError) as error:
+        raise _Refused(one_line(str(error).removeprefix(f"{table.path} "), 200)) from error
+    column = next((name for name in CAPTION_COLUMNS if name in frame.columns), None)
+    if column is None:
+        raise _Refused(f"has no column of captions; call one {' or '.join(CAPTION_COLUMNS)}")
+    folder = PurePosixPath(table.name).parent
+    for files in set(FILE_COLUMNS) & set(frame.columns):
+        for cell, text in zip(frame[files], frame[column], strict=True):
+            if cell and text:
+                named.setdefault(str(folder / cell), text)
+                if folder == PurePosixPath():  # dropped beside its files, which lost their folders on the way
+                    named.setdefault(PurePosixPath(cell).name, text)
+    return list(frame[column])

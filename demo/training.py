@@ -1,0 +1,312 @@
+"""A visitor's own adapters: the library's trainer on two files of latents, in a thread that can be stopped."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demo.visitors import GONE, take
+from fusemix.config import ModelConfig, TrainConfig
+from fusemix.media import MediaError, one_line
+from fusemix.own_latents import import_latents, open_latents
+from fusemix.threads import one_thread
+
+if TYPE_CHECKING:
+    from fusemix.train import PairSet, Progress, Result
+
+logger = logging.getLogger(__name__)
+
+MIN_ROWS, MAX_ROWS = 50, 20_000
+MAX_DIM = 4096
+MAX_SECONDS = 300.0  # of training; a step, and the closed form before the first one, are finished
+MAX_EPOCHS = 100
+EMBED_DIM = 512
+VALIDATION_PAIRS = 200  # about so many are held out: between a twentieth and three tenths of the pairs
+BUSY = "Your training is under way already; wait for it or press Cancel."
+_BATCHES = 4  # steps an epoch, so that a few hundred pairs take more than one
+_CHECKPOINT = "fusemix-checkpoint"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the page shows at one moment.
+
+    Attributes:
+        sentence: What is going on.
+        share: How far the training is, 0 to 1.
+        history: An entry per epoch evaluated: epoch, and direction (``image_to_text``) -> recall@1.
+        done: Whether this is the end.
+    """
+
+    sentence: str
+    share: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    done: bool = False
+
+
+class Training:
+    """One visitor's training and its result."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start with nothing.
+
+        Args:
+            folder: A new one, of this visitor alone; everything on disk lies there.
+        """
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.used = time.monotonic()
+        self.busy = False
+        self._files: dict[str, Path] = {}
+        self._stop = threading.Event()
+        self._deleted = False
+        self._lock = threading.Lock()  # of the folder
+
+    def arrive(self, files: Mapping[str, Path], *, link: bool = True) -> None:
+        """Take in the latents to train on next.
+
+        Args:
+            files: Modality -> file of latents; row i of both is one pair.
+            link: Whether they are the visitor's: they get a name of their own here, which goes once they are read.
+
+        Raises:
+            MediaError: (a ValueError) If they are not two modalities with plain names.
+        """
+        for name in files:
+            if not name.isidentifier() or len(name) > 30 or "__" in name:
+                raise MediaError(
+                    f"A modality is named with letters, digits and _, such as image, got {one_line(name)!r}."
+                )
+        if len(files) != 2:
+            raise MediaError("Give the two kinds of latents different names, such as image and text.")
+        with self._lock:
+            if self._deleted:
+                raise MediaError(GONE)
+            if self.busy:
+                raise MediaError(BUSY)
+            self._stop = threading.Event()
+            self._files = {}
+            for name, path in files.items():
+                if link and path.is_file():
+                    path = take(path, self.folder / "arrived" / secrets.token_hex(8))
+                self._files[name] = path
+
+    def stop(self) -> None:
+        """Let the training end at its next step; the best weights so far stay."""
+        self._stop.set()
+
+    def delete(self) -> None:
+        """Remove everything, from disk too."""
+        self.stop()
+        with self._lock:
+            self._deleted = True
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def download(self) -> Path | None:
+        """The checkpoint as a .zip, once there is one."""
+        path = self.folder / f"{_CHECKPOINT}.zip"
+        return path if path.is_file() else None
+
+    def run(self, epochs: int, *, closed_form: bool = True) -> Iterator[Stage]:
+        """Train on what arrived, yielding a stage a step; nothing happens if nothing did.
+
+        Args:
+            epochs: Passes over the pairs, 1 to 100.
+            closed_form: Whether a closed form stands beside the trained blocks; without, they are the paper's.
+
+        Raises:
+            MediaError: (a ValueError) If the latents cannot be used, in one sentence.
+        """
+        if self.busy:
+            raise MediaError(BUSY)
+        if not self._files:
+            return
+        if not 1 <= epochs <= MAX_EPOCHS:
+            raise MediaError(f"Train for 1 to {MAX_EPOCHS} epochs, not {epochs}.")
+        self.busy = True
+        work = self.folder / "work"
+        try:
+            yield Stage("Reading the latents …")
+            with self._lock:
+                if self._deleted:
+                    raise MediaError(GONE)
+                shutil.rmtree(work, ignore_errors=True)
+                (self.folder / f"{_CHECKPOINT}.zip").unlink(missing_ok=True)
+            pairs = self._pairs(work)
+            yield from self._train(pairs, configs(pairs, epochs, closed_form=closed_form), work)
+        finally:
+            self.stop()
+            self.busy = False
+            self.used = time.monotonic()
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _pairs(self, work: Path) -> PairSet:
+        """The two files as joined stores."""
+        from fusemix.train import PairSet
+
+        files, self._files = self._files, {}
+        try:
+            _check(files)
+            stores = {
+                name: import_latents(path, work / name, modality=name, name=f"given: {one_line(path.name)}")
+                for name, path in files.items()
+            }
+        except (ValueError, OSError) as error:
+            raise MediaError(_sentence(error, files)) from error
+        finally:
+            shutil.rmtree(self.folder / "arrived", ignore_errors=True)
+        return PairSet.join(stores)
+
+    def _train(self, pairs: PairSet, settings: tuple[ModelConfig, TrainConfig], work: Path) -> Iterator[Stage]:
+        model_config, config = settings
+        run = _Run(pairs, model_config, config, work / "run", self._stop)
+        thread = threading.Thread(target=run.work, daemon=True)
+        thread.start()
+        try:
+            yield Stage("Fitting the closed form …" if model_config.closed_form_dim else "Training …")
+            while (news := run.news.get()) is not None:
+                yield run.stage(news)
+        finally:
+            self._stop.set()
+            thread.join()
+        if isinstance(run.failure, ValueError):
+            raise MediaError(str(run.failure)) from run.failure
+        if run.failure is not None:
+            raise run.failure
+        assert run.result is not None
+        if not run.history:
+            yield Stage("Stopped before the first epoch was over; there is nothing to keep.", done=True)
+            return
+        self._save(run.result, pairs, model_config, config, work)
+        yield Stage(_ending(run.result, pairs, config), 1.0, list(run.history), done=True)
+
+    def _save(self, result: Result, pairs: PairSet, model_config: ModelConfig, config: TrainConfig, work: Path) -> None:
+        """Write the checkpoint folder into the archive."""
+        from fusemix.card import model_card
+        from fusemix.train import save_result
+
+        with self._lock:
+            if self._deleted:
+                return
+            card = model_card(
+                _CHECKPOINT,
+                model_config,
+                config,
+                data=[f"{pairs.name}: {len(pairs):,} pairs, brought by a visitor of the FuseMix app"],
+                best=result.best,
+                seconds=result.seconds,
+            )
+            save_result(result, work / _CHECKPOINT, config, card=card)
+            with zipfile.ZipFile(self.folder / f"{_CHECKPOINT}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
+                for path in sorted((work / _CHECKPOINT).iterdir()):
+                    out.write(path, f"{_CHECKPOINT}/{path.name}")
+
+
+@dataclass
+class _Run:
+    """One call of the trainer, in a thread of its own: reports into a queue, None at the end."""
+
+    pairs: PairSet
+    model_config: ModelConfig
+    config: TrainConfig
+    folder: Path
+    stop: threading.Event
+    news: queue.Queue[Progress | None] = field(default_factory=queue.Queue)
+    history: list[dict[str, float]] = field(default_factory=list)
+    result: Result | None = None
+    failure: BaseException | None = None
+
+    def work(self) -> None:
+        """Train; every end, a failure too, is kept for the page's thread."""
+        from fusemix.train import train
+
+        until = time.monotonic() + MAX_SECONDS
+        try:
+            with one_thread():  # the other core answers queries
+                self.result = train(
+                    [self.pairs],
+                    self.model_config,
+                    self.config,
+                    self.folder,
+                    report=self.news.put,
+                    should_stop=lambda: self.stop.is_set() or time.monotonic() > until,
+                )
+        except BaseException as error:  # handed to the page's thread, which knows what to say
+            self.failure = error
+        finally:
+            self.news.put(None)
+
+    def stage(self, news: Progress) -> Stage:
+        """A report as a line, and the curve so far."""
+        if news.recall is not None:
+            directions = {key.rpartition("/")[2]: value for key, value in news.recall.items()}
+            self.history.append({"epoch": news.epoch, **directions})
+        epoch = min(-(-news.step * self.config.epochs // news.total_steps), self.config.epochs)
+        sentence = (
+            f"Epoch {epoch} of {self.config.epochs}, step {news.step:,} of {news.total_steps:,}, loss "
+            f"{news.loss:.3f}, {news.pairs_per_s:,.0f} pairs a second"
+        )
+        return Stage(sentence, news.step / news.total_steps, list(self.history))
+
+
+def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of scripts/train.py's recipes, with batches and validation to suit few pairs."""
+    dims = {name: store.dim for name, store in pairs.stores.items()}
+    model = ModelConfig(
+        latent_dims=dims,
+        encoders={name: store.encoder for name, store in pairs.stores.items()},
+        embed_dim=EMBED_DIM,
+        closed_form_dim=min(EMBED_DIM // 2, *dims.values()) if closed_form else 0,
+    )
+    batch = min(TrainConfig().batch_size, max(32, len(pairs) // _BATCHES)) // 2 * 2
+    held_out = min(0.3, max(0.05, VALIDATION_PAIRS / len(pairs)))
+    return model, TrainConfig(epochs=epochs, batch_size=batch, val_fraction=held_out, save_every=epochs)
+
+
+def _check(files: Mapping[str, Path]) -> None:
+    """Refuse files that are too large or do not belong together, before they are read."""
+    sizes = []
+    for path in files.values():
+        opened = open_latents(path)
+        sizes.append(opened.rows)
+        if opened.dim > MAX_DIM or opened.rows > MAX_ROWS:
+            raise MediaError(
+                f"{path} holds {opened.rows:,} latents of {opened.dim:,} dimensions; here up to {MAX_ROWS:,} of "
+                f"{MAX_DIM:,} are taken. Run scripts/train.py on your machine for more."
+            )
+    if len(set(sizes)) > 1:
+        raise MediaError(f"The files hold {sizes[0]:,} and {sizes[1]:,} latents; row i of both must be one pair.")
+    if sizes[0] < MIN_ROWS:
+        raise MediaError(f"The files hold {sizes[0]} pairs; at least {MIN_ROWS} are needed.")
+
+
+def _sentence(error: Exception, files: Mapping[str, Path]) -> str:
+    """What went wrong, with the visitor's names for the files and without advice on a command line."""
+    sentence = str(error).replace("; say which with --key.", "; send a file with one.")
+    for path in files.values():
+        sentence = sentence.replace(str(path), one_line(path.name))
+    return sentence
+
+
+def _ending(result: Result, pairs: PairSet, config: TrainConfig) -> str:
+    best, last = result.best, result.history[-1]["epoch"]
+    stopped = "" if result.finished else f"Stopped after epoch {last} of {config.epochs}. "
+    recall = " and ".join(
+        f"{value:.1%} {key.rpartition('/')[2].replace('_', ' ')}" for key, value in best.items() if "/" in key
+    )
+    _, held_out = pairs.divide(config)
+    count = min(len(held_out), config.max_val_groups)
+    return (
+        f"{stopped}{result.seconds:.0f} s. Recall@1 among {count:,} pairs held out: {recall}, at epoch {best['epoch']} "
+        f"(by chance {1 / count:.1%})."
+    )

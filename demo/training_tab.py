@@ -1,0 +1,237 @@
+"""The "Train your own" tab: two files of latents become adapters, with a live curve and a checkpoint to take home."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+from gradio.utils import get_upload_folder
+
+from demo.picture_input import FilesInput
+from demo.results import apology, file_url
+from demo.training import MAX_DIM, MAX_EPOCHS, MAX_ROWS, MAX_SECONDS, Stage, Training
+from demo.visitors import Visitors
+from fusemix.media import MediaError, shown
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = {name: Path(__file__).parent / "examples" / f"latents-{name}.npy" for name in ("image", "text")}
+SORRY = "Something went wrong on our side and was noted; please try again."
+TRAINING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}  # search never waits for it
+_PAUSE_S = 0.25  # between two looks of the page while training
+_COLOURS = ("#0d9488", "#d97706")  # legible on light and dark
+_COLUMNS = ["epoch", "recall@1", "direction"]
+
+Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
+
+
+def stage_html(stage: Stage) -> str:
+    """The sentence, with a bar until the end."""
+    value = f' value="{stage.share:.3f}"' if stage.share else ""
+    bar = "" if stage.done else f'<progress max="1"{value} aria-label="Trained"></progress>'
+    return f'<div class="fm-progress">{bar}<p role="status">{escape(stage.sentence)}</p></div>'
+
+
+def curve(stage: Stage) -> pd.DataFrame:
+    """Recall by epoch and direction, a line per value."""
+    rows = [
+        (entry["epoch"], value, direction.replace("_", " "))
+        for entry in stage.history
+        for direction, value in entry.items()
+        if direction != "epoch"
+    ]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def colours(stage: Stage) -> dict[str, str]:
+    """Direction -> the colour of its line."""
+    return dict(zip(dict.fromkeys(curve(stage)["direction"]), _COLOURS, strict=False))
+
+
+def legend_html(stage: Stage) -> str:
+    """Which line is which: Gradio's own legend shows no names."""
+    parts = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(direction)}</span>'
+        for direction, colour in colours(stage).items()
+    )
+    return f'<p class="fm-legend">{parts}</p>' if parts else ""
+
+
+class TrainingTab:
+    """The widgets of the tab and the events between them."""
+
+    def __init__(self, demo: gr.Blocks, trainings: Visitors[Training] | None = None) -> None:
+        """Lay out the tab and wire it; call inside a ``gr.Tab``.
+
+        Args:
+            demo: The page; when it is closed, the visitor's training goes.
+            trainings: By default in a folder of Gradio's for uploads, which alone it serves besides the gallery.
+        """
+        self.trainings = trainings or Visitors(Training, Path(get_upload_folder()) / "trainings")
+        gr.HTML(
+            '<p class="fm-lead">Bring latents of your own: two files (.npy, .safetensors or .parquet), one latent a '
+            "row, row i of both being one pair. Small adapters are trained on them with FuseMix, here, on one "
+            f"processor core. <span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} "
+            "minutes; very wide latents spend the first of them in the closed form. Your files are let go "
+            "once read, the result when you close the page, or after an hour.</span></p>"
+        )
+        with gr.Row(equal_height=True):
+            self.fields = [self._latents("First", "image", "a"), self._latents("Second", "text", "b")]
+        with gr.Row():
+            self.epochs = gr.Slider(1, MAX_EPOCHS, 20, step=1, label="Epochs", min_width=200)
+            self.plain = gr.Checkbox(
+                False, label="The paper's adapters alone, without a closed form beside them", min_width=200
+            )
+        with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
+            self.go = gr.Button("Train on my files", size="sm", elem_id="fm-train")
+            self.example = gr.Button(
+                "Train on the example: 1,500 pictures and captions", size="sm", elem_id="fm-train-example"
+            )
+            self.cancel = gr.Button("Cancel", variant="stop", size="sm", elem_id="fm-train-cancel", interactive=False)
+        self.progress = gr.HTML(elem_id="fm-train-progress")
+        self.plot = gr.LinePlot(
+            pd.DataFrame([], columns=_COLUMNS),
+            x="epoch",
+            y="recall@1",
+            color="direction",
+            color_title=" ",
+            y_lim=[0, None],
+            height=320,
+            label="Recall@1 on pairs held out",
+            visible=False,
+            elem_id="fm-train-curve",
+        )
+        self.legend = gr.HTML()
+        with gr.Row(elem_classes=["fm-chips", "fm-keep"], visible=False) as self.panel:
+            self.download = gr.HTML()
+            self.delete = gr.Button("Delete my training now", variant="stop", size="sm", elem_id="fm-train-delete")
+        self.ready = gr.State(False)
+        self._wire(demo)
+
+    @staticmethod
+    def _latents(order: str, name: str, mark: str) -> tuple[gr.Textbox, gr.File]:
+        """A name and a file."""
+        with gr.Column(min_width=260):
+            modality = gr.Textbox(name, label=f"{order} kind", max_lines=1, max_length=30)
+            file = FilesInput(label=f"{order} file", file_count="single", height=130, elem_id=f"fm-latents-{mark}")
+        return modality, file
+
+    def _wire(self, demo: gr.Blocks) -> None:
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        (name_a, file_a), (name_b, file_b) = self.fields
+        shown = [self.progress, self.plot, self.legend, self.panel, self.download, self.cancel]
+        given = [name_a, file_a, name_b, file_b]
+        starts = [
+            self.go.click(self.arrive, given, [file_a, file_b, self.ready, *shown], queue=False, **hidden),
+            self.example.click(self.arrive_example, None, [self.ready, *shown], queue=False, **hidden),
+        ]
+        for start in starts:
+            start.success(self.train, [self.ready, self.epochs, self.plain], shown, **TRAINING, **hidden)
+        self.cancel.click(self.stop, None, self.progress, queue=False, api_visibility="private")
+        self.delete.click(self.remove, None, shown, queue=False, api_visibility="private")
+        demo.unload(self.leave)
+
+    def arrive(
+        self, name_a: str, file_a: list[str] | None, name_b: str, file_b: list[str] | None, page: gr.Request
+    ) -> Page:
+        """Two files came: they are the training's from now on, and wait for their turn."""
+        (_, field_a), (_, field_b) = self.fields
+        if not file_a or not file_b:
+            return self._refused("Choose two files of latents and let them arrive, or train on the example.")
+        names = [str(name_a or "").strip(), str(name_b or "").strip()]
+        files = dict(zip(names, (Path(file_a[0]), Path(file_b[0])), strict=True))
+        return self._take(page, files, link=True) | {field_a: None, field_b: None}
+
+    def arrive_example(self, page: gr.Request) -> Page:
+        """The latents that ship with the app instead."""
+        return self._take(page, EXAMPLE, link=False)
+
+    def _take(self, page: gr.Request, files: dict[str, Path], *, link: bool) -> Page:
+        """Take files in; a failure is one sentence, and nothing is trained then."""
+        try:
+            self.trainings.open(page.session_hash).arrive(files, link=link)
+        except MediaError as error:
+            return self._refused(str(error))
+        except Exception:
+            logger.exception("A visitor's latents could not be taken in.")
+            return self._refused(SORRY)
+        waiting = Stage("Your latents are here; one visitor trains at a time …")
+        return {
+            self.progress: stage_html(waiting),
+            self.cancel: gr.update(interactive=True),
+            self.panel: gr.update(visible=False),  # the checkpoint before goes
+            self.ready: True,
+        }
+
+    def _refused(self, sentence: str) -> Page:
+        return {self.progress: apology(sentence), self.ready: False}
+
+    def train(self, ready: bool, epochs: float, plain: bool, page: gr.Request) -> Iterator[Page]:
+        """Train on what arrived, showing how far it is; nothing happens if nothing did."""
+        over = {self.cancel: gr.update(interactive=False)}
+        if not ready:
+            yield over
+            return
+        yield {self.plot: gr.update(value=curve(Stage("")), visible=False), self.legend: ""}
+        try:
+            if isinstance(epochs, bool) or not isinstance(epochs, int | float) or epochs != int(epochs):
+                raise MediaError(f"The number of epochs must be a whole number, not {shown(epochs)}.")
+            training = self.trainings.of(page.session_hash)
+            looked, drawn = 0.0, 0
+            for stage in training.run(int(epochs), closed_form=not plain):
+                if not stage.done and stage.share and time.monotonic() - looked < _PAUSE_S:
+                    continue
+                looked = time.monotonic()
+                page_: Page = {self.progress: stage_html(stage)}
+                if len(stage.history) != drawn:
+                    drawn = len(stage.history)
+                    page_[self.plot] = gr.update(value=curve(stage), color_map=colours(stage), visible=True)
+                    page_[self.legend] = legend_html(stage)
+                if stage.done:
+                    page_ |= over | {self.download: download_html(training), self.panel: gr.update(visible=True)}
+                yield page_
+        except MediaError as error:
+            yield {self.progress: apology(str(error))} | over
+        except Exception:
+            logger.exception("A visitor's training failed.")
+            yield {self.progress: apology(SORRY)} | over
+
+    def stop(self, page: gr.Request) -> str:
+        """End the training; the best weights so far stay."""
+        self.trainings.stop(page.session_hash)
+        return stage_html(Stage("Stopping at the next step …"))
+
+    def remove(self, page: gr.Request) -> Page:
+        """Delete everything of this visitor."""
+        self.trainings.delete(page.session_hash)
+        return {
+            self.progress: stage_html(Stage("Your training and its checkpoint are deleted.", done=True)),
+            self.plot: gr.update(value=curve(Stage("")), visible=False),
+            self.legend: "",
+            self.download: "",
+            self.panel: gr.update(visible=False),
+            self.cancel: gr.update(interactive=False),
+        }
+
+    def leave(self, page: gr.Request) -> None:
+        """The page was closed."""
+        self.trainings.delete(page.session_hash)
+
+
+def download_html(training: Training) -> str:
+    """A link to the checkpoint, if there is one, and how to load it."""
+    path = training.download
+    if path is None:
+        return ""
+    size = path.stat().st_size / 1e6
+    return (
+        f'<div class="fm-files"><a href="{escape(file_url(path))}" download="{path.name}">Download the checkpoint '
+        f'(.zip, {size:.0f} MB)</a></div><p class="fm-own-note">Unpack it and load it with '
+        '<code>FusionModel.from_pretrained("fusemix-checkpoint")</code>.</p>'
+    )
