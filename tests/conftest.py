@@ -85,3 +85,9 @@ def service(checkpoint, index_folder):
 def tone(hertz, *, seconds=0.5, sample_rate=16_000):
     """A sine of half the full scale."""
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * sample_rate)) / sample_rate)
+
+
+def unit(rng, count, dim):
+    """Random embeddings of unit length, (count, dim)."""
+    vectors = rng.normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

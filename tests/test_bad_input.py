@@ -223,3 +223,32 @@ def test_the_api_refuses_what_is_missing(service):
         with pytest.raises(gr.Error, match="The query is empty"):
             ui.answer_api(search, None)
     assert_still_serving(service)
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        ((RATE,), "got a tuple of 1"),
+        ((float("nan"), np.ones(RATE)), "sample rate between"),
+        ((None, np.ones(RATE)), "sample rate between"),
+        ((8000, np.ones(2)), "lasts 0.00 s"),
+        ((RATE, np.ones(RATE) * 1j), "Expected samples"),
+        ((RATE, np.ones(RATE, dtype="m8[s]")), "Expected samples"),
+        ((RATE, [[1], [1, 2]]), "rows of unequal length"),
+        ((RATE, np.ones((RATE, 0))), "Expected samples"),
+        ((RATE, np.ones(RATE) * 1e30), "times full scale"),
+    ],
+    ids=str,
+)
+def test_sounds_that_the_fuzz_found_are_refused_in_one_sentence(service, sound, message):
+    assert_refused(service, "audio", sound, message)
+
+
+def test_a_picture_of_values_that_are_not_numbers_is_refused(service):
+    assert_refused(service, "image", Image.fromarray(np.full((4, 4), np.nan, np.float32)), "not numbers")
+
+
+def test_huge_and_tiny_weights_count_by_their_ratio(service):
+    red = Query(text="a red square", minus_text="hum", weights={"text": 1e308, "minus_text": -1e308})
+    same = Query(text="a red square", minus_text="hum", weights={"text": 1e-300, "minus_text": -1e-300})
+    assert service.search(red).hits == service.search(same).hits

@@ -44,3 +44,40 @@ def test_ours_and_the_authors_take_turns(tmp_path):
 def test_a_peer_that_is_not_there_is_named(tmp_path):
     done = run("--out", tmp_path, "train", "--peer", tmp_path, "--pairs", 100, "--widths", 4, 4, "--batch-size", 8)
     assert done.returncode != 0 and "checkout of layer6ai-labs/fusemix" in done.stderr
+
+
+def test_whisper_on_short_clips_is_faster_without_the_padding_and_near_the_same(tmp_path):
+    done = run("--out", tmp_path, "sounds", "--limit", 6)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "benchmark-sounds.json").read_text())
+    assert values["clips"] >= 4 and values["mean_duration_s"] < 5
+    assert values["ratio"] > 1.5  # 9 to 17 measured on a quiet machine; CI may be busy
+    assert 0.6 < values["cosine"]["mean"] < 0.9999  # near, and not the same computation twice
+
+
+def test_search_is_measured_beside_numpy(tmp_path):
+    done = run("--out", tmp_path, "search", "--sizes", 3000, "--dim", 32, "--queries", 30, "--hnsw-up-to", 3000)
+    assert done.returncode == 0, done.stderr
+    rows = {row["index"]: row for row in json.loads((tmp_path / "benchmark-search.json").read_text())["rows"]}
+    assert set(rows) == {"numpy", "faiss exact", "faiss IVF", "faiss HNSW"}
+    assert rows["numpy"]["recall"] == rows["faiss exact"]["recall"] == 1
+    assert 0.3 < rows["faiss IVF"]["recall"] <= 1 and rows["faiss HNSW"]["recall"] > 0.8
+
+
+def test_training_is_measured_as_the_pairs_grow_and_what_does_not_fit_is_said(tmp_path):
+    small = ("--widths", 12, 8, "--batch-size", 64, "--steps", 2, "--turns", 1, "--disk", tmp_path)
+    done = run("--out", tmp_path, "scale", "--pairs", 500, 10**13, *small)
+    assert done.returncode == 0, done.stderr
+    fits, left_out = json.loads((tmp_path / "benchmark-scale.json").read_text())["rows"]
+    assert fits["steps_per_s"] > 0 and 0 < fits["loading_share"] < 1
+    assert 50 < fits["own_memory_mib"] < fits["peak_rss_mib"]
+    assert "GiB of latents" in left_out["left_out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark-scale.json"]
+
+
+@pytest.mark.slow
+def test_every_packaged_encoder_is_measured(tmp_path):
+    done = run("--out", tmp_path, "extract", "--items", 4, "--turns", 1)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "benchmark-extract.json").read_text())["rows"]
+    assert len(rows) == 5 and all(row["ratio"] > 0.1 for row in rows)

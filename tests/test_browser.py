@@ -82,7 +82,8 @@ def open_page(browser, address):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT_MS)
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} {m.location}"))
+        page.on("response", lambda r: r.status >= 400 and errors.append(f"{r.status} {r.url}"))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: None if local(request.url) else errors.append(f"outside: {request.url}"))
         page.goto(address + (link or ("?__theme=dark" if dark else "")))
@@ -309,6 +310,47 @@ def test_light_mode_is_legible(open_page):
         assert contrast(page, selector) >= 4.5, selector
 
 
+def test_own_files_are_embedded_searched_downloaded_and_deleted(open_page, shots, tmp_path):
+    pictures = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:6]
+    sounds = sorted((ROOT / "demo/gallery/sounds").iterdir())[:2]
+    (tmp_path / "words.wav").write_text("no sound")
+    (tmp_path / "captions.txt").write_text("a red apple\na green pear\n")
+    mine, theirs = open_page(), open_page(width=390, height=844)
+    mine.get_by_role("tab", name="Your files").click()
+    theirs.get_by_role("button", name="More tabs").click()
+    theirs.get_by_role("button", name="Your files").click()
+    mine.set_input_files(
+        "#fm-own-files input[type=file]", [*pictures, *sounds, tmp_path / "words.wav", tmp_path / "captions.txt"]
+    )
+    expect(mine.locator("#fm-own-progress")).to_contain_text("11 of 11 files and captions in", timeout=60_000)
+    expect(mine.locator(".fm-left-out")).to_contain_text("Left out: 1")
+    mine.get_by_placeholder("Search your files").fill("an apple")
+    mine.keyboard.press("Enter")
+    expect(mine.locator("#fm-own .fm-image li")).to_have_count(6)
+    expect(mine.locator("#fm-own .fm-text .fm-name").first).to_have_text("a red apple")
+    mine.wait_for_function("[...document.querySelectorAll('#fm-own .fm-image img')].every((i) => i.naturalWidth > 0)")
+    sound = mine.locator("#fm-own audio").first
+    sound.evaluate("(audio) => audio.play()")
+    mine.wait_for_function("document.querySelector('#fm-own audio').currentTime > 0")
+    with mine.expect_download() as download:
+        mine.get_by_role("link", name="Download the index").click()
+    assert download.value.suggested_filename == "fusemix-index.zip"
+    assert download.value.failure() is None
+    mine.screenshot(path=shots / "desktop-own-files.png", full_page=True)
+    picture = mine.locator("#fm-own .fm-image img").first.evaluate("(image) => image.src")
+    theirs.locator("#fm-own-example").click()
+    expect(theirs.locator(".fm-own-note")).to_contain_text("24 pictures and 6 sounds of your own", timeout=60_000)
+    theirs.screenshot(path=shots / "phone-own-files.png", full_page=True)
+    assert theirs.evaluate("document.documentElement.scrollWidth") <= 390
+    assert httpx.get(picture).status_code == 200
+    mine.get_by_role("button", name="Delete my files now").click()
+    expect(mine.locator("#fm-own-progress")).to_contain_text("are deleted")
+    assert httpx.get(picture).status_code == 403
+    theirs.get_by_placeholder("Search your files").fill("a bird")
+    theirs.keyboard.press("Enter")
+    expect(theirs.locator("#fm-own .fm-image li")).to_have_count(12)
+
+
 def contrast(page, selector):
     """WCAG contrast of an element's text against the first opaque background behind it."""
     text, behind = page.locator(selector).first.evaluate(
@@ -341,6 +383,7 @@ def test_a_spoken_sentence_becomes_a_picture_step_by_step(open_page, shots):
     page = open_page()
     page.get_by_role("tab", name="Sound to picture").click()
     page.get_by_text("“a birthday cake”").locator("visible=true").first.click()
+    page.get_by_role("tabpanel").filter(visible=True).get_by_role("button", name="Play").first.wait_for()  # it arrived
     page.locator("#fm-draw").click()
     status = page.locator("#fm-draw-status")
     expect(status).to_contain_text(re.compile(r"Step \d+ of 25|pictures in"), timeout=WAIT_MS)

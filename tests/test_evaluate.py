@@ -101,3 +101,9 @@ def test_the_command_writes_the_promised_keys(tmp_path):
     assert keys | {"recall_at_1", "recall_at_5", "recall_at_10"} <= set(values)
     wrong = subprocess.run([*command[:-3], "--split", "dev"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no split 'dev'" in wrong.stderr and "Traceback" not in wrong.stderr
+    bank = write_latents(tmp_path / "bank", rng.normal(size=(7, 4)).astype(np.float32), modality="text", name="text")
+    done = subprocess.run([*command, "--bank", str(bank.folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["hubness"] == {"bank": 7, "neighbours": 128, "weight": 0.5}
+    asked = subprocess.run([*command, "--bank", str(tmp_path / "text")], capture_output=True, text=True)
+    assert asked.returncode == 2 and "holds queries that are asked here" in asked.stderr

@@ -235,6 +235,20 @@ def test_the_last_preview_is_the_picture():
     assert np.abs(pixels(previews[-1]) - pixels(image)).max() <= 1
 
 
+def test_drawings_at_the_same_time_are_those_drawn_alone():
+    generator = Generator(tiny_small_pipeline(8))
+    wanted = {steps: generator.generate(embedding(8), steps=steps)[0] for steps in (7, 12)}
+    inner = []
+
+    def meanwhile(done, total, preview):  # a second visitor's whole drawing between two steps of the first
+        if done == 3:
+            inner.append(generator.generate(embedding(8), steps=12)[0])
+
+    outer = generator.generate(embedding(8), steps=7, on_step=meanwhile)[0]
+    assert np.array_equal(pixels(outer), pixels(wanted[7]))
+    assert np.array_equal(pixels(inner[0]), pixels(wanted[12]))
+
+
 def test_the_preview_is_the_picture_the_step_points_at():
     """On a line x_t = a x0 + s eps both unknowns follow from two points: here x0 is known."""
     generator = Generator(tiny_small_pipeline(8))
@@ -245,7 +259,7 @@ def test_the_preview_is_the_picture_the_step_points_at():
         scheduler.alphas_cumprod[t].sqrt() * clean + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise
         for t in scheduler.timesteps
     ]
-    watch = Watch(generator, points[0], 5, lambda *_: False)
+    watch = Watch(generator, scheduler, points[0], 5, lambda *_: False)
     for i in (1, 2, 3):
         assert torch.allclose(watch.clean(points[i]), clean, atol=1e-3)
         watch(i - 1, scheduler.timesteps[i - 1], points[i])

@@ -53,6 +53,8 @@ class FakeIndex:
 class FakeService:
     """Embeds anything as a fixed unit vector and hears two captions in every sound."""
 
+    understood = frozenset({"image", "text", "audio"})
+
     def __init__(self) -> None:
         self.retriever = SimpleNamespace(
             embed=self.embed, model=BrightnessModel(), encoders={"image": BrightnessEncoder()}, index=FakeIndex()

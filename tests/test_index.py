@@ -55,6 +55,16 @@ def test_a_vector_finds_itself_at_similarity_one_however_long_it_is():
     assert [hit.similarity for hit in hits] == pytest.approx([0.8, 0.6])
 
 
+def test_a_filter_on_metadata_keeps_values_and_order(index):
+    found = index.search("image", np.ones((2, DIM)), top_k=60)
+    wanted = {"id": "item-7", "caption": "Grüße, 世界"}
+    for all_hits, hits in zip(found, index.search("image", np.ones((2, DIM)), where=wanted), strict=True):
+        kept = [hit for hit in all_hits if hit.item["id"] == "item-7"]
+        assert [(hit.item, hit.rank) for hit in hits] == [(hit.item, 1) for hit in kept]
+        assert hits[0].similarity == pytest.approx(kept[0].similarity, abs=1e-6)
+    assert index.search("image", np.ones((1, DIM)), where={"id": "none"}) == [[]]
+
+
 def test_top_k_is_clamped_to_the_items_there_are(index):
     assert len(index.search("text", np.ones((1, DIM)), top_k=10_000)[0]) == 40
 

@@ -107,6 +107,24 @@ def test_killed_for_real_at_any_moment_it_resumes_to_the_same_store(tmp_path):
     np.testing.assert_array_equal(store.all(), LengthEncoder().encode(texts))
 
 
+def test_the_command_told_to_stop_says_so_and_goes_on(tmp_path):
+    texts = [f"a dog number {i} runs over the grass and into the water" for i in range(6000)]
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    command = [
+        sys.executable, str(ROOT / "scripts/extract.py"), "--pairs", str(tmp_path / "t.csv"), "--column", "text",
+        "--encoder", "minilm-l6", "--out", str(tmp_path / "s"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "s").glob("latents-00000.npy")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 130 and "run the same command again" in said and "Traceback" not in said
+    assert not list((tmp_path / "s").glob(".*"))
+    with pytest.raises(ValueError, match="unfinished"):
+        LatentStore.open(tmp_path / "s")
+
+
 def test_two_processes_do_not_write_one_store(table, tmp_path):
     def nested(done, total):
         with pytest.raises(ValueError, match="Another process is writing"):
@@ -195,3 +213,23 @@ def test_the_manifest_names_what_made_the_latents(table, tmp_path):
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["encoder"]["fingerprint"] == "letters"
     assert manifest["table"] == table.fingerprint and manifest["split"] == "train" and manifest["complete"]
+
+
+def test_a_store_of_more_shards_than_files_may_be_open(tmp_path):
+    values = np.arange(1200, dtype=np.float32).reshape(400, 3)
+    write_latents(tmp_path / "s", iter(np.split(values, 400)), modality="video", name="given")
+    code = (
+        "import resource, sys, numpy as np; from fusemix.latents import LatentStore; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); store = LatentStore.open(sys.argv[1]); "
+        "items = np.random.default_rng(0).permutation(400); "
+        "assert (store.read(items)[:, 0] == items * 3).all() and (store.all()[:, 2] == np.arange(400) * 3 + 2).all()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)
+
+
+def test_reading_an_item_that_is_not_there(tmp_path):
+    store = write_latents(tmp_path / "s", np.ones((5, 3), np.float32), modality="video", name="given")
+    for items in ([5], [-1]):
+        with pytest.raises(IndexError, match="0 to 4"):
+            store.read(np.array(items))
+    assert store.read(np.array([], dtype=int)).shape == (0, 3)

@@ -35,6 +35,22 @@ def test_items_are_distinct_and_cells_are_not(table, tmp_path):
     assert table.items("image")[0].value == str((tmp_path / "a.png").resolve())
 
 
+def test_files_are_found_from_the_tables_folder_on(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/t.csv").write_text("image,video,text\na.png,../v/b.mp4,one\n/c/d.png,,two\n")
+    monkeypatch.chdir(tmp_path)
+    table = PairTable.read("t/t.csv")
+    assert [item.value for item in table.items("image")] == [str(tmp_path / "t/a.png"), "/c/d.png"]
+    assert table.items("video")[0].value == str(tmp_path / "v/b.mp4") == table.value("video", 0)
+
+
+def test_a_table_of_own_modalities_says_which(tmp_path):
+    (tmp_path / "t.csv").write_text("smell,tremor\na,b\n")
+    assert len(PairTable.read(tmp_path / "t.csv", own=("smell",))) == 1
+    with pytest.raises(ValueError, match="expected at least one of image, audio, text, video, taste"):
+        PairTable.read(tmp_path / "t.csv", own=("taste",))
+
+
 def test_splits_and_empty_cells_select_rows(table):
     assert table.rows("text", "dev").tolist() == [2, 3]
     assert table.rows("image", "dev").tolist() == [2, 4]

@@ -1,6 +1,7 @@
 import pytest
 
 from demo.query import Query
+from fusemix.media import MediaError
 from fusemix.retrieve import DEFAULT_WEIGHTS
 
 
@@ -61,3 +62,24 @@ def test_a_part_joins_the_others_in_the_place_of_its_own_kind():
 )
 def test_a_query_is_said_in_words_and_signs(query, said):
     assert query.said() == said
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark_because_no_browser_could_be_sent_it():
+    query = Query(text="a \ud800 dog", minus_text="\udfff")
+    assert (query.text, query.minus_text, query.said()) == ("a ? dog", "?", "“a ? dog” − 0.5 × “?”")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": None}, "Expected a text as the query's text, got None"),
+        ({"image": 3}, "Expected a path as the query's image, got 3"),
+        ({"ids": {"image": ["x"]}}, "id of 'image' must be a text"),
+        ({"weights": {"text": float("nan")}}, "weight of 'text' must be a finite number"),
+        ({"weights": {"text": 10**400}}, "weight of 'text' must be a finite number, got a number too long"),
+        ({"weights": {"text": "0.5"}}, "weight of 'text' must be a finite number"),
+    ],
+)
+def test_a_query_of_the_wrong_types_is_refused_in_a_sentence(given, message):
+    with pytest.raises(MediaError, match=message):
+        Query(**given)

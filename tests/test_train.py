@@ -14,6 +14,7 @@ from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import write_latents
 from fusemix.plan import plan
+from fusemix.processes import join_processes
 from fusemix.train import PairSet, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,21 +171,30 @@ def test_a_third_modality_joins_a_two_path_space_that_stays_as_it_is(stores, tmp
         assert found.float().mean() > 0.3
 
 
-@pytest.mark.parametrize("recipe", ["two-path", "paper"])
-def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, recipe):
+@pytest.mark.parametrize(("recipe", "signals"), [("two-path", ["KILL", "KILL", "TERM", "KILL"]), ("paper", ["INT"])])
+def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, recipe, signals):
     def command(out):
         return [
             sys.executable, str(ROOT / "scripts/train.py"), "--latents", f"image={tmp_path / 'image'}",
-            f"text={tmp_path / 'text'}", "--out", str(out), "--epochs", "40", "--batch-size", "32",
+            f"text={tmp_path / 'text'}", "--out", str(out), "--epochs", "20", "--batch-size", "32",
             "--embed-dim", "16", "--val-fraction", "0.2", "--recipe", recipe,
         ]  # fmt: skip
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / "training_state.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    state, saved_before = tmp_path / "killed" / "training_state.pt", None
+    for name in signals:
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == saved_before):
+            time.sleep(0.02)
+        assert process.returncode is None  # killed in the midst, not at its end
+        os.kill(process.pid, signal.Signals[f"SIG{name}"])
+        _, said = process.communicate()
+        if name != "KILL":
+            assert process.returncode == 130 and "Interrupted and saved" in said
+        saved_before = state.stat().st_mtime_ns
+        (tmp_path / "killed" / ".training_state.pt.1.tmp").write_bytes(b"torn")  # as a kill within a write leaves it
     subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
     whole, killed = (FusionModel.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
     assert whole.identity == killed.identity
@@ -192,8 +202,9 @@ def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, re
     assert files == {
         "config.json", "model.safetensors", "README.md", "train_config.json", "history.json", "training.png",
     }  # fmt: skip
-    again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
-    assert again.returncode == 2 and "already holds a finished checkpoint" in again.stderr
+    if recipe == "paper":
+        again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+        assert again.returncode == 2 and "already holds a finished checkpoint" in again.stderr
 
 
 def test_a_plan_names_steps_memory_and_hours_and_leaves_nothing_behind(stores, tmp_path):
@@ -211,3 +222,12 @@ def test_a_plan_names_steps_memory_and_hours_and_leaves_nothing_behind(stores, t
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "steps of" in done.stdout and not (tmp_path / "planned").exists()
+
+
+def test_a_second_training_in_one_process_may_take_another_precision():
+    for precision in ("no", "bf16", "no"):
+        accelerator = join_processes(precision)
+        assert accelerator.mixed_precision == precision
+        with accelerator.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -3,15 +3,19 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import torch
 from gradio_client import Client, handle_file
 
 from demo import search_tab, ui
 from demo.explore_tab import Explorer, map_component
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
-from demo.service import Answer
+from demo.service import Answer, Service
+from fusemix.adapters import FusionModel
+from fusemix.config import ModelConfig
 from fusemix.index import Hit
 from fusemix.media import MediaError
+from scripts import build_index
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'
 
@@ -25,6 +29,8 @@ class FakeService:
     """Answers without a model."""
 
     counts = {"image": 3, "audio": 1, "text": 2}
+    encoder_names = {"image": "a", "text": "b", "audio": "c"}
+    understood = frozenset(encoder_names)
     root = Path("/gallery")
 
     def items(self, modality):
@@ -271,3 +277,23 @@ def test_no_file_outside_the_gallery_is_served(client):
 
     for path in ("/etc/passwd", str(ui.HERE / "ui.py"), str(ui.HERE.parent / "pyproject.toml")):
         assert httpx.get(f"{client.src}gradio_api/file={path}").status_code in (403, 404)
+
+
+@pytest.mark.parametrize("understood", [("image", "text"), ("audio", "text")])
+def test_the_page_of_a_model_of_two_modalities_offers_only_those(understood, encoders, pairs, tmp_path):
+    torch.manual_seed(0)
+    chosen = {m: encoders[m] for m in understood}
+    config = ModelConfig(
+        latent_dims={m: e.dim for m, e in chosen.items()},
+        encoders={m: e.info() for m, e in chosen.items()},
+        embed_dim=8,
+    )
+    FusionModel(config).eval().save_pretrained(tmp_path / "model")
+    flags = ["--checkpoint", str(tmp_path / "model"), "--pairs", str(pairs), "--out", str(tmp_path / "index")]
+    assert build_index.main(flags) == 0
+    page = ui.build_demo(Service.from_pretrained(tmp_path / "model", tmp_path / "index"))
+    shown = {block.elem_id: block.visible for block in page.blocks.values() if getattr(block, "elem_id", None)}
+    assert shown["fm-picture"] == ("image" in understood)
+    assert shown["fm-sound"] == shown["fm-speak"] == ("audio" in understood)
+    names = {dependency.api_name for dependency in page.fns.values()}
+    assert {f"search_{m}" for m in understood} == {name for name in names if str(name).startswith("search_")}

@@ -1,0 +1,71 @@
+"""Models side by side: the cosine is the mean of theirs, and the whole is a checkpoint like any other."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fusemix.adapters import FusionModel
+from fusemix.closed_form import fit_closed_form
+from fusemix.config import ModelConfig
+from fusemix.ensemble import join_models
+from scripts import ensemble
+
+DIMS = {"image": 12, "text": 9}
+
+
+def model(seed, **changes):
+    torch.manual_seed(seed)
+    made = FusionModel(ModelConfig(latent_dims=changes.pop("latent_dims", DIMS), embed_dim=10, **changes))
+    rng = np.random.default_rng(seed)
+    pairs = {m: rng.normal(size=(60, d)).astype(np.float32) for m, d in made.config.latent_dims.items()}
+    fit_closed_form(made, [pairs])
+    return made.eval()
+
+
+def test_every_path_counts_alike():
+    two_path, paper = model(0, closed_form_dim=4, whiten_dim=6), model(1)
+    both = join_models([two_path, paper])
+    x, y = torch.randn(7, 12), torch.randn(7, 9)
+    a, b = two_path.embed("image", x), two_path.embed("text", y)
+    paths = [(a[:, :4], b[:, :4]), (a[:, 4:], b[:, 4:]), (paper.embed("image", x), paper.embed("text", y))]
+    wanted = sum(F.normalize(u, dim=1) @ F.normalize(v, dim=1).T for u, v in paths) / 3
+    assert both.config.embed_dim == 20
+    assert torch.allclose(both.embed("image", x) @ both.embed("text", y).T, wanted, atol=1e-5)
+
+
+def test_the_command_makes_a_checkpoint_that_loads(tmp_path, capsys):
+    models = [model(0, closed_form_dim=4), model(1), model(2)]
+    sources = [str(m.save_pretrained(tmp_path / str(i))) for i, m in enumerate(models)]
+    assert ensemble.main([*sources, "--out", str(tmp_path / "all")]) == 0
+    assert "3 models side by side, 30 dimensions" in capsys.readouterr().out
+    loaded, joined = FusionModel.from_pretrained(tmp_path / "all"), join_models(models)
+    x = torch.randn(4, 9)
+    assert torch.equal(loaded.embed("text", x), joined.embed("text", x))
+    assert loaded.identity == joined.identity != models[0].identity
+    assert ensemble.main([*sources, "--out", str(tmp_path / "all")]) == 2
+    assert "holds files already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"latent_dims": {"image": 12, "audio": 9}}, r"Model 2 embeds \['audio', 'image'\]"),
+        ({"latent_dims": {"image": 11, "text": 9}}, r"image latents of an unknown encoder \(width 11\)"),
+        ({"encoders": {"text": {"name": "other", "revision": "1"}}}, "text latents of other"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(second, message):
+    with pytest.raises(ValueError, match=message):
+        join_models([model(0), model(1, **second)])
+
+
+def test_one_model_or_an_ensemble_is_no_member():
+    with pytest.raises(ValueError, match="at least 2"):
+        join_models([model(0)])
+    with pytest.raises(ValueError, match="Model 2 is an ensemble itself"):
+        join_models([model(0), join_models([model(0), model(1)])])
+
+
+def test_the_identity_of_a_single_model_is_what_it_was():
+    assert "members" not in ModelConfig(latent_dims=DIMS).to_dict()
