@@ -59,7 +59,7 @@ def holdings_html(corpus: Corpus) -> str:
     """What can be searched, and until when."""
     return (
         f'<p class="fm-own-note">You can search {escape(describe_counts(corpus.counts))} of your own. Nobody else can. '
-        f"All of it is deleted when you close this page, and at {corpus.until:%H:%M} UTC at the latest.</p>"
+        f"All of it is deleted a minute after you close this page, and at {corpus.until:%H:%M} UTC at the latest.</p>"
     )
 
 
@@ -84,7 +84,11 @@ class CorpusTab:
             corpora: By default in a folder of Gradio's for uploads, which alone it serves besides the gallery.
         """
         self.service = service
-        self.corpora = corpora or Visitors(partial(Corpus, service.retriever), Path(get_upload_folder()) / "corpora")
+        self.corpora = (
+            Visitors(partial(Corpus, service.retriever), Path(get_upload_folder()) / "corpora")
+            if corpora is None
+            else corpora
+        )
         self._bring()
         with gr.Column(visible=False) as self.panel:
             self._search()
@@ -243,8 +247,8 @@ class CorpusTab:
         }
 
     def leave(self, page: gr.Request) -> None:
-        """The page was closed."""
-        self.corpora.delete(page.session_hash)
+        """The page was closed, or its connection lost."""
+        self.corpora.leave(page.session_hash)
 
     def by_text(self, text: str, page: gr.Request) -> tuple[str, str]:
         """Search by words."""

@@ -73,13 +73,13 @@ class TrainingTab:
             demo: The page; when it is closed, the visitor's training goes.
             trainings: By default in a folder of Gradio's for uploads, which alone it serves besides the gallery.
         """
-        self.trainings = trainings or Visitors(Training, Path(get_upload_folder()) / "trainings")
+        self.trainings = Visitors(Training, Path(get_upload_folder()) / "trainings") if trainings is None else trainings
         gr.HTML(
             '<p class="fm-lead">Bring latents of your own: two files (.npy, .safetensors or .parquet), one latent a '
             "row, row i of both being one pair. Small adapters are trained on them with FuseMix, here, on one "
             f"processor core. <span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} "
             "minutes; very wide latents spend the first of them in the closed form. Your files are let go "
-            "once read, the result when you close the page, or after an hour.</span></p>"
+            "once read, the result a minute after you close the page, or after an hour.</span></p>"
         )
         with gr.Row(equal_height=True):
             self.fields = [self._latents("First", "image", "a"), self._latents("Second", "text", "b")]
@@ -220,8 +220,8 @@ class TrainingTab:
         }
 
     def leave(self, page: gr.Request) -> None:
-        """The page was closed."""
-        self.trainings.delete(page.session_hash)
+        """The page was closed, or its connection lost."""
+        self.trainings.leave(page.session_hash)
 
 
 def download_html(training: Training) -> str:

@@ -15,8 +15,9 @@ from fusemix.media import MediaError
 
 MAX_VISITORS = 16
 LIFETIME_S = 3600.0
+GRACE_S = 60.0  # from the closing of a page to the deletion: a lost connection returns, a request under way is answered
 IDLE_S = 300.0  # unused for so long, one visitor's things may go to make room for another's
-GONE = "Your files are not here any more: they go an hour after they came, or when the page is closed. Send them again."
+GONE = "Your files are not here any more: they go an hour after they came, or when the page has been closed for a minute. Send them again."
 FULL = "Other visitors' files take all the room here right now; please come back in a few minutes."
 
 
@@ -61,21 +62,31 @@ T = TypeVar("T", bound=Kept)
 
 
 class Visitors(Generic[T]):
-    """Visitor -> what is kept for them; it goes on request, with their page, or after a lifetime."""
+    """Visitor -> what is kept for them; it goes on request, soon after their page, or after a lifetime."""
 
-    def __init__(self, make: Callable[[Path], T], folder: Path, *, lifetime_s: float = LIFETIME_S) -> None:
+    def __init__(
+        self,
+        make: Callable[[Path], T],
+        folder: Path,
+        *,
+        lifetime_s: float = LIFETIME_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
         """Start with none.
 
         Args:
             make: Called with a new folder, which it makes.
             folder: Where those lie. What an earlier process left there longer than a lifetime ago is removed.
             lifetime_s: Seconds from the beginning until it goes.
+            grace_s: Seconds from ``leave`` until it goes, unless the visitor returns.
         """
         self.make = make
         self.folder = folder
         self.lifetime_s = lifetime_s
+        self.grace_s = grace_s
         self._kept: dict[str, T] = {}
         self._timers: dict[str, threading.Timer] = {}
+        self._departures: dict[str, threading.Timer] = {}
         self._lock = threading.Lock()
         for old in folder.glob("*/"):
             if time.time() - old.stat().st_mtime > lifetime_s:
@@ -90,7 +101,9 @@ class Visitors(Generic[T]):
         Raises:
             MediaError: If that is nothing.
         """
-        kept = self._kept.get(visitor or "")
+        with self._lock:
+            self._return(visitor or "")
+            kept = self._kept.get(visitor or "")
         if kept is None:
             raise MediaError(GONE)
         return kept
@@ -104,15 +117,32 @@ class Visitors(Generic[T]):
         if not visitor:
             raise MediaError("Your browser sent no session; reload the page.")
         with self._lock:
+            self._return(visitor)
             if visitor in self._kept:
                 return self._kept[visitor]
             if len(self._kept) >= MAX_VISITORS:
                 self._make_room()
             kept = self._kept[visitor] = self.make(self.folder / secrets.token_hex(32))
-            timer = self._timers[visitor] = threading.Timer(self.lifetime_s, self.delete, (visitor,))
-            timer.daemon = True
-            timer.start()
+            self._timers[visitor] = self._delete_in(self.lifetime_s, visitor)
             return kept
+
+    def _delete_in(self, seconds: float, visitor: str) -> threading.Timer:
+        timer = threading.Timer(seconds, self.delete, (visitor,))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def leave(self, visitor: str | None) -> None:
+        """A visitor's page or connection is gone: computing ends, deletion follows unless they return in time."""
+        self.stop(visitor)
+        with self._lock:
+            if visitor and visitor in self._kept and visitor not in self._departures:
+                self._departures[visitor] = self._delete_in(self.grace_s, visitor)
+
+    def _return(self, visitor: str) -> None:
+        departure = self._departures.pop(visitor, None)
+        if departure is not None:
+            departure.cancel()
 
     def _make_room(self) -> None:
         unused = {visitor: kept.used for visitor, kept in self._kept.items() if not kept.busy}
@@ -134,9 +164,9 @@ class Visitors(Generic[T]):
 
     def _remove(self, visitor: str) -> bool:
         kept = self._kept.pop(visitor, None)
-        timer = self._timers.pop(visitor, None)
-        if timer is not None:
-            timer.cancel()
+        for timer in (self._timers.pop(visitor, None), self._departures.pop(visitor, None)):
+            if timer is not None:
+                timer.cancel()
         if kept is not None:
             kept.delete()
         return kept is not None

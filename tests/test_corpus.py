@@ -260,6 +260,26 @@ def test_a_corpus_goes_after_its_lifetime_though_nobody_asks(service, tmp_path):
     assert not corpus.folder.exists() and len(corpora) == 0
 
 
+def test_a_visitor_who_returns_in_time_finds_everything_and_one_who_does_not_is_forgotten(service, tmp_path):
+    corpora = Visitors(partial(Corpus, service.retriever), tmp_path / "corpora", grace_s=0.3)
+    back, gone = corpora.open("back"), corpora.open("gone")
+    for visitor in ("back", "gone", "nobody", None):
+        corpora.leave(visitor)
+    assert corpora.of("back") is back and back._stop.is_set() and gone.folder.exists()
+    until = time.monotonic() + 10
+    while gone.folder.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert not gone.folder.exists() and back.folder.exists() and len(corpora) == 1
+    corpora.leave("back")
+    assert corpora.open("back") is back  # more files count as a return too
+    time.sleep(0.5)
+    assert back.folder.exists()
+    corpora.leave("back")
+    corpora.delete("back")
+    assert not back.folder.exists() and not corpora._departures
+
+
 def test_what_an_earlier_process_left_is_swept(service, tmp_path, monkeypatch):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir(), new.mkdir()

@@ -1,5 +1,6 @@
 """The "Your files" tab, driven as plain functions over the tiny gallery."""
 
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,11 @@ ME, THEM = SimpleNamespace(session_hash="me"), SimpleNamespace(session_hash="the
 @pytest.fixture
 def tab(service, tmp_path):
     with gr.Blocks() as demo:
-        made = CorpusTab(service, demo, Visitors(partial(Corpus, service.retriever), tmp_path / "corpora"))
+        made = CorpusTab(service, demo, Visitors(partial(Corpus, service.retriever), tmp_path / "corpora", grace_s=0.2))
     made.demo = demo
     yield made
     for page in (ME, THEM):
-        made.leave(page)
+        made.corpora.delete(page.session_hash)
 
 
 def arrived(tab, tmp_path, page=ME):
@@ -67,6 +68,10 @@ def test_nothing_of_a_visitor_reaches_another(tab, tmp_path):
     mine, theirs = tab.corpora.of("me").folder, tab.corpora.of("them").folder
     assert str(mine) not in "".join(tab.by_text("fruit", THEM)) and str(theirs) in "".join(tab.by_text("fruit", THEM))
     tab.leave(THEM)
+    assert theirs.exists()  # a picture that the page still asks for is answered
+    until = time.monotonic() + 10
+    while theirs.exists() and time.monotonic() < until:
+        time.sleep(0.02)
     assert mine.exists() and not theirs.exists()
     assert "not here any more" in tab.by_text("fruit", THEM)[0] and "Nearest" in tab.by_text("fruit", ME)[0]
 

@@ -195,7 +195,7 @@ def tab(tmp_path):
     made.demo = demo
     yield made
     for page in (ME, THEM):
-        made.leave(page)
+        made.trainings.delete(page.session_hash)
 
 
 def test_the_tab_shows_a_growing_curve_and_a_download_and_deletes_it(tab, files):
