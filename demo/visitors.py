@@ -17,7 +17,10 @@ MAX_VISITORS = 16
 LIFETIME_S = 3600.0
 GRACE_S = 60.0  # from the closing of a page to the deletion: a lost connection returns, a request under way is answered
 IDLE_S = 300.0  # unused for so long, one visitor's things may go to make room for another's
-GONE = "Your files are not here any more: they go an hour after they came, or when the page has been closed for a minute. Send them again."
+GONE = (
+    "Your files are not here any more: they go an hour after they came, or a minute after the page is closed. "
+    "Send them again."
+)
 FULL = "Other visitors' files take all the room here right now; please come back in a few minutes."
 
 
