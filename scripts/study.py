@@ -1,223 +1,46 @@
-"""Which recipe is worth its work? Same pairs, same passes over them, several seeds, with intervals.
+"""Which recipe is worth its work, and which part of it? Several seeds, same pairs, same passes, with intervals.
 
-    python scripts/study.py --pairs ../shared/flickr8k/pairs.csv --seeds 0 1 2
+    python scripts/study.py recipes --pairs ../shared/flickr8k/pairs.csv --seeds 0 1 2
 
-Trains on split ``train`` (two photos in a hundred choose the epoch), reports on split ``dev``:
-
-- ``paper``: the paper's recipe scaled to a small machine, on the plain latents;
-- ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
-- ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
-- ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
-- ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
-  ``--epochs 15`` gives them as many passes over the pairs as one recipe has with 30.
-
-Beside each stands its closed form alone. Everything resumes: finished latents and runs are kept. Writes
-``docs/results/study.json`` and ``study.png``.
+Each study is a module of scripts/studies/: its docstring says what is compared. All train on split ``train`` and
+report on ``dev``, and all resume: finished latents and runs are kept in ``--work``. Each writes
+``docs/results/study-NAME.json`` (``recipes``: ``study.json``), most a plot beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from fusemix.adapters import FusionModel
-from fusemix.cca import fit_cca
-from fusemix.ensemble import join_models
-from fusemix.evaluate import evaluate, stored_items
-from fusemix.latents import LatentStore
-from fusemix.metrics import ranks
-from fusemix.pairs import PairTable
-from fusemix.train import PairSet
 
 ROOT = Path(__file__).resolve().parents[1]
-DIRECTIONS = (("text", "image"), ("image", "text"))
-TEXT = "minilm-l6"
-SAME = ("--eval-every", 5, "--save-every", 5, "--val-fraction", 0.02)
-# name -> (image encoder, flags of scripts/train.py)
-RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
-    "paper": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 4, *SAME)),
-    "two-path": ("efficientnet-lite0", ("--recipe", "two-path", "--expansion", 2, *SAME)),
-    "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", "--expansion", 2, *SAME)),
-    "paper-deep": ("efficientnet-lite0-deep", ("--recipe", "paper", "--expansion", 1, *SAME)),
-}
-ENSEMBLES = {"both": ("two-path", "paper"), "both-deep": ("two-path-deep", "paper-deep")}
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # run from a plain clone
+
+STUDIES = ("recipes", "ablations", "low-data")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=STUDIES, default="recipes")
     parser.add_argument("--pairs", type=Path, required=True, help="a table with image, text, splits train and dev")
-    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", help="of the study 'recipes', these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30, help="of each training (default: 30)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/study", help="latents and checkpoints go here")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/study.json")
-    return parser.parse_args(argv)
-
-
-def call(script: str, *arguments: object) -> None:
-    """Run one of the repository's scripts, stopping here if it fails."""
-    subprocess.run([sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)], check=True)
-
-
-def latents(args: argparse.Namespace, column: str, encoder: str) -> dict[str, Path]:
-    """Split -> store, extracted if it is not there yet."""
-    stores = {split: args.work / f"{encoder}-{split}" for split in ("train", "dev")}
-    for split, out in stores.items():
-        call(
-            "extract.py",
-            "--pairs",
-            args.pairs,
-            "--column",
-            column,
-            "--encoder",
-            encoder,
-            "--split",
-            split,
-            "--out",
-            out,
-        )
-    return stores
-
-
-def train(out: Path, stores: dict[str, dict[str, Path]], flags: tuple[object, ...], seed: int) -> float:
-    """Train one checkpoint unless it is there; returns the seconds its trainer took."""
-    took = out / "seconds.json"
-    if not took.exists():
-        began = time.perf_counter()
-        pieces = [f"{modality}={splits['train']}" for modality, splits in stores.items()]
-        call("train.py", "--latents", *pieces, "--out", out, "--seed", seed, *flags)
-        took.write_text(json.dumps(round(time.perf_counter() - began, 1)))
-    return float(json.loads(took.read_text()))
-
-
-def measure(table: PairTable, model: FusionModel, dev: dict[str, LatentStore]) -> dict[str, Any]:
-    """Recall in both directions on split dev, and the mean recall@1."""
-    values = {
-        f"{query}_to_{gallery}": evaluate(table, stored_items(model, dev), query=query, gallery=gallery, split="dev")
-        for query, gallery in DIRECTIONS
-    }
-    return {**values, "mean_recall_at_1": float(np.mean([v["recall_at_1"] for v in values.values()]))}
-
-
-def closed_form(stores: dict[str, dict[str, Path]]) -> dict[str, float]:
-    """Regularised CCA alone (ridge 0.3 and 128 directions; ridge 1 and 256): mean recall@1 on dev."""
-    train = PairSet.join({m: LatentStore.open(s["train"]) for m, s in stores.items()})
-    dev = PairSet.join({m: LatentStore.open(s["dev"]) for m, s in stores.items()})
-    sides = [train.latents(m, train.items[m]).numpy() for m in stores]
-    out = {}
-    for ridge, dim in ((0.3, 128), (1.0, 256)):
-        cca = fit_cca(*sides, dim=dim, ridge=ridge)
-        embeddings, groups = [], []
-        for side, modality in enumerate(stores):
-            distinct, first = np.unique(dev.items[modality], return_index=True)
-            embeddings.append(cca.embed(side, dev.latents(modality, distinct).numpy()))
-            groups.append(dev.groups[first])
-        recalls = [
-            float((ranks(_tensor(embeddings[a]), _tensor(embeddings[b]), groups[a], groups[b]) == 1).mean())
-            for a, b in ((1, 0), (0, 1))
-        ]
-        out[f"ridge {ridge}, {dim} directions"] = float(np.mean(recalls))
-    return out
-
-
-def _tensor(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(values)
+    parser.add_argument("--out", type=Path, help="default: docs/results/study-NAME.json")
+    args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = ROOT / "docs/results" / ("study.json" if args.name == "recipes" else f"study-{args.name}.json")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Extract, train and measure every recipe and seed; write JSON, a plot and a table."""
+    """Run the study."""
     args = parse(argv)
-    table = PairTable.read(args.pairs)
-    text = latents(args, "text", TEXT)
-    results: dict[str, Any] = {}
-    for name in args.recipes:
-        encoder, flags = RECIPES[name][0], ("--epochs", args.epochs, *RECIPES[name][1])
-        stores = {"image": latents(args, "image", encoder), "text": text}
-        dev = {m: LatentStore.open(s["dev"]) for m, s in stores.items()}
-        runs = []
-        for seed in args.seeds:
-            out = args.work / f"{name}-seed{seed}"
-            seconds = train(out, stores, flags, seed)
-            runs.append({"seed": seed, "seconds": seconds, **measure(table, FusionModel.from_pretrained(out), dev)})
-        results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": closed_form(stores), "runs": runs}
-        for both, members in ENSEMBLES.items():
-            if name in members and set(members) <= set(results):
-                results[both] = side_by_side(args, table, {m: results[m] for m in members}, dev)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
-    show(results)
-    plot(results, args.out.with_suffix(".png"))
+    import_module(f"studies.{args.name.replace('-', '_')}").run(args)
     return 0
-
-
-def side_by_side(
-    args: argparse.Namespace, table: PairTable, members: dict[str, dict[str, Any]], dev: dict[str, LatentStore]
-) -> dict[str, Any]:
-    """The members' models of one seed as one model, for every seed; its seconds are theirs together."""
-    runs = []
-    for number, seed in enumerate(args.seeds):
-        joined = join_models([FusionModel.from_pretrained(args.work / f"{name}-seed{seed}") for name in members])
-        seconds = round(sum(result["runs"][number]["seconds"] for result in members.values()), 1)
-        runs.append({"seed": seed, "seconds": seconds, **measure(table, joined, dev)})
-    first = next(iter(members.values()))
-    return {"encoder": first["encoder"], "members": list(members), "cca": first["cca"], "runs": runs}
-
-
-def spread(values: list[float]) -> str:
-    """Mean and, for several seeds, the standard deviation between them, in points."""
-    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{deviation}"
-
-
-def show(results: dict[str, Any]) -> None:
-    """Print the table."""
-    view = Table("recipe", "text → image R@1", "image → text R@1", "mean R@1", "CCA alone, best", "seconds")
-    for name, result in results.items():
-        runs = result["runs"]
-        view.add_row(
-            name,
-            *(spread([run[key]["recall_at_1"] for run in runs]) for key in ("text_to_image", "image_to_text")),
-            spread([run["mean_recall_at_1"] for run in runs]),
-            f"{100 * max(result['cca'].values()):.1f}",
-            f"{np.mean([run['seconds'] for run in runs]):.0f}",
-        )
-    Console().print(view)
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Every seed a dot, the closed form a line: mean recall@1 on dev."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
-    for x, (_, result) in enumerate(results.items()):
-        values = [100 * run["mean_recall_at_1"] for run in result["runs"]]
-        axes.scatter(
-            [x] * len(values), values, color="#1f7a5c", zorder=3, label="trained, one dot a seed" if not x else ""
-        )
-        best = 100 * max(result["cca"].values())
-        axes.hlines(best, x - 0.25, x + 0.25, color="#6b5bd2", label="closed-form CCA alone" if not x else "")
-    axes.set_xticks(range(len(results)), list(results))
-    axes.set_ylabel("mean R@1 on dev, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,247 @@
+"""What is each part of the recipe worth? One change at a time, beside the paper's recipe scaled down."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusemix.adapters import FusionModel
+from fusemix.config import TrainConfig
+from fusemix.mixup import draw_lam, mix
+from fusemix.train import _parameter_groups
+from studies.common import StudyRun, console, joined, latents, model_config, points, summary, trained, write
+
+Batch = tuple[dict[str, Tensor], Tensor | None]
+
+
+class Noise(StudyRun):
+    """No mixing; Gaussian noise on every latent, of ``share`` times the deviation of its dimension."""
+
+    share = 0.5
+
+    def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
+        """A plain batch, with noise of the step's own generator."""
+        batch, groups = super().mixed_batch(number, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        for name, x in batch.items():
+            noise = torch.randn(x.shape, generator=generator)
+            batch[name] = x + self.share * x.std(dim=0, keepdim=True) * noise
+        return batch, groups
+
+
+class Unshared(StudyRun):
+    """A coefficient of its own for each modality: a mixed pair is then no true pair."""
+
+    def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
+        """As FuseMix, but for the coefficients."""
+        pair_set, pairs = self.sets[number], self.draw(number)
+        assert self.config.mixup_alpha is not None
+        out = {}
+        for name in pair_set.stores:
+            lam = draw_lam(self.config.mixup_alpha, len(pairs) // 2, rng, per_row=False)
+            (out[name],) = mix([pair_set.latents(name, pair_set.items[name][pairs])], lam)
+        return out, None
+
+
+class Rebuilt(StudyRun):
+    """A run whose model is changed before its optimiser is made."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        torch.manual_seed(self.config.seed)
+        self.change()
+        groups = _parameter_groups(self.model, self.config.weight_decay)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        plain = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
+        self.optimizer = self.accelerator.prepare_optimizer(plain)
+
+    def change(self) -> None:
+        """Change ``self.model``."""
+
+
+class Sigmoid(Rebuilt):
+    """The sigmoid loss in place of InfoNCE. Source: SigLIP, arXiv:2303.15343, its start (scale 10, bias -10)."""
+
+    def change(self) -> None:
+        """A learned bias; the temperature starts at 0.1."""
+        self.model.bias = nn.Parameter(torch.tensor(-10.0))
+        with torch.no_grad():
+            self.model.temperature.fill_(0.1)
+
+    def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
+        """Mean over rows of the sum of binary losses."""
+        a, b = (F.normalize(x, dim=1) for x in out.values())
+        logits = a @ b.T / self.model.temperature + self.model.bias
+        signs = 2 * torch.eye(len(a)) - 1
+        return -F.logsigmoid(signs * logits).sum() / len(a)
+
+
+class HardNegatives(StudyRun):
+    """Negatives weighted by exp(beta x similarity), weights of mean 1. Source: Robinson et al., arXiv:2010.04592."""
+
+    beta = 1.0
+
+    def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
+        """InfoNCE with reweighted negatives."""
+        a, b = (F.normalize(x, dim=1) for x in out.values())
+        similarity = a @ b.T
+        own = torch.eye(len(a), dtype=torch.bool)
+        with torch.no_grad():
+            weight = (self.beta * similarity).masked_fill(own, -torch.inf)
+        target = torch.arange(len(a))
+        losses = []
+        for logits, log_weight in ((similarity, weight), (similarity.T, weight.T)):
+            shift = log_weight - log_weight.logsumexp(dim=1, keepdim=True) + np.log(len(a) - 1)
+            losses.append(F.cross_entropy(logits / self.model.temperature + shift.masked_fill(own, 0.0), target))
+        return torch.stack(losses).mean()
+
+
+class Gated(Rebuilt):
+    """SAIL's idea of a gated adapter in place of the residual one: a product of two linear maps, then a projection.
+
+    Source: the gated linear unit of SAIL (arXiv:2412.04616) as FACTS describes it, hidden width 8 x 512; unchecked
+    against its code.
+    """
+
+    def change(self) -> None:
+        """Other adapters."""
+        config = self.model.config
+        for name, dim in config.latent_dims.items():
+            self.model.adapters[name] = _Gate(dim, config.embed_dim, 8 * config.embed_dim, config.dropout)
+
+
+class _Gate(nn.Module):
+    def __init__(self, dim: int, out: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up, self.gate, self.down = nn.Linear(dim, hidden), nn.Linear(dim, hidden), nn.Linear(hidden, out)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        out: Tensor = self.down(self.dropout(F.silu(self.gate(x)) * self.up(x)))
+        return out
+
+
+class Fixed(Rebuilt):
+    """A temperature that is not learned."""
+
+    def change(self) -> None:
+        """Stop its gradient."""
+        self.model.temperature.requires_grad_(False)
+
+
+class Averaged(StudyRun):
+    """Weights averaged over the last steps (exponentially, over about 30 of them) are what is evaluated."""
+
+    decay = 1 - 1 / 30
+    average: FusionModel | None = None
+
+    def take_step(self) -> float:
+        """A step, then the average."""
+        loss = super().take_step()
+        if self.average is None:
+            self.average = copy.deepcopy(self.model)
+        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.data.lerp_(value.data, 1 - self.decay)
+        return loss
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Recall of the average."""
+        live, self.model = self.model, self.average or self.model
+        try:
+            return super().evaluate(epoch)
+        finally:
+            self.model = live
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change. ``question`` groups variants in the table."""
+
+    question: str
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    kind: type[StudyRun] = StudyRun
+
+
+def _no_mix(batch: int, **more: Any) -> dict[str, Any]:
+    return {"mixup_alpha": None, "batch_size": batch, **more}
+
+
+VARIANTS = [
+    Variant("", "paper's recipe"),
+    Variant("mixing", "none, 2,048 pairs a step", _no_mix(2048)),
+    Variant("mixing", "none, 4,096 pairs a step", _no_mix(4096)),
+    Variant("mixing", "a coefficient per row", {"mixup_per_row": True}),
+    Variant("mixing", "Gaussian noise instead, 2,048 pairs a step", _no_mix(2048), kind=Noise),
+    Variant("mixing", "unshared coefficients", kind=Unshared),
+    Variant("loss", "sigmoid", kind=Sigmoid),
+    Variant("loss", "several positives", {"multi_positive": True}),
+    Variant("loss", "hard negatives, beta 1", kind=HardNegatives),
+    Variant("loss", "temperature 0.07, fixed", kind=Fixed),
+    Variant("adapter", "none: a linear map", model={"depth": 0}),
+    Variant("adapter", "depth 2", model={"depth": 2}),
+    Variant("adapter", "gated", kind=Gated),
+    Variant("dropout", "0", model={"dropout": 0.0}),
+    Variant("dropout", "0.3", model={"dropout": 0.3}),
+    Variant("alpha", "0.2", {"mixup_alpha": 0.2}),
+    Variant("alpha", "4", {"mixup_alpha": 4.0}),
+    Variant("optimiser", "averaged weights", kind=Averaged),
+    Variant("optimiser", "learning rate 3e-3", {"learning_rate": 3e-3}),
+    Variant("optimiser", "no mixing, 2,048 pairs a step, learning rate 3e-4", _no_mix(2048, learning_rate=3e-4)),
+    Variant("optimiser", "no mixing, 2,048 pairs a step, learning rate 3e-3", _no_mix(2048, learning_rate=3e-3)),
+    Variant("optimiser", "sigmoid, learning rate 3e-3", {"learning_rate": 3e-3}, kind=Sigmoid),
+    Variant("optimiser", "weight decay 0", {"weight_decay": 0.0}),
+    Variant("batch", "1,024 pairs a step", {"batch_size": 1024}),
+    Variant("batch", "8,192 pairs a step", {"batch_size": 8192}),
+]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Every variant with every seed; the table, what is missing of an interrupted study left out."""
+    stores = {"image": latents(args, "image", "efficientnet-lite0"), "text": latents(args, "text", "minilm-l6")}
+    pairs, dev = joined(stores, "train"), joined(stores, "dev")
+    results: dict[str, list[dict[str, Any]]] = {}
+    for seed in args.seeds:  # seed by seed: an interrupted study is still a fair one
+        for variant in VARIANTS:
+            name = f"{variant.question}: {variant.name}" if variant.question else variant.name
+            changes = {"epochs": args.epochs, "eval_every": 5, "val_fraction": 0.02, "seed": seed}
+            config = TrainConfig(**{**changes, **variant.config})
+            folder = args.work / "ablations" / f"{args.epochs}-{name.replace('/', '')}-seed{seed}"
+            model = model_config(pairs, **variant.model)
+            results.setdefault(name, []).append(trained(variant.kind, pairs, dev, model, config, folder))
+            report(args, results)
+
+
+def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Write what there is; print the table when it is whole."""
+    out = {name: _entry(runs, results["paper's recipe"]) for name, runs in results.items()}
+    write(args.out, {"epochs": args.epochs, "seeds": args.seeds, "metric": "mean R@1, last epoch", "variants": out})
+    last = list(out.values())[-1]
+    console.print(f"{list(out)[-1]}: {points(last['mean_recall_at_1'])}")
+    if len(out) == len(VARIANTS) and last["mean_recall_at_1"]["n"] == len(args.seeds):
+        view = Table("change", "mean R@1", "difference by seed", "seconds")
+        for name, entry in out.items():
+            seconds = f"{np.mean(entry['seconds']):.0f}"
+            view.add_row(name, points(entry["mean_recall_at_1"]), points(entry["difference"]), seconds)
+        console.print(view)
+
+
+def _entry(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    means = [run["mean"] for run in runs]
+    return {
+        "mean_recall_at_1": summary(means),
+        "difference": summary([a - b["mean"] for a, b in zip(means, base, strict=False)]),
+        "seconds": [run["seconds"] for run in runs],
+        "curve": [{step["epoch"]: round(step["mean"], 4) for step in run["curve"]} for run in runs],
+    }

@@ -1,0 +1,122 @@
+"""What the studies share: stores of latents, a run whose last epoch counts, means with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from fusemix.config import ModelConfig, TrainConfig
+from fusemix.latents import LatentStore
+from fusemix.train import PairSet, _Run, validation_recall
+
+ROOT = Path(__file__).resolve().parents[2]
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
+
+console = Console()
+
+
+def call(script: str, *arguments: object) -> None:
+    """Run one of the repository's scripts, stopping here if it fails."""
+    subprocess.run([sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)], check=True)
+
+
+def latents(args: argparse.Namespace, column: str, encoder: str) -> dict[str, Path]:
+    """Split -> store, extracted if it is not there yet."""
+    stores = {split: args.work / f"{encoder}-{split}" for split in ("train", "dev")}
+    for split, out in stores.items():
+        chosen = ("--column", column, "--encoder", encoder, "--split", split)
+        call("extract.py", "--pairs", args.pairs, *chosen, "--out", out)
+    return stores
+
+
+def joined(stores: dict[str, dict[str, Path]], split: str) -> PairSet:
+    """The pairs of a split, latents of both modalities."""
+    return PairSet.join({modality: LatentStore.open(paths[split]) for modality, paths in stores.items()})
+
+
+def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
+    """A model's shape for these pairs: the paper's adapter of one block, half as wide inside, but for the changes."""
+    return ModelConfig(**{
+        "latent_dims": {name: store.dim for name, store in pairs.stores.items()},
+        "encoders": {name: store.encoder for name, store in pairs.stores.items()},
+        "expansion": 0.5,
+        **changes,
+    })  # fmt: skip
+
+
+class StudyRun(_Run):
+    """The trainer, reporting recall@1 on ``dev`` as it goes. No epoch is chosen: the last weights count."""
+
+    dev: PairSet
+
+    def save(self) -> None:
+        """Nothing: a study keeps finished runs, not states."""
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Recall@1 on dev, by direction."""
+        recall = recall_at_1(self.model, self.dev)
+        self.history.append({"epoch": epoch, **recall})
+        self.best, self.best_weights = self.history[-1], {}
+        return recall
+
+
+def recall_at_1(model: Any, pairs: PairSet) -> dict[str, float]:
+    """Recall@1 by direction, any right answer of a group, each item once, and their ``mean``."""
+    found = validation_recall(model, [pairs], [np.arange(len(pairs))])
+    directions = {key.rpartition("/")[2]: value for key, value in found.items()}
+    return {**directions, "mean": float(np.mean(list(directions.values())))}
+
+
+def trained(
+    kind: type[StudyRun], pairs: PairSet, dev: PairSet, model: ModelConfig, config: TrainConfig, folder: Path
+) -> dict[str, Any]:
+    """Train, unless it has been: the last recall, its curve and the seconds; nothing but those is kept."""
+
+    def fresh() -> dict[str, Any]:
+        began = time.perf_counter()
+        run = kind([pairs], model, config, folder)
+        run.dev = dev
+        history = run.go(None, None).history
+        return {"seconds": round(time.perf_counter() - began, 1), "curve": history, **history[-1]}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return kept(folder / "result.json", fresh)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What lies at ``path``; made and written first if nothing does."""
+    if not path.exists():
+        value = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation and the half width of a 95 % interval (Student's t) of values, one per seed."""
+    n = len(values)
+    deviation = float(np.std(values, ddof=1)) if n > 1 else None
+    half = T_975[n - 1] * deviation / n**0.5 if deviation is not None and n - 1 in T_975 else None
+    return {"n": n, "mean": float(np.mean(values)), "sd": deviation, "half_width_95": half, "values": values}
+
+
+def points(value: dict[str, Any]) -> str:
+    """A summary in points: ``24.9 ± 1.5`` (95 %)."""
+    half = value["half_width_95"]
+    return f"{100 * value['mean']:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
+
+
+def write(path: Path, results: Any) -> None:
+    """Write results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,0 +1,172 @@
+"""Which recipe is worth its work? Two photos in a hundred of split ``train`` choose the epoch.
+
+- ``paper``: the paper's recipe scaled to a small machine, on the plain latents;
+- ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
+- ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
+- ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
+- ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
+  ``--epochs 15`` gives them as many passes over the pairs as one recipe has with 30.
+
+Beside each stands its closed form alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from fusemix.adapters import FusionModel
+from fusemix.cca import fit_cca
+from fusemix.ensemble import join_models
+from fusemix.evaluate import evaluate, stored_items
+from fusemix.latents import LatentStore
+from fusemix.metrics import ranks
+from fusemix.pairs import PairTable
+from fusemix.train import PairSet
+from studies.common import call, console, latents, write
+
+DIRECTIONS = (("text", "image"), ("image", "text"))
+TEXT = "minilm-l6"
+SAME = ("--eval-every", 5, "--save-every", 5, "--val-fraction", 0.02)
+# name -> (image encoder, flags of scripts/train.py)
+RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
+    "paper": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 4, *SAME)),
+    "two-path": ("efficientnet-lite0", ("--recipe", "two-path", "--expansion", 2, *SAME)),
+    "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", "--expansion", 2, *SAME)),
+    "paper-deep": ("efficientnet-lite0-deep", ("--recipe", "paper", "--expansion", 1, *SAME)),
+}
+ENSEMBLES = {"both": ("two-path", "paper"), "both-deep": ("two-path-deep", "paper-deep")}
+
+
+def train(out: Path, stores: dict[str, dict[str, Path]], flags: tuple[object, ...], seed: int) -> float:
+    """Train one checkpoint unless it is there; returns the seconds its trainer took."""
+    took = out / "seconds.json"
+    if not took.exists():
+        began = time.perf_counter()
+        pieces = [f"{modality}={splits['train']}" for modality, splits in stores.items()]
+        call("train.py", "--latents", *pieces, "--out", out, "--seed", seed, *flags)
+        took.write_text(json.dumps(round(time.perf_counter() - began, 1)))
+    return float(json.loads(took.read_text()))
+
+
+def measure(table: PairTable, model: FusionModel, dev: dict[str, LatentStore]) -> dict[str, Any]:
+    """Recall in both directions on split dev, and the mean recall@1."""
+    values = {
+        f"{query}_to_{gallery}": evaluate(table, stored_items(model, dev), query=query, gallery=gallery, split="dev")
+        for query, gallery in DIRECTIONS
+    }
+    return {**values, "mean_recall_at_1": float(np.mean([v["recall_at_1"] for v in values.values()]))}
+
+
+def closed_form(stores: dict[str, dict[str, Path]]) -> dict[str, float]:
+    """Regularised CCA alone (ridge 0.3 and 128 directions; ridge 1 and 256): mean recall@1 on dev."""
+    train = PairSet.join({m: LatentStore.open(s["train"]) for m, s in stores.items()})
+    dev = PairSet.join({m: LatentStore.open(s["dev"]) for m, s in stores.items()})
+    sides = [train.latents(m, train.items[m]).numpy() for m in stores]
+    out = {}
+    for ridge, dim in ((0.3, 128), (1.0, 256)):
+        cca = fit_cca(*sides, dim=dim, ridge=ridge)
+        embeddings, groups = [], []
+        for side, modality in enumerate(stores):
+            distinct, first = np.unique(dev.items[modality], return_index=True)
+            embeddings.append(cca.embed(side, dev.latents(modality, distinct).numpy()))
+            groups.append(dev.groups[first])
+        recalls = [
+            float((ranks(_tensor(embeddings[a]), _tensor(embeddings[b]), groups[a], groups[b]) == 1).mean())
+            for a, b in ((1, 0), (0, 1))
+        ]
+        out[f"ridge {ridge}, {dim} directions"] = float(np.mean(recalls))
+    return out
+
+
+def _tensor(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(values)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Extract, train and measure every recipe and seed; write JSON, a plot and a table."""
+    table = PairTable.read(args.pairs)
+    text = latents(args, "text", TEXT)
+    results: dict[str, Any] = {}
+    for name in args.recipes or RECIPES:
+        if name not in RECIPES:
+            raise SystemExit(f"error: there is no recipe {name!r}; choose among {', '.join(RECIPES)}.")
+        encoder, flags = RECIPES[name][0], ("--epochs", args.epochs, *RECIPES[name][1])
+        stores = {"image": latents(args, "image", encoder), "text": text}
+        dev = {m: LatentStore.open(s["dev"]) for m, s in stores.items()}
+        runs = []
+        for seed in args.seeds:
+            out = args.work / f"{name}-seed{seed}"
+            seconds = train(out, stores, flags, seed)
+            runs.append({"seed": seed, "seconds": seconds, **measure(table, FusionModel.from_pretrained(out), dev)})
+        results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": closed_form(stores), "runs": runs}
+        for both, members in ENSEMBLES.items():
+            if name in members and set(members) <= set(results):
+                results[both] = side_by_side(args, table, {m: results[m] for m in members}, dev)
+        write(args.out, results)
+    show(results)
+    plot(results, args.out.with_suffix(".png"))
+
+
+def side_by_side(
+    args: argparse.Namespace, table: PairTable, members: dict[str, dict[str, Any]], dev: dict[str, LatentStore]
+) -> dict[str, Any]:
+    """The members' models of one seed as one model, for every seed; its seconds are theirs together."""
+    runs = []
+    for number, seed in enumerate(args.seeds):
+        joined = join_models([FusionModel.from_pretrained(args.work / f"{name}-seed{seed}") for name in members])
+        seconds = round(sum(result["runs"][number]["seconds"] for result in members.values()), 1)
+        runs.append({"seed": seed, "seconds": seconds, **measure(table, joined, dev)})
+    first = next(iter(members.values()))
+    return {"encoder": first["encoder"], "members": list(members), "cca": first["cca"], "runs": runs}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, for several seeds, the standard deviation between them, in points."""
+    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}"
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table."""
+    view = Table("recipe", "text → image R@1", "image → text R@1", "mean R@1", "CCA alone, best", "seconds")
+    for name, result in results.items():
+        runs = result["runs"]
+        view.add_row(
+            name,
+            *(spread([run[key]["recall_at_1"] for run in runs]) for key in ("text_to_image", "image_to_text")),
+            spread([run["mean_recall_at_1"] for run in runs]),
+            f"{100 * max(result['cca'].values()):.1f}",
+            f"{np.mean([run['seconds'] for run in runs]):.0f}",
+        )
+    console.print(view)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Every seed a dot, the closed form a line: mean recall@1 on dev."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    for x, (_, result) in enumerate(results.items()):
+        values = [100 * run["mean_recall_at_1"] for run in result["runs"]]
+        axes.scatter(
+            [x] * len(values), values, color="#1f7a5c", zorder=3, label="trained, one dot a seed" if not x else ""
+        )
+        best = 100 * max(result["cca"].values())
+        axes.hlines(best, x - 0.25, x + 0.25, color="#6b5bd2", label="closed-form CCA alone" if not x else "")
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_ylabel("mean R@1 on dev, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(path, dpi=150)
