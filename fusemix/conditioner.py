@@ -9,6 +9,7 @@ A :class:`Conditioner` holds one :class:`Bridge` a modality and that length.
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
+from fusemix.ensemble import member_parts
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.losses import info_nce
 from fusemix.mixup import fusemix
@@ -161,7 +163,7 @@ def _fit_residual(
 
 
 def space_identity(model: FusionModel) -> str:
-    """Hex SHA-256 of the image adapter: what a decoder in the shared space is tied to.
+    """Hex SHA-256 of the image adapter: what a decoder in the shared space is tied to; see :meth:`Conditioner.of`.
 
     The other adapters may be trained again into the same space without the decoder noticing.
 
@@ -170,8 +172,12 @@ def space_identity(model: FusionModel) -> str:
     """
     if "image" not in model.modalities:
         raise ValueError(f"The model has adapters for {list(model.modalities)}; a decoder needs one for image.")
+    return _identity(model.adapters["image"])
+
+
+def _identity(adapter: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.adapters["image"].state_dict().items()):
+    for name, value in sorted(adapter.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -219,17 +225,49 @@ class Conditioner:
         self.embed_dim, self.image_embeds_dim, self.norm = embed_dim, image_embeds_dim, norm
         self.space = space
         self.notes = notes or {}
+        self.part: slice | None = None  # of the embeddings given, what is read; all by default
+
+    def of(self, model: FusionModel) -> Conditioner:
+        """This conditioner for a model's embeddings.
+
+        A decoder that was trained in the space of one model also serves an ensemble (:mod:`fusemix.ensemble`) that
+        the model is a member of: of the ensemble's embeddings it then reads that member's part.
+
+        Raises:
+            ValueError: If it was made for another model's space.
+        """
+        found = copy(self)
+        if self.space is not None and model.config.members and "image" in model.modalities:
+            members: Any = model.adapters["image"].members
+            for member, part in zip(members, member_parts(model.config), strict=True):
+                if _identity(member) == self.space:
+                    found.part = part
+                    return found
+        if self.embed_dim != model.config.embed_dim:
+            raise ValueError(
+                f"The model makes embeddings of width {model.config.embed_dim}, but this decoder takes width "
+                f"{self.embed_dim} (image_embeds of width {self.image_embeds_dim}); choose a decoder for this model, "
+                "or fit a conditioner between the two."
+            )
+        if self.space is not None and self.space != space_identity(model):
+            raise ValueError(
+                "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
+                "scripts/train_unclip.py, or load the checkpoint it came with."
+            )
+        return found
 
     def __call__(self, modality: str, embeddings: Tensor) -> Tensor:
         """Image embeddings (N, D_out), float32, each of length ``norm``.
 
         Args:
             modality: Where the embeddings come from.
-            embeddings: Shape (N, D_in), any length.
+            embeddings: Shape (N, D_in), any length; of an ensemble's, all of it (:meth:`of`).
 
         Raises:
             ValueError: If the width is not ``embed_dim``, a value is not finite, or an embedding is zero.
         """
+        if self.part is not None and embeddings.ndim == 2 and embeddings.shape[1] >= self.part.stop:
+            embeddings = embeddings[:, self.part]
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embed_dim:
             raise ValueError(f"This conditioner takes shape (N, {self.embed_dim}), got {tuple(embeddings.shape)}.")
         if not torch.isfinite(embeddings).all() or (embeddings.norm(dim=1) == 0).any():

@@ -10,6 +10,7 @@ ones, whose logits are cosines. Not in the paper.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,12 @@ def join_models(models: Sequence[FusionModel]) -> FusionModel:
     with torch.no_grad():
         joined.temperature.copy_(models[0].temperature)
     return joined.eval()
+
+
+def member_parts(config: ModelConfig) -> list[slice]:
+    """Where in an ensemble's embeddings each member's stands; its direction there is that of the member alone."""
+    ends = list(itertools.accumulate(int(member["embed_dim"]) for member in config.members))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _check(config: ModelConfig, first: ModelConfig, number: int) -> None:

@@ -301,17 +301,19 @@ def measure(
         images = draw(embeds, args.seed)
         latents = torch.from_numpy(encoder.encode(images))
         wrong = np.roll(rows, len(rows) // 2)
-        nearest = (embeds @ train.image.T).argmax(1).tolist()
+        nearest = (embeddings @ train.image.T).argmax(1).tolist()
         values = {
             "generated": judge.latents(latents, rows),
             "shuffled": judge.latents(latents, wrong),
             "real_at_this_size": judge.pictures([shrunk(held_out.images[r], side) for r in rows], rows),
             "nearest_training_picture": judge.pictures([shrunk_file(train.paths[i], side) for i in nearest], rows),
-            "embedding_itself": {"shared": recall(F.normalize(embeds, dim=1), judge.shared, rows, judge.groups)},
+            "embedding_itself": {"shared": recall(embeddings, judge.shared, rows, judge.groups)},
             "copying": copying(latents, train, judge.mean),
         }
         if args.best_of > 1:
-            values[f"best_of_{args.best_of}"] = judge.pictures(best_of(embeds, draw, model, encoder, args), rows)
+            values[f"best_of_{args.best_of}"] = judge.pictures(
+                best_of(embeddings, embeds, draw, model, encoder, args), rows
+            )
         out["conditioned_on"][modality] = values
         sheet += [[shrunk(held_out.images[r], side) for r in rows[:12]], images[:12]]
     rows = held_out.queries["image"][1]
@@ -325,11 +327,11 @@ def measure(
 
 
 def best_of(
-    embeds: Tensor, draw: Draw, model: FusionModel, encoder: Encoder, args: argparse.Namespace
+    wanted: Tensor, embeds: Tensor, draw: Draw, model: FusionModel, encoder: Encoder, args: argparse.Namespace
 ) -> list[Image.Image]:
     """For each query the picture of several that the encoder finds closest to what was asked for."""
     rounds = [draw(embeds, args.seed + 10_000 * i) for i in range(args.best_of)]
-    return [rank_images([made[i] for made in rounds], embeds[i], model, encoder)[0][0] for i in range(len(embeds))]
+    return [rank_images([made[i] for made in rounds], wanted[i], model, encoder)[0][0] for i in range(len(embeds))]
 
 
 def copying(latents: Tensor, train: Train, mean: Tensor) -> dict[str, float]:
@@ -363,7 +365,7 @@ def bridges(
             embeds = Conditioner({modality: bridge}, embed_dim=width, image_embeds_dim=width)(modality, embeddings)
             out[modality][kind] = {
                 "retrieval": recall(embeds, judge.shared, rows, judge.groups),
-                "generation": judge.pictures(draw(embeds * generator.conditioner.norm, args.seed), rows),
+                "generation": judge.pictures(draw(generator.conditioner("image", embeds), args.seed), rows),
             }
     return out
 

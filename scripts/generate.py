@@ -101,6 +101,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     from fusemix.encoders import Encoder, load_encoder
     from fusemix.generate import Generator, blend_weights, rank_images
     from fusemix.media import load_image
+    from fusemix.retrieve import blend
 
     model = FusionModel.from_pretrained(args.checkpoint)
     if missing := sorted(set(queries) - set(model.modalities)):
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     generator = Generator.from_pretrained(
         args.decoder, model, conditioner=args.conditioner, device=args.device, offload=args.offload
     )
-    embeds = generator.condition(embeddings, blend_weights(list(queries), args.weight))
+    weights = blend_weights(list(queries), args.weight)
+    embeds = generator.condition(embeddings, weights)
     started = time.perf_counter()
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -136,7 +138,8 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     note = f"{generator.side} x {generator.side} pixels from {' + '.join(queries)} by {args.decoder} in {seconds:.1f} s"
     if args.candidates == 1:
         return images[0], note
-    ranked = rank_images(images, embeds, model, encoder_of("image"))
+    wanted = blend({name: row.numpy() for name, row in embeddings.items()}, weights)
+    ranked = rank_images(images, wanted, model, encoder_of("image"))
     return ranked[0][0], f"{note}, the best of {args.candidates} by the image encoder (similarity {ranked[0][1]:.2f})"
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.closed_form import fit_closed_form
+from fusemix.conditioner import Conditioner, space_identity
 from fusemix.config import ModelConfig
 from fusemix.ensemble import join_models
 from scripts import ensemble
@@ -69,3 +70,20 @@ def test_one_model_or_an_ensemble_is_no_member():
 
 def test_the_identity_of_a_single_model_is_what_it_was():
     assert "members" not in ModelConfig(latent_dims=DIMS).to_dict()
+
+
+def test_a_members_decoder_reads_its_own_part_of_the_ensembles_embeddings():
+    models = [model(0, closed_form_dim=4), model(1), model(2)]
+    both = join_models(models)
+    x = torch.randn(5, 9)
+    for i in (0, 2):
+        mine = Conditioner({}, embed_dim=10, image_embeds_dim=10, norm=2.0, space=space_identity(models[i]))
+        wanted = 2 * models[i].embed("text", x)
+        found = mine.of(both)("text", both.embed("text", x))
+        assert torch.allclose(found, wanted, atol=1e-5)
+        assert mine.part is None and mine.of(models[i]).part is None
+    with pytest.raises(ValueError, match="width 20"):
+        mine.of(join_models(models[:2]))
+    stranger = Conditioner({}, embed_dim=30, image_embeds_dim=30, space=space_identity(model(7)))
+    with pytest.raises(ValueError, match="another checkpoint"):
+        stranger.of(both)
