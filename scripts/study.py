@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # run from a plain clone
 
-STUDIES = ("recipes", "ablations", "low-data")
+STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,6 +29,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30, help="of each training (default: 30)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/study", help="latents and checkpoints go here")
+    parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints/default"), help="what the last two look at")
+    parser.add_argument("--latents", type=Path, default=ROOT / "runs/default", help="of 'robustness': image/ and text/")
     parser.add_argument("--out", type=Path, help="default: docs/results/study-NAME.json")
     args = parser.parse_args(argv)
     if args.out is None:
