@@ -11,9 +11,11 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from torch import Tensor
 
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.hubness import NEIGHBOURS, WEIGHT, corrected
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -65,6 +67,7 @@ class EmbeddingIndex:
         self.root = Path(root).resolve() if root is not None else None
         self._indexes: dict[str, faiss.IndexFlatIP] = {}
         self._items: dict[str, list[dict[str, Any]]] = {}
+        self.corrected: dict[str, dict[str, Any]] = {}  # modality -> how its hubs were corrected
 
     def __len__(self) -> int:
         return sum(map(len, self._items.values()))
@@ -88,6 +91,10 @@ class EmbeddingIndex:
 
     def embeddings(self, modality: str) -> np.ndarray:
         """Every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
+        return np.ascontiguousarray(self._stored(modality)[:, : self.embed_dim])
+
+    def _stored(self, modality: str) -> np.ndarray:
+        """What faiss holds: (N, D), or (N, D + 1) once hubs are corrected."""
         index = self._indexes[modality]
         rows: np.ndarray = index.reconstruct_n(0, index.ntotal)
         return rows
@@ -103,10 +110,46 @@ class EmbeddingIndex:
         Raises:
             ValueError: If name, width, count or values are not as above.
         """
+        if modality in self.corrected:
+            raise ValueError(f"The hubs of {modality!r} are corrected already; add items first, correct them then.")
         rows = checked_items(modality, embeddings, items, self.embed_dim)
         index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
         index.add(rows)
         self._items.setdefault(modality, []).extend(dict(item) for item in items)
+
+    def correct(
+        self, modality: str, bank: np.ndarray | Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
+    ) -> None:
+        """Let the hubs of one modality give way: order by similarity less a share of how near an item is to everything.
+
+        The correction becomes one more dimension of what faiss holds, so a search costs what it did. Similarities of
+        hits stay cosines; their order is the corrected one. Correcting again starts from the embeddings.
+
+        Args:
+            modality: Whose items.
+            bank: Embeddings of training queries, shape (N, D), unit length; of the kinds that will be asked, in their
+                proportions, and none that a result is measured with.
+            neighbours: Of the bank, the most similar ones that count for an item.
+            weight: Of the correction, >= 0.
+
+        Raises:
+            KeyError: If the index holds no such modality.
+            ValueError: If the bank is empty, of another width or not of unit length, or a number makes no sense.
+
+        Source:
+            NNN, arXiv:2410.24114; see :mod:`fusemix.hubness`.
+        """
+        if modality not in self._indexes:
+            raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
+        rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
+        plain = torch.from_numpy(self.embeddings(modality))
+        _, wide = corrected(plain[:0], plain, rows, neighbours=neighbours, weight=weight)
+        index = faiss.IndexFlatIP(self.embed_dim + 1)
+        index.add(np.ascontiguousarray(wide.numpy()))
+        self._indexes[modality] = index
+        self.corrected[modality] = {"bank": len(rows), "neighbours": neighbours, "weight": weight}
 
     def search(
         self,
@@ -116,7 +159,7 @@ class EmbeddingIndex:
         top_k: int = 10,
         where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
-        """The nearest items of one modality for each query.
+        """The nearest items of one modality for each query; after :meth:`correct`, in the corrected order.
 
         Args:
             modality: Which items to search.
@@ -143,7 +186,13 @@ class EmbeddingIndex:
         if not len(rows) or not chosen:
             return [[] for _ in rows]
         params = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(chosen))) if where else None  # type: ignore[call-arg]
-        similarities, positions = self._indexes[modality].search(rows, min(top_k, len(chosen)), params=params)
+        index = self._indexes[modality]
+        if modality in self.corrected:
+            rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
+        similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
+        if modality in self.corrected:  # a hit's similarity is a cosine all the same
+            last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
+            similarities = similarities - last
         return [
             [
                 Hit(modality, items[position], float(np.clip(similarity, -1, 1)), rank)
@@ -174,6 +223,7 @@ class EmbeddingIndex:
             "model_identity": self.model_identity,
             "embed_dim": self.embed_dim,
             "counts": self.counts,
+            "corrected": self.corrected,
             "root": os.path.relpath(self.root, folder.resolve()) if self.root is not None else None,
             "shards": shards,
             "sha256": {name: sha256_of(folder / name) for name in names},
@@ -191,11 +241,11 @@ class EmbeddingIndex:
 
     def _write_shards(self, folder: Path, modality: str) -> list[str]:
         index = self._indexes[modality]
-        rows_per_shard = max(1, MAX_SHARD_BYTES // (4 * self.embed_dim))
+        rows_per_shard = max(1, MAX_SHARD_BYTES // (4 * index.d))
         starts = range(0, index.ntotal, rows_per_shard)
         names = [f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{i:03d}.faiss" for i in range(len(starts))]
         for name, start in zip(names, starts, strict=True):
-            shard = faiss.IndexFlatIP(self.embed_dim)
+            shard = faiss.IndexFlatIP(index.d)
             shard.add(index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start)))
             write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
         return names
@@ -241,11 +291,22 @@ class EmbeddingIndex:
             items[item.pop("modality")].append(item)
         for modality, names in manifest["shards"].items():
             shards = [faiss.read_index(str(folder / name)) for name in names if name in manifest["sha256"]]
-            rows = [np.empty((0, loaded.embed_dim)), *(shard.reconstruct_n(0, shard.ntotal) for shard in shards)]
-            loaded.add(modality, np.concatenate(rows), items[modality])
+            rows = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
+            stored = np.concatenate(rows) if rows else np.empty((0, loaded.embed_dim), np.float32)
+            loaded.add(modality, stored[:, : loaded.embed_dim], items[modality])
+            if how := manifest.get("corrected", {}).get(modality):
+                loaded._restore(modality, stored, how)
         if loaded.counts != manifest["counts"]:
             raise ValueError(f"it holds {loaded.counts} items, expected {manifest['counts']}")
         return loaded
+
+    def _restore(self, modality: str, stored: np.ndarray, how: dict[str, Any]) -> None:
+        """Take over what :meth:`correct` had made of a modality."""
+        if stored.shape[1] != self.embed_dim + 1 or not np.isfinite(stored).all():
+            raise ValueError(f"the correction of {modality!r} is not among its embeddings")
+        self._indexes[modality] = faiss.IndexFlatIP(self.embed_dim + 1)
+        self._indexes[modality].add(np.ascontiguousarray(stored))
+        self.corrected[modality] = dict(how)
 
 
 def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusemix.adapters import FusionModel
 from fusemix.encoders import Encoder
+from fusemix.hubness import NEIGHBOURS, WEIGHT
 from fusemix.index import EmbeddingIndex
+from fusemix.latents import LatentStore
 from fusemix.media import MediaError
 from fusemix.pairs import FILE_COLUMNS, Item, PairTable
 from fusemix.retrieve import load_encoders
@@ -41,6 +45,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="index folder to write")
     place.add_argument("--index", help="qdrant://host:port/collection to write instead; see docs/scale-out.md")
+    hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
+    hubs.add_argument(
+        "--bank", action="append", default=[], metavar="DIR",
+        help="store of training latents of the kind that will be asked; several are joined",
+    )  # fmt: skip
+    hubs.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of the bank that count for an item")
+    hubs.add_argument("--weight", type=float, default=WEIGHT, help="of the correction")
+    hubs.add_argument("--correct", nargs="+", metavar="MODALITY", help="whose items (default: those of no bank)")
     parser.add_argument("--batch-size", type=int, default=32, help="items per forward pass (default: 32)")
     return parser.parse_args(argv)
 
@@ -99,6 +111,25 @@ def begin(args: argparse.Namespace, model: FusionModel) -> EmbeddingIndex | Qdra
     return QdrantIndex.create(args.index, model.config.embed_dim, model_identity=model.identity)
 
 
+def correct(index: EmbeddingIndex, model: FusionModel, args: argparse.Namespace) -> None:
+    """Correct the hubs of the chosen modalities by the banks of training queries.
+
+    Raises:
+        ValueError: If a bank is not of this model's encoders, or nothing is left to correct.
+    """
+    banks = [LatentStore.open(folder) for folder in args.bank]
+    for store in banks:
+        model.check_encoder(store.modality, store.encoder)
+    chosen = args.correct or [m for m in index.counts if m not in {store.modality for store in banks}]
+    if unknown := [m for m in chosen if m not in index.counts]:
+        raise ValueError(f"--correct names {unknown}; the index holds {sorted(index.counts)}.")
+    if not chosen:
+        raise ValueError("Every modality of the index has a bank; say with --correct whose hubs shall give way.")
+    bank = torch.cat([model.embed(store.modality, store.read(np.arange(len(store)))) for store in banks])
+    for modality in chosen:
+        index.correct(modality, bank, neighbours=args.neighbours, weight=args.weight)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Build the index; 0 on success, 2 when an input is at fault."""
     args = parse_args(argv)
@@ -106,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}.")
+        if args.bank and args.index is not None:
+            raise ValueError("Hubs are corrected in an index folder (--out), not on a Qdrant server; drop --bank.")
         table = PairTable.read(args.pairs)
         model = FusionModel.from_pretrained(args.checkpoint)
         encoders = load_encoders(model.config)
@@ -125,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
                     advance=lambda count, task=task: progress.advance(task, count),  # type: ignore[misc]
                 )
         if isinstance(index, EmbeddingIndex):
+            if args.bank:
+                correct(index, model, args)
             index.save(args.out)
         else:
             index.save()

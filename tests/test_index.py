@@ -197,3 +197,49 @@ def test_a_faiss_error_is_a_value_error_even_when_the_checksum_agrees(index, tmp
 def test_an_item_path_cannot_lead_out_of_the_gallery(index):
     with pytest.raises(ValueError, match="leads out of"):
         index.path_of({"path": "../../etc/passwd"})
+
+
+@pytest.mark.parametrize("where", [None, {"caption": "Grüße, 世界"}])
+def test_corrected_hubs_change_the_order_and_no_similarity(index, tmp_path, where):
+    rng = np.random.default_rng(3)
+    before, bank, queries = index.embeddings("image"), unit(rng, 90), rng.normal(size=(7, DIM)) * 3
+    index.correct("image", bank, neighbours=5, weight=0.8)
+    hub = np.sort(before @ bank.T, axis=1)[:, -5:].mean(axis=1)
+    cosine = queries @ before.T / np.linalg.norm(queries, axis=1, keepdims=True)
+    loaded = EmbeddingIndex.load(index.save(tmp_path / "index"), model_identity="model-a")
+    for made in (index, loaded):
+        np.testing.assert_array_equal(made.embeddings("image"), before)
+        assert made.corrected == {"image": {"bank": 90, "neighbours": 5, "weight": 0.8}}
+        for row, hits in zip(cosine, made.search("image", queries, top_k=60, where=where), strict=True):
+            order = np.argsort(-(row - 0.8 * hub))
+            assert [hit.item["id"] for hit in hits] == [f"item-{i}" for i in order]
+            np.testing.assert_allclose([hit.similarity for hit in hits], row[order], atol=1e-5)
+        assert [h.rank for h in made.search("text", queries[:1], top_k=3)[0]] == [1, 2, 3]  # as it was
+    index.correct("image", bank, weight=0.0)
+    (hits,) = index.search("image", queries[:1], top_k=60)
+    assert [hit.item["id"] for hit in hits] == [f"item-{i}" for i in np.argsort(-cosine[0])]
+
+
+def test_a_correction_that_cannot_be_is_refused(index):
+    bank = unit(np.random.default_rng(3), 9)
+    with pytest.raises(KeyError, match="'audio'"):
+        index.correct("audio", bank)
+    with pytest.raises(ValueError, match="bank of queries"):
+        index.correct("image", bank[:0])
+    with pytest.raises(ValueError, match=r"shape \(N, 24\)"):
+        index.correct("image", bank[:, :5])
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        index.correct("image", bank, weight=-1.0)
+    index.correct("image", bank)
+    with pytest.raises(ValueError, match="corrected already"):
+        index.add("image", bank, items(9))
+
+
+def test_an_index_that_lost_its_correction_is_damaged(index, tmp_path):
+    index.correct("image", unit(np.random.default_rng(3), 9))
+    folder = index.save(tmp_path / "index")
+    manifest = json.loads((folder / "index.json").read_text())
+    manifest["corrected"]["text"] = manifest["corrected"]["image"]
+    (folder / "index.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="damaged or incomplete .*correction of 'text'"):
+        EmbeddingIndex.load(folder, model_identity="model-a")

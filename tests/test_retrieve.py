@@ -10,7 +10,9 @@ import pytest
 
 from fusemix.adapters import FusionModel
 from fusemix.index import EmbeddingIndex
+from fusemix.latents import extract
 from fusemix.media import MediaError
+from fusemix.pairs import PairTable
 from fusemix.retrieve import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
 from scripts import build_index, search
 
@@ -175,6 +177,21 @@ def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, cap
     printed = " ".join(capsys.readouterr().err.split())
     assert "row 3, column image" in printed and "no picture file" in printed
     assert not (tmp_path / "i").exists()
+
+
+def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint, encoders, pairs, tmp_path, capsys):
+    bank = extract(PairTable.read(pairs), "text", encoders["text"], tmp_path / "bank")
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(pairs), "--bank", str(bank.folder)]
+    assert build_index.main([*arguments, "--out", str(tmp_path / "i"), "--neighbours", "2"]) == 0
+    index = EmbeddingIndex.load(tmp_path / "i", model_identity=FusionModel.from_pretrained(checkpoint).identity)
+    how = {"bank": 4, "neighbours": 2, "weight": 0.5}
+    assert index.corrected == {"image": how, "audio": how}  # whose items are asked for with words
+    for flags, sentence in (
+        (["--out", str(tmp_path / "j"), "--correct", "smell"], "the index holds"),
+        (["--index", "qdrant://localhost:1/x"], "not on a Qdrant server"),
+    ):
+        assert build_index.main([*arguments, *flags]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_search_script_prints_a_table_and_writes_json(checkpoint, index_folder, tmp_path, capsys):
