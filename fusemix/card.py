@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fusemix.config import ModelConfig, TrainConfig
@@ -28,27 +30,15 @@ def model_card(
         seconds: Training time.
         notes: Further Markdown, e.g. licences of the data and held-out results.
     """
-    encoders = "\n".join(
-        f"| {m} | {e.get('name', '?')} | {model.latent_dims[m]} | `{str(e.get('revision', ''))[:16]}` "
-        f"| {e.get('fingerprint', '')} |"
-        for m, e in model.encoders.items()
-    )
     recall = "\n".join(f"| {key} | {value:.3f} |" for key, value in best.items() if "/" in key)
     settings = ", ".join(f"{key} {value}" for key, value in train.to_dict().items())
-    return f"""---
-library_name: fusemix
-license: apache-2.0
-tags: [fusemix, multimodal, retrieval]
----
-
+    return f"""{_FRONT}
 # {name}
 
 Adapters that map latents of frozen encoders into one shared space of {model.embed_dim} dimensions, trained with
 FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144). Load with `FusionModel.from_pretrained(folder)`.
 
-| modality | frozen encoder | latent width | weights | preprocessing and pooling |
-| --- | --- | --- | --- | --- |
-{encoders}
+{_encoders(model)}
 
 ## Data
 
@@ -68,7 +58,57 @@ Chosen at epoch {best.get("epoch")}, on held-out groups of the training tables (
 {recall}
 
 {notes}
-## Limits
+{_limits(model)}"""
+
+
+def ensemble_card(name: str, model: ModelConfig, members: Sequence[tuple[str, str]]) -> str:
+    """The card of models that stand side by side (:mod:`fusemix.ensemble`).
+
+    Args:
+        name: Title.
+        model: The ensemble's configuration.
+        members: Of each member its name and, where it has one, its card, whose data, training and validation are
+            taken over.
+    """
+    parts = []
+    for number, (member, card) in enumerate(members, start=1):
+        body = card.partition("\n## Data")[2].partition("\n## Limits")[0]
+        told = "## Data" + body if body else "It came without a card that says how it was trained.\n"
+        lower = re.sub(r"^(?=##+ )", "#", told, flags=re.MULTILINE)
+        parts.append(f"## Member {number}: {member}\n\n{lower}")
+    return f"""{_FRONT}
+# {name}
+
+{len(members)} models on the same latents, trained apart with FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144) and
+searched as one: an embedding of {model.embed_dim} dimensions holds theirs side by side, so that a cosine is the mean of
+the cosines of all their paths. Load with `FusionModel.from_pretrained(folder)`.
+
+{_encoders(model)}
+
+{chr(10).join(parts)}
+{_limits(model)}"""
+
+
+_FRONT = """---
+library_name: fusemix
+license: apache-2.0
+tags: [fusemix, multimodal, retrieval]
+---
+"""
+
+
+def _encoders(model: ModelConfig) -> str:
+    rows = "\n".join(
+        f"| {m} | {e.get('name', '?')} | {model.latent_dims[m]} | `{str(e.get('revision', ''))[:16]}` "
+        f"| {e.get('fingerprint', '')} |"
+        for m, e in model.encoders.items()
+    )
+    head = "| modality | frozen encoder | latent width | weights | preprocessing and pooling |"
+    return f"{head}\n| --- | --- | --- | --- | --- |\n{rows}"
+
+
+def _limits(model: ModelConfig) -> str:
+    return f"""## Limits
 
 The model knows what its encoders and its pairs know: {", ".join(model.latent_dims)} of the kinds listed above, and
 English. It inherits the encoders' and the captions' biases. Similarities are comparable within one direction only.

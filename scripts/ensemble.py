@@ -20,6 +20,8 @@ import torch
 from rich.console import Console
 
 from fusemix.adapters import FusionModel
+from fusemix.card import ensemble_card
+from fusemix.config import ModelConfig
 from fusemix.ensemble import join_models
 
 
@@ -42,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.out.exists() and any(args.out.iterdir()):
             raise ValueError(f"{args.out} holds files already; choose another --out.")
         joined = join_models([FusionModel.from_pretrained(source) for source in args.checkpoints])
+        text = card(args.out.name, joined.config, args.checkpoints)
         joined.save_pretrained(
-            args.out, dtype=getattr(torch, args.dtype), max_shard_size=args.max_shard_size, card=card(args.checkpoints)
+            args.out, dtype=getattr(torch, args.dtype), max_shard_size=args.max_shard_size, card=text
         )
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
@@ -55,23 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def card(sources: list[str]) -> str:
-    """The model card."""
-    members = "\n".join(f"- {source}" for source in sources)
-    return f"""---
-library_name: fusemix
-license: apache-2.0
-tags: [fusemix, multimodal, retrieval]
----
-
-# Several FuseMix models side by side
-
-Made by `scripts/ensemble.py` from these, on the same latents; their cards say how they were trained:
-
-{members}
-
-Load with `FusionModel.from_pretrained(folder)`. The cosine of two embeddings is the mean of the members' cosines.
-"""
+def card(name: str, config: ModelConfig, sources: list[str]) -> str:
+    """The model card: what the members' cards say of their training, one after another."""
+    members = []
+    for source in sources:
+        path = Path(source) / "README.md"
+        members.append((Path(source).name, path.read_text(encoding="utf-8") if path.is_file() else ""))
+    return ensemble_card(name, config, members)
 
 
 if __name__ == "__main__":

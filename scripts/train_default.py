@@ -5,8 +5,9 @@
 Data: Flickr8k's train photos with their captions, the gallery's pictures, sounds and captions, and
 both's captions spoken in several synthetic voices. Flickr8k's own spoken captions are left out,
 so that their voice stays unheard. Epochs are chosen on Flickr8k dev and the gallery's val rows.
-The audio adapter is trained last, into the frozen space of pictures and text.
-Each step is one of the repository's commands and resumes when run again. A checkpoint that stands
+Three models are trained and searched as one (fusemix/ensemble.py): one with two paths, in whose space the small
+decoder draws, and two with the paper's adapters; the audio adapter of each last, into its frozen space of pictures
+and text. Each step is one of the repository's commands and resumes when run again. A checkpoint that stands
 at --out is replaced only with --replace, and only when its successor is finished.
 """
 
@@ -25,6 +26,12 @@ import pandas as pd
 from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
+# member -> flags of scripts/train.py, and what is added to the seed; small enough for 60 MB in all
+MEMBERS: dict[str, tuple[tuple[object, ...], int]] = {
+    "two-path": (("--embed-dim", 512, "--expansion", 4), 0),
+    "paper-1": (("--recipe", "paper", "--embed-dim", 512, "--expansion", 0.25), 1),
+    "paper-2": (("--recipe", "paper", "--embed-dim", 256, "--expansion", 0.2), 2),
+}
 BASE = ("--epochs", 30, "--eval-every", 5)
 AUDIO = ("--epochs", 30, "--eval-every", 10)
 GALLERY_TIMES = (
@@ -106,23 +113,31 @@ def main(argv: list[str] | None = None) -> int:
         call("extract.py", "--pairs", pairs, "--column", column, "--encoder", encoder, "--out", args.work / column)
     if args.only_latents:
         return 0
-    shape = ("--embed-dim", 512, "--expansion", 4, "--seed", args.seed)
-    image, text, audio = (f"{column}={args.work / column}" for column in ENCODERS)
-    base = args.work / "base"
-    if not (base / "model.safetensors").exists():
-        call("train.py", "--latents", image, text, *shape, *BASE, "--out", base)
-    final = args.work / "final"
-    if not (final / "model.safetensors.index.json").exists():
-        call(
-            "train.py", "--latents", audio, text, "--init", base,
-            "--frozen", "image", "text", *shape, *AUDIO,
-            "--dtype", "float16", "--max-shard-size", "9MB", "--out", final,
-        )  # fmt: skip
+    members = [train_member(name, args) for name in MEMBERS]
+    final = args.work / "default"
+    if not (final / "config.json").exists():
+        call("ensemble.py", *members, "--dtype", "float16", "--max-shard-size", "9MB", "--out", final)
     if args.out.exists():
         shutil.rmtree(args.out)
     shutil.copytree(final, args.out)
-    join_cards(base / "README.md", args.out / "README.md")
     return 0
+
+
+def train_member(name: str, args: argparse.Namespace) -> Path:
+    """Train one member, unless it has been: pictures and text, then sounds into their space; its folder."""
+    flags, more = MEMBERS[name]
+    shape = (*flags, "--seed", args.seed + more)
+    image, text, audio = (f"{column}={args.work / column}" for column in ENCODERS)
+    base, member = args.work / f"base-{name}", args.work / name
+    if not (base / "model.safetensors").exists():
+        call("train.py", "--latents", image, text, *shape, *BASE, "--out", base)
+    if not (member / "model.safetensors").exists():
+        call(
+            "train.py", "--latents", audio, text, "--init", base,
+            "--frozen", "image", "text", *shape, *AUDIO, "--out", member,
+        )  # fmt: skip
+        join_cards(base / "README.md", member / "README.md")
+    return member
 
 
 def join_cards(base: Path, final: Path) -> None:

@@ -38,8 +38,14 @@ def test_every_path_counts_alike():
 def test_the_command_makes_a_checkpoint_that_loads(tmp_path, capsys):
     models = [model(0, closed_form_dim=4), model(1), model(2)]
     sources = [str(m.save_pretrained(tmp_path / str(i))) for i, m in enumerate(models)]
+    told = "---\nlicense: x\n---\n# one\n\n## Data\n\n- 9 pairs\n\n## Training\n\n### Deep\n\n## Limits\n\nnone\n"
+    (tmp_path / "1" / "README.md").write_text(told)
     assert ensemble.main([*sources, "--out", str(tmp_path / "all")]) == 0
     assert "3 models side by side, 30 dimensions" in capsys.readouterr().out
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: fusemix\n") and "# all\n" in card and card.count("## Limits") == 1
+    assert "## Member 2: 1\n\n### Data\n\n- 9 pairs\n\n### Training\n\n#### Deep\n" in card
+    assert card.count("without a card") == 2
     loaded, joined = FusionModel.from_pretrained(tmp_path / "all"), join_models(models)
     x = torch.randn(4, 9)
     assert torch.equal(loaded.embed("text", x), joined.embed("text", x))
