@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fusemix.config import TrainConfig
 from fusemix.latents import write_latents
 from fusemix.losses import info_nce
 from fusemix.train import PairSet
-from studies import ablations, common, low_data
+from studies import ablations, common, interpolation, low_data, robustness
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)
 
@@ -117,7 +118,7 @@ def test_structure_costs_nothing_when_the_geometry_is_kept(pairs, tmp_path):
         info_nce(x, x, temperature=run.model.temperature).item(), rel=1e-5
     )
     other = torch.randn(12, 6)
-    assert run.loss({"image": other, "text": x}, None).item() > float(
+    assert run.loss({"image": other, "text": x}, None).item() > (
         info_nce(other, x, temperature=run.model.temperature)
     )
 
@@ -158,3 +159,40 @@ def test_a_subset_keeps_whole_photos_and_the_closed_forms_find_them(pairs, monke
     found = low_data.closed_forms(part, pairs, pairs)
     assert set(found) == {"CCA", "CCA, unpaired captions", "ridge"}
     assert min(found.values()) > 0.3  # of 300 photos; by chance 0.003
+
+
+def test_an_attack_stays_within_its_radius_and_beats_chance():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(40, 12, generator=generator), torch.randn(12, 6, generator=generator)
+
+    def embed(z):
+        return torch.nn.functional.normalize(z @ weight, dim=1)
+
+    gallery, right = embed(x), torch.eye(40, dtype=torch.bool)
+    delta = robustness.attack(x, embed, gallery, right, 0.8)
+    assert delta.norm(dim=1).max() <= 0.8 + 1e-5
+    random = 0.8 * torch.nn.functional.normalize(torch.randn(40, 12, generator=generator), dim=1)
+    kept = [int(((embed(x + d) @ gallery.T).argmax(dim=1) == torch.arange(40)).sum()) for d in (delta, random)]
+    assert kept[0] < kept[1] / 2
+
+
+def test_corruptions_grow_with_their_strength_and_do_not_touch_the_original():
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).resize((28, 28)).resize((224, 224))
+    before = np.asarray(photo, dtype=np.float32)
+    for name, change in robustness.PICTURES.items():
+        changed = [np.asarray(change(photo, s, np.random.default_rng(1)), dtype=np.float32) for s in (1, 2, 3)]
+        errors = [float(np.abs(c - before).mean()) for c in changed]
+        assert all(c.shape == before.shape for c in changed) and errors[0] > 0 and errors[0] < errors[2], name
+    assert np.array_equal(before, np.asarray(photo))
+    for name, change in robustness.WORDS.items():
+        words = [change("a dog runs over the green grass of a park", s, np.random.default_rng(1)) for s in (1, 2, 3)]
+        assert all(words) and words[2] != "a dog runs over the green grass of a park", name
+
+
+def test_blends_hold_both_things_by_their_shares():
+    black, white = Image.new("RGB", (4, 4), "black"), Image.new("RGB", (4, 4), "white")
+    assert interpolation.blended("image", white, black, 0.75).getpixel((0, 0)) == (191, 191, 191)
+    rate, sound = interpolation.blended("audio", (9, np.ones(2)), (9, np.full(4, 2.0)), 0.75)
+    assert rate == 9 and sound.tolist() == [1.25, 1.25, 0.5, 0.5]
+    assert interpolation.blended("text", "A dog .", "a cat", 0.5) == "A dog and a cat"
