@@ -6,8 +6,14 @@ similarity less ``weight`` times its mean similarity to the ``neighbours`` train
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fusemix.latents import LatentStore
 
 NEIGHBOURS, WEIGHT = 128, 0.5  # chosen on Flickr8k dev, see docs/results/hubness_*.json
 
@@ -49,3 +55,20 @@ def corrected(
         torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1),
         torch.cat([gallery, last[:, None].to(gallery)], dim=1),
     )
+
+
+def bank_items(store: LatentStore) -> np.ndarray:
+    """Which items of a store may serve as a bank: those of split ``train``; all where the store knows no splits.
+
+    Returns:
+        (N,) item numbers, ascending.
+
+    Raises:
+        ValueError: If it has splits and none of them is ``train``.
+    """
+    rows = store.rows
+    if (rows["split"] != "").any():
+        rows = rows[rows["split"] == "train"]
+        if not len(rows):
+            raise ValueError(f"{store.folder} holds no training latents, of which a bank is made.")
+    return np.unique(rows["item"].to_numpy(np.int64))

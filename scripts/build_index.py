@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusemix.adapters import FusionModel
 from fusemix.encoders import Encoder
-from fusemix.hubness import NEIGHBOURS, WEIGHT
+from fusemix.hubness import NEIGHBOURS, WEIGHT, bank_items
 from fusemix.index import EmbeddingIndex
 from fusemix.latents import LatentStore
 from fusemix.media import MediaError
@@ -48,7 +47,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
     hubs.add_argument(
         "--bank", action="append", default=[], metavar="DIR",
-        help="store of training latents of the kind that will be asked; several are joined",
+        help="store of latents of the kind that will be asked, its training split counts; several are joined",
     )  # fmt: skip
     hubs.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of the bank that count for an item")
     hubs.add_argument("--weight", type=float, default=WEIGHT, help="of the correction")
@@ -125,7 +124,7 @@ def correct(index: EmbeddingIndex, model: FusionModel, args: argparse.Namespace)
         raise ValueError(f"--correct names {unknown}; the index holds {sorted(index.counts)}.")
     if not chosen:
         raise ValueError("Every modality of the index has a bank; say with --correct whose hubs shall give way.")
-    bank = torch.cat([model.embed(store.modality, store.read(np.arange(len(store)))) for store in banks])
+    bank = torch.cat([model.embed(store.modality, store.read(bank_items(store))) for store in banks])
     for modality in chosen:
         index.correct(modality, bank, neighbours=args.neighbours, weight=args.weight)
 

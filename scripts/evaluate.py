@@ -19,12 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fusemix.hubness import NEIGHBOURS, WEIGHT
+from fusemix.hubness import NEIGHBOURS, WEIGHT, bank_items
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -37,7 +36,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="only rows of this split")
     parser.add_argument("--latents", nargs="+", default=[], metavar="MODALITY=DIR", help="stores of the same table")
     hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
-    hubs.add_argument("--bank", metavar="DIR", help="store of training latents of the query column, none of them asked")
+    hubs.add_argument(
+        "--bank",
+        metavar="DIR",
+        help="store of latents of the query column; its training split counts, none of it asked",
+    )
     hubs.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of the bank that count for a gallery item")
     hubs.add_argument("--weight", type=float, default=WEIGHT, help="of the correction")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -113,9 +116,11 @@ def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
     store = LatentStore.open(args.bank)
     model.check_encoder(args.query, store.encoder)
     asked = {cell.row for cell in table.cells(args.query, args.split)}
-    if store.manifest["table"] == table.fingerprint and asked & set(store.rows["row"]):
+    items = bank_items(store)
+    rows = store.rows[store.rows["item"].isin(items)]
+    if store.manifest["table"] == table.fingerprint and asked & set(rows["row"]):
         raise ValueError(f"{args.bank} holds queries that are asked here; a bank is made of the training split's.")
-    return model.embed(args.query, store.read(np.arange(len(store))))
+    return model.embed(args.query, store.read(items))
 
 
 def _encoding(model: Any, column: str, device: str, progress: Progress) -> Any:

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.hubness import corrected, hubness
+from fusemix.hubness import bank_items, corrected, hubness
+from fusemix.latents import write_latents
 from fusemix.metrics import ranks
 
 
@@ -44,3 +45,13 @@ def test_what_does_not_fit_is_refused():
         hubness(unit(3, 0), unit(3, 0, 4))
     with pytest.raises(ValueError, match="at least 1 neighbour, got 0 and 128"):
         hubness(unit(3, 0), torch.zeros(0, 8))
+
+
+def test_of_a_store_with_splits_only_the_training_split_is_a_bank(tmp_path):
+    latents = np.arange(12, dtype=np.float32).reshape(6, 2)
+    splits = ["train", "dev", "train", "test", "train", "val"]
+    with_splits = write_latents(tmp_path / "a", latents, modality="text", name="toy", splits=splits)
+    assert bank_items(with_splits).tolist() == [0, 2, 4]
+    assert bank_items(write_latents(tmp_path / "b", latents, modality="text", name="toy")).tolist() == list(range(6))
+    with pytest.raises(ValueError, match="no training latents"):
+        bank_items(write_latents(tmp_path / "c", latents, modality="text", name="toy", splits=["dev"] * 6))
