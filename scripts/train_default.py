@@ -129,14 +129,15 @@ def train_member(name: str, args: argparse.Namespace) -> Path:
     shape = (*flags, "--seed", args.seed + more)
     image, text, audio = (f"{column}={args.work / column}" for column in ENCODERS)
     base, member = args.work / f"base-{name}", args.work / name
+    if (member / "model.safetensors").exists():
+        return member
     if not (base / "model.safetensors").exists():
         call("train.py", "--latents", image, text, *shape, *BASE, "--out", base)
-    if not (member / "model.safetensors").exists():
-        call(
-            "train.py", "--latents", audio, text, "--init", base,
-            "--frozen", "image", "text", *shape, *AUDIO, "--out", member,
-        )  # fmt: skip
-        join_cards(base / "README.md", member / "README.md")
+    call(
+        "train.py", "--latents", audio, text, "--init", base,
+        "--frozen", "image", "text", *shape, *AUDIO, "--out", member,
+    )  # fmt: skip
+    join_cards(base / "README.md", member / "README.md")
     return member
 
 
