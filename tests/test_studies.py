@@ -143,17 +143,19 @@ def test_the_ablations_report_every_variant_beside_the_recipe(pairs, tmp_path, m
     monkeypatch.setattr(ablations, "joined", lambda *_: pairs)
     monkeypatch.setattr(ablations, "VARIANTS", [ablations.VARIANTS[0], ablations.VARIANTS[1], ablations.VARIANTS[-1]])
     out = tmp_path / "out.json"
-    ablations.run(SimpleNamespace(seeds=[0, 1], epochs=1, work=tmp_path / "work", out=out, pairs=None))
-    found = json.loads(out.read_text())["variants"]
-    assert list(found) == ["paper's recipe", "mixing: none, 2,048 pairs a step", "batch: 8,192 pairs a step"]
+    ablations.run(SimpleNamespace(seeds=[0, 1], epochs=1, work=tmp_path / "work", out=out, pairs=None, photos=250))
+    written = json.loads(out.read_text())
+    assert (written["pairs"], written["batch_size"]) == (500, 48)
+    found = written["variants"]
+    assert list(found) == ["paper's recipe", "mixing: none, half the pairs a step", "batch: a quarter"]
     assert found["paper's recipe"]["difference"]["values"] == [0.0, 0.0]
-    assert found["mixing: none, 2,048 pairs a step"]["mean_recall_at_1"]["n"] == 2
+    assert found["mixing: none, half the pairs a step"]["mean_recall_at_1"]["n"] == 2
 
 
 def test_a_subset_keeps_whole_photos_and_the_closed_forms_find_them(pairs, monkeypatch):
-    part = low_data.subset(pairs, 60, seed=0)
+    part = common.subset(pairs, 60, seed=0)
     assert len(part) == 120 and len(np.unique(part.groups)) == 60
-    assert set(low_data.subset(pairs, 60, seed=1).groups.tolist()) != set(part.groups.tolist())
+    assert set(common.subset(pairs, 60, seed=1).groups.tolist()) != set(part.groups.tolist())
     monkeypatch.setattr(low_data, "DIRECTIONS", 8)
     found = low_data.closed_forms(part, pairs, pairs)
     assert set(found) == {"CCA", "CCA, unpaired captions", "ridge"}

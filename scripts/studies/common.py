@@ -43,6 +43,15 @@ def joined(stores: dict[str, dict[str, Path]], split: str) -> PairSet:
     return PairSet.join({modality: LatentStore.open(paths[split]) for modality, paths in stores.items()})
 
 
+def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
+    """The pairs of so many photos."""
+    groups = np.unique(pairs.groups)
+    chosen = np.random.default_rng([seed, photos]).choice(groups, min(photos, len(groups)), replace=False)
+    rows = np.isin(pairs.groups, chosen)
+    items = {name: values[rows] for name, values in pairs.items.items()}
+    return PairSet(pairs.stores, items, pairs.groups[rows], pairs.splits[rows], pairs._memory)
+
+
 def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
     """A model's shape for these pairs: the paper's adapter of one block, half as wide inside, but for the changes."""
     return ModelConfig(**{

@@ -34,6 +34,7 @@ from studies.common import (
     latents,
     model_config,
     points,
+    subset,
     summary,
     trained,
     write,
@@ -108,15 +109,6 @@ def measured(pairs: PairSet, whole: PairSet, dev: PairSet, epochs: int, seed: in
         for name, (kind, shape) in runs.items()
     }
     return {**out, **kept(folder / "closed.json", lambda: closed_forms(pairs, whole, dev))}
-
-
-def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
-    """The pairs of so many photos."""
-    groups = np.unique(pairs.groups)
-    chosen = np.random.default_rng([seed, photos]).choice(groups, min(photos, len(groups)), replace=False)
-    rows = np.isin(pairs.groups, chosen)
-    items = {name: values[rows] for name, values in pairs.items.items()}
-    return PairSet(pairs.stores, items, pairs.groups[rows], pairs.splits[rows], pairs._memory)
 
 
 def closed_forms(pairs: PairSet, whole: PairSet, dev: PairSet) -> dict[str, float]:
