@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fusemix.encoders.base import Encoder
-from fusemix.files import read_json, sha256_of, sole_writer, write_atomic, write_json
+from fusemix.files import read_json, sole_writer, write_atomic, write_json
 from fusemix.media import MediaError
 from fusemix.pairs import Item, PairTable
 
@@ -386,7 +386,7 @@ def write_latents(
         piece = np.asarray(piece)
         if piece.ndim != 2 or piece.shape[1] != first.shape[1]:
             raise ValueError(f"Every piece must have shape (n, {first.shape[1]}), got {piece.shape}.")
-        _append_shard(folder, manifest, piece.astype(dtype), [])
+        _append_shard(folder, manifest, piece.astype(dtype, copy=False), [])
     n = sum(shard["items"] for shard in manifest["shards"])
     if index is not None:
         frame = index(n)
@@ -448,7 +448,9 @@ def _append_shard(folder: Path, manifest: dict[str, Any], shard: np.ndarray, ski
     buffer = io.BytesIO()
     np.save(buffer, shard, allow_pickle=False)
     write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-    manifest["shards"].append({"file": name, "items": len(shard), "sha256": sha256_of(folder / name)})
+    # of what was to be written: a disk that kept something else is found out
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    manifest["shards"].append({"file": name, "items": len(shard), "sha256": digest})
     manifest["skipped"].extend(skipped)
     write_json(folder / MANIFEST_NAME, manifest)
 

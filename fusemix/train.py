@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -84,13 +85,19 @@ class PairSet:
         first, *others = stores
         rows = stores[first].rows.rename(columns={"item": first})
         for name in others:
-            rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")
+            other = stores[name].rows[["row", "item"]].rename(columns={"item": name})
+            if np.array_equal(rows["row"], other["row"]) and (np.diff(other["row"]) > 0).all():
+                rows[name] = other[name].to_numpy()  # the usual case; joining millions takes long and much memory
+            else:
+                rows = rows.merge(other, on="row")
         if len(rows) < MIN_PAIRS:
             raise ValueError(
                 f"Only {len(rows)} rows have {' and '.join(stores)} latents; at least {MIN_PAIRS} pairs are needed."
             )
         items = {name: rows[name].to_numpy(np.int64) for name in stores}
-        return cls(stores, items, rows["group"].to_numpy(np.int64), rows["split"].to_numpy(object))
+        code, split = pd.factorize(rows["split"], use_na_sentinel=False)
+        names = np.asarray(split, dtype=object)  # one text for all rows of a split
+        return cls(stores, items, rows["group"].to_numpy(np.int64), names[code])
 
     def __len__(self) -> int:
         return len(self.groups)
