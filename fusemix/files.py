@@ -110,6 +110,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); it was damaged or is not ours.") from error
 
 
+def bytes_of(size: str) -> int:
+    """Bytes from a number with a unit, e.g. ``1GB``, ``512MiB`` or ``0``.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:([kMGT]?)(i?)B)?", size.strip())
+    if match is None:
+        raise ValueError(f"A size is a number and B, kB, MB, GB, TB, KiB.. TiB, such as 512MB or 1GB, got {size!r}.")
+    power = " kMGT".index(match[2] or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def sha256_of(*paths: Path) -> str:
     """Hex SHA-256 over the bytes of the files, in order."""
     digest = hashlib.sha256()

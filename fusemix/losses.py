@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+EPS = 1e-12  # least norm, as F.normalize has it
+ONE_EXP_BELOW = 40.0  # 1 / temperature; exp(-2 x 40) is still a normal float32
 TILE = 2048  # rows and columns of logits held at once
 PLAIN_UP_TO = 4096  # pairs; above, the plain version's B x B matrices cost more than computing tiles twice
 
@@ -55,16 +57,14 @@ def info_nce(
         raise ValueError(f"groups must have shape ({len(a)},), got {tuple(groups.shape)}.")
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}.")
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     scale = 1 / torch.as_tensor(temperature, device=a.device)
     if tile is None and len(a) > PLAIN_UP_TO:
         tile = TILE
     if tile is not None:
-        number = (
-            torch.arange(len(a), device=a.device) if groups is None else torch.unique(groups, return_inverse=True)[1]
-        )
+        number = None if groups is None else torch.unique(groups, return_inverse=True)[1]
         loss: Tensor = _TiledInfoNCE.apply(a, b, scale, number, tile)  # type: ignore[no-untyped-call]
         return loss
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     logits = a @ b.T * scale  # (B, B)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     target = torch.arange(len(a), device=a.device) if groups is None else _shares(groups).to(logits.dtype)
@@ -124,27 +124,42 @@ def _shares(groups: Tensor) -> Tensor:
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """The loss from tiles of logits, which the backward pass computes again; a and b are unit length.
+    """The loss from tiles of logits, which the backward pass computes again; a and b are normalised by the tile.
 
     With S the logits, T the targets and B pairs, the loss is
     (sum_i lse_j S_ij + sum_j lse_i S_ij - 2 sum T S) / 2B, and its gradient by S is
-    (softmax by rows + softmax by columns - 2 T) / 2B.
+    (softmax by rows + softmax by columns - 2 T) / 2B. Beyond the inputs, only their gradients and two tiles are held
+    at once. Logits lie within +-scale, so that for scales below 40 no exponential of S - scale can vanish, and one of
+    them serves both directions.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor, tile: int) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor | None, tile: int) -> Tensor:
         n, kind = len(a), torch.float64 if a.dtype == torch.float64 else torch.float32
-        rows = torch.full((n,), -torch.inf, dtype=kind, device=a.device)
+        shared = float(scale) < ONE_EXP_BELOW
+        start = 0 if shared else -torch.inf  # of sums of exponentials, or of their logarithms
+        rows = torch.full((n,), start, dtype=kind, device=a.device)
         columns = rows.clone()
-        size = torch.bincount(groups)[groups].to(kind)  # (B,)
+        size = None if groups is None else torch.bincount(groups)[groups].to(kind)  # (B,)
         agreement = torch.zeros((), dtype=kind, device=a.device)
-        for i, j in _tiles(n, tile):
-            logits = (a[i] @ b[j].T).to(kind) * scale
-            rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
-            columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
-            agreement += _right(logits, groups, size, i, j)
+        for i in _pieces(n, tile):
+            a_i = F.normalize(a[i], dim=1)
+            for j in _pieces(n, tile):
+                logits = (a_i @ F.normalize(b[j], dim=1).T).to(kind).mul_(scale)  # (t, t)
+                row, column, share = _right(groups, size, i, j, a.device)
+                agreement += (logits[row, column] * share).sum()
+                if shared:
+                    logits.sub_(scale).exp_()
+                    rows[i] += logits.sum(1)
+                    columns[j] += logits.sum(0)
+                else:
+                    rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
+                    columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
+                del logits  # before the next is made
+        if shared:
+            rows, columns = rows.log_().add_(scale), columns.log_().add_(scale)
         ctx.save_for_backward(a, b, scale, groups, size, rows, columns)
-        ctx.tile = tile
+        ctx.tile, ctx.shared = tile, shared
         return (rows.sum() + columns.sum() - 2 * agreement) / (2 * n)
 
     @staticmethod
@@ -152,31 +167,55 @@ class _TiledInfoNCE(torch.autograd.Function):
         a, b, scale, groups, size, rows, columns = ctx.saved_tensors
         n, kind = len(a), rows.dtype
         by_a, by_b = torch.zeros_like(a, dtype=kind), torch.zeros_like(b, dtype=kind)
-        by_scale = torch.zeros((), dtype=kind, device=a.device)
-        for i, j in _tiles(n, ctx.tile):
-            similarity = (a[i] @ b[j].T).to(kind)
-            logits = similarity * scale
-            by_logits = (logits - rows[i, None]).exp_()
-            by_logits += logits.sub_(columns[None, j]).exp_()
-            _subtract_right(by_logits, groups, size, i, j)
-            by_scale += (by_logits * similarity).sum()
-            by_logits = by_logits.to(a.dtype)
-            by_a[i] += by_logits @ b[j]
-            by_b[j] += by_logits.T @ a[i]
+        for i in _pieces(n, ctx.tile):
+            a_i = F.normalize(a[i], dim=1)
+            for j in _pieces(n, ctx.tile):
+                b_j = F.normalize(b[j], dim=1)
+                logits = (a_i @ b_j.T).to(kind).mul_(scale)
+                if ctx.shared:
+                    by_logits = logits.sub_(scale).exp_()
+                    by_logits.mul_((scale - rows[i]).exp_()[:, None] + (scale - columns[j]).exp_())
+                else:
+                    by_logits = (logits - rows[i, None]).exp_()
+                    by_logits.add_(logits.sub_(columns[j]).exp_())
+                del logits
+                row, column, share = _right(groups, size, i, j, a.device)
+                by_logits[row, column] -= 2 * share
+                if a.dtype == kind:
+                    by_a[i].addmm_(by_logits, b_j)
+                    by_b[j].addmm_(by_logits.T, a_i)
+                else:
+                    by_logits = by_logits.to(a.dtype)
+                    by_a[i] += by_logits @ b_j
+                    by_b[j] += by_logits.T @ a_i
+                del by_logits
         factor = gradient[0] / (2 * n)
-        return (by_a * scale * factor).to(a.dtype), (by_b * scale * factor).to(b.dtype), by_scale * factor, None, None
+        by_scale = torch.zeros((), dtype=kind, device=a.device)
+        for i in _pieces(n, ctx.tile):
+            by_scale += (by_a[i] * F.normalize(a[i], dim=1)).sum()  # sum of by_logits times cosine
+            for x, by_x in ((a, by_a), (b, by_b)):
+                _through_norm(x[i].to(kind), by_x[i].mul_(scale * factor))
+        return by_a.to(a.dtype), by_b.to(b.dtype), by_scale * factor, None, None
 
 
-def _tiles(n: int, tile: int) -> list[tuple[slice, slice]]:
-    pieces = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
-    return [(i, j) for i in pieces for j in pieces]
+def _pieces(n: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
 
 
-def _right(logits: Tensor, groups: Tensor, size: Tensor, i: slice, j: slice) -> Tensor:
-    same = groups[i, None] == groups[None, j]
-    return (logits / size[i, None]).masked_fill(~same, 0).sum()
-
-
-def _subtract_right(by_logits: Tensor, groups: Tensor, size: Tensor, i: slice, j: slice) -> None:
+def _right(
+    groups: Tensor | None, size: Tensor | None, i: slice, j: slice, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Where the right answers of a tile stand, (rows, columns), and the share of the target each has."""
+    if groups is None or size is None:
+        diagonal = torch.arange(i.stop - i.start if i == j else 0, device=device)
+        return diagonal, diagonal, 1.0
     row, column = (groups[i, None] == groups[None, j]).nonzero(as_tuple=True)
-    by_logits[row, column] -= 2 / size[i][row]
+    return row, column, 1 / size[i][row]
+
+
+def _through_norm(x: Tensor, gradient: Tensor) -> None:
+    """Turn the gradient by x / max(|x|, EPS) into the one by x, in place: (t, D) both."""
+    norm = x.norm(dim=1, keepdim=True)
+    unit = x / norm.clamp_min(EPS)
+    along = (gradient * unit).sum(1, keepdim=True).masked_fill_(norm < EPS, 0)
+    gradient.sub_(unit.mul_(along)).div_(norm.clamp_min(EPS))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.losses import PLAIN_UP_TO, TILE
-from fusemix.train import IN_MEMORY_BYTES, PairSet, _Run
+from fusemix.train import PairSet, _Run
 
 PROBE_STEPS = 10
 FLOAT = 4  # bytes
@@ -49,19 +49,20 @@ class Plan:
         ]
 
 
-def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig) -> Plan:
+def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *, hold_bytes: int | None = None) -> Plan:
     """Take ten real steps in a scratch folder and count the rest.
 
     Args:
         sets: Joined latents, as for :func:`fusemix.train.train`.
         model_config: Shape of the model.
         config: The run.
+        hold_bytes: As for :func:`fusemix.train.train`.
 
     Raises:
         ValueError: As :func:`fusemix.train.train`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(sets, model_config, replace(config, frozen=()), Path(folder))
+        run = _Run(sets, model_config, replace(config, frozen=()), Path(folder), hold_bytes=hold_bytes)
         times = []
         for _ in range(PROBE_STEPS):
             began = time.perf_counter()
@@ -69,9 +70,7 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig) ->
             times.append(time.perf_counter() - began)
     parameters = sum(value.numel() for value in run.model.state_dict().values())
     trained = sum(p.numel() for p in run.trained)
-    stores = {store.folder: len(store) * store.dim * FLOAT for s in sets for store in s.stores.values()}
-    held = sum(size for size in stores.values() if size <= IN_MEMORY_BYTES)
-    fixed = FLOAT * (parameters + 3 * trained) + held
+    fixed = FLOAT * (parameters + 3 * trained) + sum(store.n_bytes for store in run.held)
     a_row = _bytes_of_a_row(sets, model_config)
     batch = sum(run.batches)
     return Plan(

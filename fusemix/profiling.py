@@ -72,6 +72,7 @@ def profile(
     trace: Path,
     *,
     init: FusionModel | None = None,
+    hold_bytes: int | None = None,
 ) -> Profile:
     """Take steps in a scratch folder, the first of them unmeasured, and one evaluation.
 
@@ -81,6 +82,7 @@ def profile(
         config: The run.
         trace: Where to write the trace, JSON; its folder is made.
         init: As for :func:`fusemix.train.train`.
+        hold_bytes: As for :func:`fusemix.train.train`.
 
     Raises:
         ValueError: As :func:`fusemix.train.train`.
@@ -89,7 +91,7 @@ def profile(
     trace.parent.mkdir(parents=True, exist_ok=True)
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(sets, model_config, config, Path(folder), init)
+        run = _Run(sets, model_config, config, Path(folder), init, hold_bytes)
         if on_gpu:
             run.stage = _waiting
         for _ in range(WARM_UP):

@@ -17,12 +17,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -37,11 +39,12 @@ from fusemix.metrics import retrieval
 from fusemix.mixup import draw_lam, mix
 from fusemix.pairs import TEST_SPLITS, VALIDATION_SPLITS
 from fusemix.processes import any_process, gather, join_processes, mean_gradients, same_start
+from fusemix.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
-IN_MEMORY_BYTES = 4 * 2**30  # stores up to this size are read into memory once
+HOLD_BYTES = 512 * 2**20  # latents held in memory at most, unless told otherwise; on a GPU half of what is free
 MIN_PAIRS = 8
 
 
@@ -60,7 +63,6 @@ class PairSet:
     items: dict[str, np.ndarray]
     groups: np.ndarray
     splits: np.ndarray
-    _memory: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def join(cls, stores: dict[str, LatentStore]) -> PairSet:
@@ -83,13 +85,19 @@ class PairSet:
         first, *others = stores
         rows = stores[first].rows.rename(columns={"item": first})
         for name in others:
-            rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")
+            other = stores[name].rows[["row", "item"]].rename(columns={"item": name})
+            if np.array_equal(rows["row"], other["row"]) and (np.diff(other["row"]) > 0).all():
+                rows[name] = other[name].to_numpy()  # the usual case; joining millions takes long and much memory
+            else:
+                rows = rows.merge(other, on="row")
         if len(rows) < MIN_PAIRS:
             raise ValueError(
                 f"Only {len(rows)} rows have {' and '.join(stores)} latents; at least {MIN_PAIRS} pairs are needed."
             )
         items = {name: rows[name].to_numpy(np.int64) for name in stores}
-        return cls(stores, items, rows["group"].to_numpy(np.int64), rows["split"].to_numpy(object))
+        code, split = pd.factorize(rows["split"], use_na_sentinel=False)
+        names = np.asarray(split, dtype=object)  # one text for all rows of a split
+        return cls(stores, items, rows["group"].to_numpy(np.int64), names[code])
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -99,25 +107,20 @@ class PairSet:
         """E.g. ``image+text``."""
         return "+".join(self.stores)
 
-    def latents(self, modality: str, items: np.ndarray) -> Tensor:
+    def latents(self, modality: str, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Latents of items of a modality: shape (len(items), D_x), float32."""
-        store = self.stores[modality]
-        if len(store) * store.dim * 4 > IN_MEMORY_BYTES:
-            return torch.from_numpy(store.read(items))
-        if modality not in self._memory:
-            self._memory[modality] = store.all()
-        return torch.from_numpy(self._memory[modality][items])
+        return self.stores[modality].gather(items, device)
 
     def check_finite(self) -> None:
         """Raise ValueError if any latent in use is NaN or infinite, naming the first."""
         for modality, items in self.items.items():
-            for part in np.array_split(np.unique(items), max(1, len(items) // 65536)):
-                bad = ~torch.isfinite(self.latents(modality, part)).all(dim=1).numpy()
-                if bad.any():
-                    raise ValueError(
-                        f"{self.stores[modality].folder} holds NaN or infinite values in {int(bad.sum())} latents, "
-                        f"first in item {int(part[bad][0])}; extract them again."
-                    )
+            bad = self.stores[modality].not_finite()
+            bad = bad[np.isin(bad, items)] if len(bad) else bad
+            if len(bad):
+                raise ValueError(
+                    f"{self.stores[modality].folder} holds NaN or infinite values in {len(bad)} latents, "
+                    f"first in item {bad[0]}; extract them again."
+                )
 
     def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
         """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
@@ -128,8 +131,10 @@ class PairSet:
         test = np.isin(self.splits, list(TEST_SPLITS))
         validation = np.isin(self.splits, list(VALIDATION_SPLITS))
         if not validation.any():
-            held = {g for g in np.unique(self.groups).tolist() if _unit_hash(config.seed, g) < config.val_fraction}
-            validation = np.isin(self.groups, list(held)) & ~test
+            groups = np.sort(self.groups)
+            groups = groups[np.diff(groups, prepend=groups[0] - 1) > 0]  # np.unique takes far longer for millions
+            held = [g for part in np.array_split(groups, 1 + len(groups) // 65536) for g in _held_out(part, config)]
+            validation = np.isin(self.groups, held) & ~test
         train = np.flatnonzero(~validation & ~test)
         if len(train) < MIN_PAIRS or not validation.any():
             raise ValueError(
@@ -175,6 +180,7 @@ def train(
     folder: str | Path,
     *,
     init: FusionModel | None = None,
+    hold_bytes: int | None = None,
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -191,6 +197,9 @@ def train(
         folder: Where ``training_state.pt`` is kept while running.
         init: Start from this model's adapters, for the modalities it has. With ``config.frozen``
             a new modality is trained into a space that stays as it is.
+        hold_bytes: Of latents kept in memory (by each process, where it computes), the smallest stores first;
+            the others are read through their memory maps, a step ahead. Default: 512 MiB, on a GPU half of its
+            free memory. The weights do not depend on it.
         report: Called after every step.
         should_stop: Asked after every step; when true, the state is saved and the run returns.
 
@@ -199,7 +208,7 @@ def train(
             another run in ``folder``, or a loss that became NaN.
     """
     with sole_writer(Path(folder)) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
-        return _Run(sets, model_config, config, Path(folder), init).go(report, should_stop)
+        return _Run(sets, model_config, config, Path(folder), init, hold_bytes).go(report, should_stop)
 
 
 class _Run:
@@ -210,6 +219,7 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         init: FusionModel | None = None,
+        hold_bytes: int | None = None,
     ) -> None:
         _check_sets(sets, model_config)
         self.sets, self.config, self.folder = sets, config, folder
@@ -240,6 +250,11 @@ class _Run:
         self.best: dict[str, Any] = {"score": -1.0}
         self.best_weights: dict[str, Tensor] = {}
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self.held = stores_to_hold(sets, hold_bytes, self.accelerator.device)
+        for store in self.held:
+            store.hold(self.accelerator.device)
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[int, int, str], Future[Tensor]] = {}  # by set, step and modality
         self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
     def fit_closed_form(self, init: FusionModel | None) -> None:
@@ -330,25 +345,22 @@ class _Run:
         All processes draw the same pairs and the same coefficients, so that together they mix what one
         process would. A mixed pair belongs to the group of its heavier half.
         """
-        config, pair_set, pairs = self.config, self.sets[number], self.draw(number)
-        halves = np.split(pairs, 2) if config.mixup_alpha is not None else [pairs]
-        share = len(halves[0]) // self.processes
-        mine = np.concatenate([half[self.rank * share : (self.rank + 1) * share] for half in halves])
-        names = list(pair_set.stores)
-        latents = tuple(
-            pair_set.latents(name, pair_set.items[name][mine]).to(self.accelerator.device) for name in names
-        )
+        config, pair_set = self.config, self.sets[number]
+        halves, share = self.draw(number, self.step)
+        latents = tuple(self.latents(number, self.step, name, halves) for name in pair_set.stores)
+        if self.step + 1 < self.total_steps:
+            self.read_ahead(number)
         heavier = np.zeros(len(halves[0]), dtype=np.int64)
         if config.mixup_alpha is not None:
             lam = draw_lam(config.mixup_alpha, len(halves[0]), rng, per_row=config.mixup_per_row)
             heavier = (np.broadcast_to(lam, (len(halves[0]), 1))[:, 0] < 0.5).astype(np.int64)
-            part = lam if len(lam) == 1 else lam[self.rank * share : (self.rank + 1) * share]
+            part = lam if len(lam) == 1 else lam[share]
             latents = mix(latents, part)
         groups = None
         if config.multi_positive:
             chosen = np.stack(halves)[heavier, np.arange(len(halves[0]))]
             groups = torch.from_numpy(pair_set.groups[chosen]).to(self.accelerator.device)
-        return dict(zip(names, latents, strict=True)), groups
+        return dict(zip(pair_set.stores, latents, strict=True)), groups
 
     def backward(self, latents: dict[str, Tensor], groups: Tensor | None, *, seed: list[int]) -> float:
         """Add the gradients of one set's loss; returns the loss, the mean over all processes' rows.
@@ -404,15 +416,51 @@ class _Run:
         """A loss as a number, its mean over the processes."""
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
-    def draw(self, number: int) -> np.ndarray:
-        """Pair numbers of this step's batch: consecutive pieces of a fresh shuffle each epoch."""
+    def latents(self, number: int, step: int, name: str, halves: list[np.ndarray]) -> Tensor:
+        """This process's latents of a step, read ahead if they are not held: (rows of all halves, D_x)."""
+        waited = self._ahead.pop((number, step, name), None)
+        return (self.read(number, name, halves) if waited is None else waited.result()).to(self.accelerator.device)
+
+    def read_ahead(self, number: int) -> None:
+        """Let the other thread read the next step's latents while this step computes."""
+        halves, _ = self.draw(number, self.step + 1)
+        for name, store in self.sets[number].stores.items():
+            if store not in self.held:
+                waited = self._reader.submit(self.read_alone, number, name, halves)
+                self._ahead[number, self.step + 1, name] = waited
+
+    def read_alone(self, number: int, name: str, halves: list[np.ndarray]) -> Tensor:
+        """:meth:`read` without threads of its own: the step that computes meanwhile has them."""
+        with one_thread():
+            return self.read(number, name, halves)
+
+    def read(self, number: int, name: str, halves: list[np.ndarray]) -> Tensor:
+        """Latents of this process's share of the halves."""
+        pair_set = self.sets[number]
+        device = self.accelerator.device if pair_set.stores[name] in self.held else "cpu"
+        mine = np.concatenate([half[self.share_of(half)] for half in halves])
+        return pair_set.latents(name, pair_set.items[name][mine], device)
+
+    def draw(self, number: int, step: int) -> tuple[list[np.ndarray], slice]:
+        """Pair numbers of a step's batch, in halves to be mixed, and this process's share of each half.
+
+        The batches of an epoch are consecutive pieces of a fresh permutation of all training pairs: every order is
+        equally likely, whatever the shards, and no pair comes twice before all have come.
+        """
         pairs, batch = self.train_pairs[number], self.batches[number]
-        epoch, piece = divmod(self.step, len(pairs) // batch)
+        epoch, piece = divmod(step, len(pairs) // batch)
         if (number, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[0] != number}
             rng = np.random.default_rng([self.config.seed, 2, number, epoch])
             self._orders[number, epoch] = rng.permutation(pairs)
-        return self._orders[number, epoch][piece * batch : (piece + 1) * batch]
+        drawn = self._orders[number, epoch][piece * batch : (piece + 1) * batch]
+        halves = np.split(drawn, 2) if self.config.mixup_alpha is not None else [drawn]
+        return halves, self.share_of(halves[0])
+
+    def share_of(self, half: np.ndarray) -> slice:
+        """This process's part of a half."""
+        share = len(half) // self.processes
+        return slice(self.rank * share, (self.rank + 1) * share)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine, per step.
@@ -481,6 +529,16 @@ class _Run:
         self.step, self.loss_sum, self.loss_count = state["step"], state["loss_sum"], state["loss_count"]
         self.history, self.best, self.best_weights = state["history"], state["best"], state["best_weights"]
         logger.info("Resumed %s at step %d of %d.", path, self.step, self.total_steps)
+
+
+def stores_to_hold(sets: list[PairSet], hold_bytes: int | None, device: torch.device) -> list[LatentStore]:
+    """The stores to keep in memory: the smallest first, while together they take at most ``hold_bytes``."""
+    if hold_bytes is None:
+        hold_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else HOLD_BYTES
+    stores = {id(store): store for s in sets for store in s.stores.values()}.values()
+    ordered = sorted(stores, key=lambda store: store.n_bytes)
+    sizes = np.cumsum([store.n_bytes for store in ordered])
+    return ordered[: int(np.searchsorted(sizes, hold_bytes, side="right"))]
 
 
 def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
@@ -566,6 +624,10 @@ def _limit_groups(pair_set: PairSet, pairs: np.ndarray, limit: int) -> np.ndarra
         return pairs
     kept = np.random.default_rng(0).choice(distinct, limit, replace=False)
     return pairs[np.isin(groups, kept)]
+
+
+def _held_out(groups: np.ndarray, config: TrainConfig) -> list[int]:
+    return [g for g in groups.tolist() if _unit_hash(config.seed, g) < config.val_fraction]
 
 
 def _unit_hash(seed: int, group: int) -> float:

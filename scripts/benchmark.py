@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py loss --batches 2048 8192 20480 65536
     python scripts/benchmark.py train --peer /path/to/layer6ai-labs-fusemix
+    python scripts/benchmark.py recall --peer /path/to/layer6ai-labs-fusemix --latents FOLDER
     python scripts/benchmark.py extract
     python scripts/benchmark.py sounds
     python scripts/benchmark.py search --sizes 10000 100000 1000000
@@ -9,7 +10,9 @@
 
 ``loss``: forward and backward of the symmetric InfoNCE, plain and in tiles, each in a fresh process, with
 the peak memory the loss itself adds. ``train``: optimizer steps beside the authors' own model and dataset
-classes (their repository in a folder of yours; nothing of it is kept here), the two taking turns.
+classes (their repository in a folder of yours; nothing of it is kept here), the two taking turns, with the share
+of the processor's own matrix-product rate that each reaches and the stages of a step of ours. ``recall``: both trained
+on the same latents to the end, some seeds each, and their validation recall.
 ``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``sounds``: Whisper on clips
 under 5 s, the frames that are there beside padding to 30 s: speed, latents and retrieval. ``search``: numpy,
 faiss exact, HNSW and IVF. ``scale``: training from latents on disk as their number grows. These four count the
@@ -31,7 +34,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
     train.add_argument("--steps", type=int, default=4, help="timed steps of each in every turn")
     train.add_argument("--turns", type=int, default=3)
+    recall = commands.add_parser("recall", help="validation recall beside the authors' trainer after equal epochs")
+    recall.add_argument("--peer", type=Path, required=True, help="a checkout of layer6ai-labs/fusemix")
+    recall.add_argument("--latents", type=Path, required=True, help="folder of image-train, text-train, .-dev stores")
+    recall.add_argument(
+        "--width", type=int, help="principal components of each latent that both train on (default: all)"
+    )
+    recall.add_argument("--depth", type=int, default=4)
+    recall.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
+    recall.add_argument("--epochs", type=int, default=10)
+    recall.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     extract = commands.add_parser("extract", help="items per second of every packaged encoder")
     extract.add_argument("--pairs", type=Path, default=ROOT / "demo/gallery/pairs.csv")
     extract.add_argument("--items", type=int, default=96, help="of each column, spread over the table")
@@ -86,6 +99,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     scale.add_argument("--steps", type=int, default=3, help="timed steps at each size in every turn")
     scale.add_argument("--turns", type=int, default=6)
     scale.add_argument("--disk", type=Path, help="where the latents lie while they are used (default: the system's)")
+    scale.add_argument("--also-held", type=int, help="at this size also a process that holds all latents in memory")
+    scale.add_argument("--hold-bytes", type=int, help=argparse.SUPPRESS)
     scale.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # pairs and folder, in a child process
     return parser.parse_args(argv)
 
@@ -123,11 +138,12 @@ def loss_child(batch: int, kind: str, dim: int) -> dict[str, float]:
     small = [x[:64].detach().requires_grad_() for x in (a, b)]
     compute(*small, temperature=temperature, tile=tile).backward()  # libraries loaded before the count
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     compute(a, b, temperature=temperature, tile=tile).backward()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - computed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "added_mib": (peak - before) / 1024}
+    gradients = 2 * a.numel() * a.element_size() / MIB  # a part of what is added
+    return {"seconds": seconds, "cpu_s": cpu, "added_mib": (peak - before) / 1024, "gradients_mib": gradients}
 
 
 def _plain(a: torch.Tensor, b: torch.Tensor, *, temperature: torch.Tensor, tile: int) -> torch.Tensor:
@@ -152,18 +168,19 @@ def run_loss(args: argparse.Namespace) -> dict[str, Any]:
             command = [sys.executable, __file__, "loss", "--dim", str(args.dim), "--one", str(batch), kind]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             row[kind] = json.loads(done.stdout.splitlines()[-1])
+        if isinstance(row["plain"], dict):
+            row["time_ratio"] = row["tiled"]["seconds"] / row["plain"]["seconds"]
+            row["cpu_ratio"] = row["tiled"]["cpu_s"] / row["plain"]["cpu_s"]
         rows.append(row)
-    view = Table("pairs", "plain: s", "MiB added", "tiled: s", "MiB added", "time tiled / plain")
+        print(row, file=sys.stderr, flush=True)
+        save(args, "loss", {"dim": args.dim, "rows": rows})  # the largest take long
+    view = Table("pairs", "plain: CPU s", "MiB added", "tiled: CPU s", "MiB added", "CPU time tiled / plain")
     for row in rows:
         plain, tiled = row["plain"], row["tiled"]
-        known = isinstance(plain, dict)
-        if known:
-            row["time_ratio"] = tiled["seconds"] / plain["seconds"]
-        cells = [f"{plain['seconds']:.2f}", f"{plain['added_mib']:.0f}"] if known else [plain, ""]
-        ratio = f"{row['time_ratio']:.2f}" if known else ""
-        view.add_row(f"{row['batch']:,}", *cells, f"{tiled['seconds']:.2f}", f"{tiled['added_mib']:.0f}", ratio)
+        cells = [f"{plain['cpu_s']:.2f}", f"{plain['added_mib']:.0f}"] if isinstance(plain, dict) else [plain, ""]
+        ratio = f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""
+        view.add_row(f"{row['batch']:,}", *cells, f"{tiled['cpu_s']:.2f}", f"{tiled['added_mib']:.0f}", ratio)
     Console().print(view)
-    save(args, "loss", {"dim": args.dim, "rows": rows})
     return {"rows": rows}
 
 
@@ -203,8 +220,8 @@ def _as_it_is(latent: torch.Tensor) -> torch.Tensor:
     return latent
 
 
-def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[], None]:
-    """One step of the authors' trainer: their dataset, a DataLoader, their model, AdamW as they set it."""
+def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, Callable[..., None]]:
+    """The authors' model, and one step of their trainer: their dataset, a DataLoader, AdamW as they set it."""
     model_class, dataset_class = load_peer(args.peer)
     folder = Path(tempfile.mkdtemp())
     paths = []
@@ -212,9 +229,12 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[],
         paths.append(folder / f"{name}.pt")
         torch.save({str(i): torch.from_numpy(row.copy()) for i, row in enumerate(side)}, paths[-1])
     dataset = dataset_class(_as_it_is, _as_it_is, *map(str, paths))
-    model = model_class(*args.widths, 512, num_layers_vis=args.depth, num_layers_text=args.depth, dropout=0.6)
+    widths = [side.shape[1] for side in sides]
+    model = model_class(*widths, 512, num_layers_vis=args.depth, num_layers_text=args.depth, dropout=0.6)
     model.mixup_alpha = 1.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     def batches() -> Any:
         while True:
@@ -224,17 +244,19 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[],
 
     stream = batches()
 
-    def step() -> None:
+    def step(learning_rate: float = 1e-3) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
         loss = model(next(stream)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return step
+    return model, step
 
 
-def our_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[], object]:
-    """One step of fusemix.train with the paper's recipe at the same widths, depth and batch."""
+def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
+    """A run of fusemix.train with the paper's recipe at the same widths, depth and batch."""
     from fusemix.config import ModelConfig, TrainConfig
     from fusemix.latents import write_latents
     from fusemix.train import PairSet, _Run
@@ -246,9 +268,25 @@ def our_step(args: argparse.Namespace, sides: list[np.ndarray]) -> Callable[[], 
     }
     dims = dict(zip(("image", "text"), args.widths, strict=True))
     config = TrainConfig(batch_size=args.batch_size, val_fraction=0.01, warmup_steps=1)
-    run = _Run([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=args.depth), config, folder / "run")
+    return _Run([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=args.depth), config, folder / "run")
 
-    return run.take_step
+
+def where_it_goes(run: Any, steps: int) -> dict[str, float]:
+    """Stage of a step of ours -> its share of the processor's time, over some steps."""
+    spent: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+
+    usual, run.stage = run.stage, stage
+    began = time.process_time()
+    for _ in range(steps):
+        run.take_step()
+    whole, run.stage = time.process_time() - began, usual
+    return {name: value / whole for name, value in spent.items()} | {"the rest": 1 - sum(spent.values()) / whole}
 
 
 def product_rate(dtype: torch.dtype) -> float:
@@ -268,7 +306,8 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
-    steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides), "ours": our_step(args, sides)}
+    run = our_run(args, sides)
+    steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1], "ours": run.take_step}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()  # memory is allocated and libraries are loaded
@@ -278,6 +317,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
                 began = time.perf_counter()
                 step()
                 seconds[name].append(time.perf_counter() - began)
+    stages = where_it_goes(run, args.steps)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     precision = resolve_precision("auto")
     rates = {"peer": product_rate(torch.float32)}
@@ -290,14 +330,114 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
         "precision": {"peer": "float32", "ours": precision},
         "matrix_product_gflop_per_s": {name: rate / 1e9 for name, rate in rates.items()},
         "model_flops_utilisation": {name: work / t / rates[name] for name, t in median.items()},
+        "stages_of_ours": stages,
     }
     view = Table("", "precision", "s / step", "of that precision's matrix-product rate")
     for name in steps:
         share = values["model_flops_utilisation"][name]
         view.add_row(name, values["precision"][name], f"{median[name]:.2f}", f"{share:.0%}")
     Console().print(view, f"steps per second, ours / peer: {values['ratio']:.2f}")
+    print("a step of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in stages.items()))
     save(args, "train", values)
     return values
+
+
+class _Peer:
+    """The authors' model, trained, as :func:`fusemix.train.validation_recall` asks it."""
+
+    def __init__(self, model: Any) -> None:
+        self.sides = {"image": model.eval().proj_vis, "text": model.proj_text}
+
+    def embed(self, modality: str, latents: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.nn.functional.normalize(self.sides[modality](latents), dim=1)
+
+
+def one_set(args: argparse.Namespace, folder: Path) -> Any:
+    """Training and validation pairs as one set; each latent the leading principal components of its own kind."""
+    import pandas as pd
+
+    from fusemix.latents import LatentStore, write_latents
+    from fusemix.train import PairSet
+
+    joined = [
+        PairSet.join({m: LatentStore.open(args.latents / f"{m}-{split}") for m in ("image", "text")})
+        for split in ("train", "dev")
+    ]
+    stores = {}
+    for m in ("image", "text"):
+        train, dev = (pairs.stores[m].all() for pairs in joined)
+        if args.width is not None:
+            mean = train.mean(0)
+            axes = np.linalg.eigh(np.cov((train - mean).T))[1][:, ::-1][:, : args.width].astype(np.float32)
+            train, dev = (train - mean) @ axes, (dev - mean) @ axes
+        parts = [
+            pd.DataFrame({"item": pairs.items[m] + at, "group": pairs.groups + by, "split": split})
+            for pairs, at, by, split in zip(joined, (0, len(train)), (0, 10**9), ("train", "val"), strict=True)
+        ]
+        rows = pd.concat(parts, ignore_index=True).rename_axis("row").reset_index()
+        stores[m] = write_latents(
+            folder / m, np.concatenate([train, dev]), modality=m, name=m, index=lambda _, rows=rows: rows
+        )
+    return PairSet.join(stores)
+
+
+def run_recall(args: argparse.Namespace) -> dict[str, Any]:
+    """Both trained for equal epochs with one schedule, ours in its own precision; the last weights are compared."""
+    from fusemix.config import ModelConfig, TrainConfig
+    from fusemix.train import _Run, validation_recall
+
+    found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
+    seconds: dict[str, list[float]] = {"peer": [], "ours": []}
+    with tempfile.TemporaryDirectory() as work:
+        pairs = one_set(args, Path(work))
+        dims = {m: store.dim for m, store in pairs.stores.items()}
+        for seed in args.seeds:
+            config = TrainConfig(batch_size=args.batch_size, epochs=args.epochs, seed=seed, max_val_groups=10**9)
+            began = time.process_time()
+            run = _Run([pairs], ModelConfig(latent_dims=dims, depth=args.depth), config, Path(work) / f"run{seed}")
+            while run.step < run.total_steps:
+                run.take_step()
+            seconds["ours"].append(time.process_time() - began)
+            found["ours"].append(validation_recall(run.model, run.sets, run.val_pairs))
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  (their coefficient is drawn from it)
+            began = time.process_time()
+            model, step = peer_step(args, [pairs.latents(m, pairs.items[m][run.train_pairs[0]]).numpy() for m in dims])
+            for number in range(run.total_steps):
+                step(run.learning_rate(number))
+            seconds["peer"].append(time.process_time() - began)
+            found["peer"].append(validation_recall(_Peer(model), run.sets, run.val_pairs))  # type: ignore[arg-type]
+            print({who: (found[who][-1], round(seconds[who][-1])) for who in found}, file=sys.stderr, flush=True)
+    directions = list(found["ours"][0])
+    summary = {d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions}
+    view = Table("recall@1", "peer", "95 % interval", "ours", "95 % interval", "intervals overlap")
+    for direction, sides in summary.items():
+        a, b = sides["peer"], sides["ours"]
+        sides["overlap"] = a["low"] <= b["high"] and b["low"] <= a["high"]
+        cells_ = [f"{100 * x[k]:.1f}" if k == "mean" else f"{100 * x['low']:.1f} to {100 * x['high']:.1f}"
+                  for x in (a, b) for k in ("mean", "low")]  # fmt: skip
+        view.add_row(direction, *cells_, "yes" if sides["overlap"] else "no")
+    values = {
+        "settings": {k: getattr(args, k) for k in ("width", "depth", "batch_size", "epochs", "seeds")} | {"dims": dims},
+        "pairs": {"train": len(run.train_pairs[0]), "validation": len(run.val_pairs[0])},
+        "recall_at_1": summary,
+        "by_seed": found,
+        "cpu_seconds": seconds,
+        "ratio": float(np.median(seconds["peer"]) / np.median(seconds["ours"])),
+    }
+    Console().print(view, f"processor time, peer / ours: {values['ratio']:.2f}")
+    save(args, "recall", values)
+    return values
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean over seeds and its 95 % interval by Student's t."""
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+    if len(values) not in quantile:
+        raise SystemExit(f"An interval needs 2 to 10 seeds, got {len(values)}.")
+    mean, half = float(np.mean(values)), quantile[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def run_extract(args: argparse.Namespace) -> dict[str, Any]:
@@ -548,13 +688,16 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
     from fusemix.latents import LatentStore
     from fusemix.train import PairSet, _Run
 
-    began = time.perf_counter()
-    stores = {m: LatentStore.open(folder / m) for m in ("image", "text")}
+    began, computed = time.perf_counter(), time.process_time()
+    stores = {m: LatentStore.open(folder / m, verify=True) for m in ("image", "text")}  # as scripts/train.py does
+    opened, opened_cpu = time.perf_counter() - began, time.process_time() - computed
+    joined = PairSet.join(stores)
     dims = dict(zip(("image", "text"), args.widths, strict=True))
     config = TrainConfig(batch_size=args.batch_size, val_fraction=min(0.1, 500 / pairs), warmup_steps=1)
-    run = _Run([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=1), config, folder / "run")
+    model = ModelConfig(latent_dims=dims, depth=1)
+    run = _Run([joined], model, config, folder / "run", hold_bytes=args.hold_bytes)
     run.take_step()
-    opened = time.perf_counter() - began
+    ready = time.perf_counter() - began
     loading, mixed_batch = [0.0], run.mixed_batch
 
     def timed(*arguments: Any) -> Any:
@@ -564,7 +707,8 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
         return out
 
     run.mixed_batch = timed  # type: ignore[method-assign]
-    print(json.dumps({"open_and_check_s": opened}), flush=True)
+    said: dict[str, Any] = {"open_and_check_s": opened, "open_and_check_cpu_s": opened_cpu, "first_step_after_s": ready}
+    print(json.dumps({**said, "held_gib": sum(store.n_bytes for store in run.held) / 2**30}), flush=True)
     for _ in sys.stdin:
         steps = []
         for _ in range(args.steps):
@@ -583,7 +727,7 @@ def run_scale(args: argparse.Namespace) -> dict[str, Any]:
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=args.disk) as work, contextlib.ExitStack() as ended:
-        running: dict[int, subprocess.Popen[str]] = {}
+        running: list[tuple[dict[str, Any], subprocess.Popen[str], list[list[float]]]] = []
         for pairs in args.pairs:
             need, free = 2 * pairs * sum(args.widths), shutil.disk_usage(work).free
             rows.append({"pairs": pairs, "latents_gib": need / 2**30})
@@ -591,41 +735,46 @@ def run_scale(args: argparse.Namespace) -> dict[str, Any]:
                 rows[-1]["left_out"] = f"{need / 2**30:.0f} GiB of latents, {free / 2**30:.0f} free"
                 continue
             folder = Path(work) / str(pairs)
+            began = time.perf_counter()
             write_random(folder, pairs, args.widths)
-            options = ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
-            options += ["--widths", *map(str, args.widths), "--one", str(pairs), str(folder)]
-            child = subprocess.Popen(
-                [sys.executable, __file__, "scale", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            ended.callback(child.kill)
-            running[pairs] = child
-            rows[-1] |= answer(child)
-            print(rows[-1], file=sys.stderr, flush=True)
-        steps: dict[int, list[list[float]]] = {pairs: [] for pairs in running}
+            rows[-1]["written_in_s"] = time.perf_counter() - began
+            for hold in (None, need) if pairs == args.also_held else (None,):
+                if hold is not None:
+                    rows.append({"pairs": pairs, "latents_gib": need / 2**30})
+                child = scale_process(pairs, folder, args, hold)
+                ended.callback(child.kill)
+                rows[-1] |= answer(child)
+                running.append((rows[-1], child, []))
+                print(rows[-1], file=sys.stderr, flush=True)
         for _ in range(args.turns):
-            for row in rows:
-                if child_of := running.get(row["pairs"]):
-                    said = answer(child_of, "go")
-                    steps[row["pairs"]] += said.pop("steps")
-                    row |= said
-    for row in rows:
-        if taken := steps.get(row["pairs"]):
-            seconds, computed, loading = np.median(np.array(taken), axis=0).tolist()
-            row |= {"steps_per_s": 1 / seconds, "cpu_s_per_step": computed, "loading_share": loading / seconds}
-    view = Table(
-        "pairs", "latents, GiB", "steps / s", "CPU s / step", "loading", "peak RSS, MiB", "own, MiB", "opened in"
-    )
+            for row, child, steps in running:
+                said = answer(child, "go")
+                steps += said.pop("steps")
+                row |= said
+    for row, _, steps in running:
+        seconds, computed, loading = np.median(np.array(steps), axis=0).tolist()
+        row |= {"steps_per_s": 1 / seconds, "cpu_s_per_step": computed, "loading_share": loading / seconds}
+    titles = "pairs", "latents, GiB", "held, GiB", "steps / s", "CPU s / step", "waiting for latents"
+    view = Table(*titles, "own (RssAnon), MiB", "peak RSS, MiB", "opened and checked in")
     for row in rows:
         if "left_out" in row:
-            view.add_row(f"{row['pairs']:,}", row["left_out"], *[""] * 6)
+            view.add_row(f"{row['pairs']:,}", row["left_out"], *[""] * 7)
             continue
-        speed = f"{row['steps_per_s']:.2f}", f"{row['cpu_s_per_step']:.2f}", f"{row['loading_share']:.0%}"
-        memory = f"{row['peak_rss_mib']:,.0f}", f"{row['own_memory_mib']:,.0f}", f"{row['open_and_check_s']:.0f} s"
-        view.add_row(f"{row['pairs']:,}", f"{row['latents_gib']:.2f}", *speed, *memory)
+        speed = f"{row['steps_per_s']:.2f}", f"{row['cpu_s_per_step']:.2f}", f"{row['loading_share']:.1%}"
+        memory = f"{row['own_memory_mib']:,.0f}", f"{row['peak_rss_mib']:,.0f}", f"{row['open_and_check_s']:.0f} s"
+        view.add_row(f"{row['pairs']:,}", f"{row['latents_gib']:.2f}", f"{row['held_gib']:.2f}", *speed, *memory)
     Console().print(view)
     settings = {name: getattr(args, name) for name in ("widths", "batch_size", "steps", "turns")}
     save(args, "scale", {**settings, "rows": rows})
     return {"rows": rows}
+
+
+def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int | None) -> subprocess.Popen[str]:
+    """A process that trains from the latents in a folder when told to."""
+    options = ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--widths", *map(str, args.widths)]
+    options += [] if hold is None else ["--hold-bytes", str(hold)]
+    command = [sys.executable, __file__, "scale", *options, "--one", str(pairs), str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
@@ -666,6 +815,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "loss": run_loss,
         "train": run_train,
+        "recall": run_recall,
         "extract": run_extract,
         "sounds": run_sounds,
         "search": run_search,

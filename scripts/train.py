@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
@@ -28,6 +28,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from fusemix.config import ModelConfig, TrainConfig
+from fusemix.files import bytes_of
+
+if TYPE_CHECKING:
+    from fusemix.latents import LatentStore
 
 DEFAULTS = TrainConfig()
 
@@ -75,6 +79,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--save-every", type=int, default=DEFAULTS.save_every, help="epochs")
     run.add_argument("--mixed-precision", choices=("auto", "no", "bf16", "fp16"), default=DEFAULTS.mixed_precision)
     run.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    run.add_argument(
+        "--hold-latents", metavar="SIZE",
+        help="latents kept in memory by each process, e.g. 1GB; the rest is read from disk a step ahead "
+        "(default: 512MiB, on a GPU half of its free memory)",
+    )  # fmt: skip
     run.add_argument("--plan", action="store_true", help="say what the run will need, by ten steps, and stop")
     run.add_argument("--profile", action="store_true", help="say where the time of ten steps goes, and stop")
     run.add_argument("--tensorboard", action="store_true", help="write events of every step to OUT/runs")
@@ -101,7 +110,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from fusemix.card import model_card
     from fusemix.train import STATE_NAME, PairSet, save_result, train
 
-    sets = [PairSet.join(_stores(pieces)) for pieces in args.latents]
+    hold = bytes_of(args.hold_latents) if args.hold_latents else None
+    opened: dict[str, LatentStore] = {}
+    sets = [PairSet.join(_stores(pieces, opened)) for pieces in args.latents]
     stores = {modality: store for s in sets for modality, store in reversed(s.stores.items())}
     init = FusionModel.from_pretrained(args.init) if args.init else None
     dims, encoders = dict(init.config.latent_dims) if init else {}, dict(init.config.encoders) if init else {}
@@ -128,13 +139,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.plan:
         from fusemix.plan import plan
 
-        for sentence in plan(sets, model_config, config).sentences():
+        for sentence in plan(sets, model_config, config, hold_bytes=hold).sentences():
             print(sentence)
         return 0
     if args.profile:
         from fusemix.profiling import profile
 
-        for line in profile(sets, model_config, config, args.out / "trace.json", init=init).lines():
+        trace = args.out / "trace.json"
+        for line in profile(sets, model_config, config, trace, init=init, hold_bytes=hold).lines():
             print(line)
         return 0
     board = TensorBoard(args.out / "runs") if args.tensorboard else None
@@ -155,7 +167,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 bar.console.print(f"epoch {p.epoch:3d}  {status}  recall@1: {recall}", highlight=False, soft_wrap=True)
 
         try:
-            result = train(sets, model_config, config, args.out, init=init, report=report, should_stop=stop.is_set)
+            result = train(
+                sets, model_config, config, args.out,
+                init=init, hold_bytes=hold, report=report, should_stop=stop.is_set,
+            )  # fmt: skip
         finally:
             if board:
                 board.close()
@@ -241,7 +256,7 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _stores(pieces: list[str]) -> dict[str, Any]:
+def _stores(pieces: list[str], opened: dict[str, LatentStore]) -> dict[str, LatentStore]:
     from fusemix.latents import LatentStore
 
     stores = {}
@@ -249,7 +264,9 @@ def _stores(pieces: list[str]) -> dict[str, Any]:
         modality, _, folder = piece.partition("=")
         if not modality or not folder or modality in stores:
             raise ValueError(f"--latents takes MODALITY=DIR, each modality once, got {piece!r}.")
-        stores[modality] = LatentStore.open(folder, verify=True)
+        if folder not in opened:  # the pivot of several sets is read and held once
+            opened[folder] = LatentStore.open(folder, verify=True)
+        stores[modality] = opened[folder]
     return stores
 
 

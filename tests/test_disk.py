@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fusemix import train as train_module
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.files import sole_writer, write_atomic
@@ -106,8 +107,12 @@ def contents(folder):
 
 def stop_after(monkeypatch, steps):
     """Make the training script stop itself after some steps, as a signal does."""
-    counted = iter(range(steps))
-    monkeypatch.setattr("threading.Event.is_set", lambda _: next(counted, None) is None)
+    counted, whole = iter(range(steps)), train_module.train
+
+    def stopping(*args, **options):
+        return whole(*args, **options | {"should_stop": lambda: next(counted, None) is None})
+
+    monkeypatch.setattr(train_module, "train", stopping)
 
 
 def test_training_on_a_full_disk_keeps_its_state_and_goes_on_when_there_is_room(disk, train, monkeypatch, tmp_path):

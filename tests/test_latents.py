@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fusemix import latents as latents_module
 from fusemix.encoders.base import Encoder
@@ -225,6 +226,48 @@ def test_a_store_of_more_shards_than_files_may_be_open(tmp_path):
         "assert (store.read(items)[:, 0] == items * 3).all() and (store.all()[:, 2] == np.arange(400) * 3 + 2).all()"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_held_and_mapped_latents_are_the_same_to_the_bit(tmp_path, dtype):
+    values = (np.random.default_rng(0).normal(size=(60, 5)) * 10.0 ** np.arange(-8, 2).repeat(6)[:, None]).astype(dtype)
+    by_columns = np.asfortranarray(values[20:40])  # as a transposed array would come
+    store = write_latents(tmp_path / "s", iter([values[:20], by_columns, values[40:]]), modality="video", name="given",
+                          dtype=dtype)  # fmt: skip
+    items = np.array([59, 0, 20, 20, 39, 3])
+    mapped, whole = store.gather(items), store.all()
+    np.testing.assert_array_equal(mapped.numpy(), values[items].astype(np.float32))
+    np.testing.assert_array_equal(whole, values.astype(np.float32))
+    store.hold()
+    assert torch.equal(store.gather(items), mapped) and store.gather(items).dtype == torch.float32
+    assert (store.all() == whole).all() and store.n_bytes == values.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("verify", [False, True])
+def test_items_that_are_not_finite_are_found_wherever_they_lie(tmp_path, monkeypatch, dtype, verify):
+    monkeypatch.setattr(latents_module, "BLOCK_BYTES", 64)  # many blocks, rows across their edges
+    values = np.full((90, 7), 1.5, dtype)
+    values[4, 6], values[37, 0], values[37, 3], values[70, 2], values[89, 6] = np.nan, np.inf, np.nan, -np.inf, -np.nan
+    values[5, 1], values[6] = np.finfo(dtype).max, -np.finfo(dtype).tiny / 2  # the largest and a subnormal are finite
+    pieces = iter([values[:30], np.asfortranarray(values[30:60]), values[60:]])
+    write_latents(tmp_path / "s", pieces, modality="video", name="given", dtype=dtype)
+    assert LatentStore.open(tmp_path / "s", verify=verify).not_finite().tolist() == [4, 37, 70, 89]
+
+
+@pytest.mark.parametrize("at", [130, 5000, -1])
+def test_one_flipped_bit_anywhere_is_told_by_the_checksum(tmp_path, at):
+    values = np.random.default_rng(0).normal(size=(900, 7)).astype(np.float32)
+    write_latents(tmp_path / "s", iter(np.split(values, 3)), modality="video", name="given")
+    path = tmp_path / "s" / "latents-00002.npy"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # neither size nor time tells
+    LatentStore.open(tmp_path / "s")
+    with pytest.raises(ValueError, match=r"latents-00002\.npy has other bytes than the manifest's checksum"):
+        LatentStore.open(tmp_path / "s", verify=True)
 
 
 def test_reading_an_item_that_is_not_there(tmp_path):

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import write_latents
+from fusemix.latents import LatentStore, write_latents
 from fusemix.plan import plan
 from fusemix.processes import join_processes
 from fusemix.train import PairSet, train
@@ -106,6 +107,71 @@ def test_a_stopped_run_resumes_to_the_same_weights_as_an_uninterrupted_one(store
     resumed = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "parts")
     assert resumed.model.identity == whole.model.identity
     assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_latents_held_in_memory_or_read_from_disk_give_the_same_weights_to_the_bit(stores, tmp_path, accumulate):
+    sets = [pick(stores, "image", "text"), pick(stores, "audio", "text")]
+    config = dataclasses.replace(CONFIG, epochs=3, accumulate=accumulate)
+    results = {}
+    for hold_bytes in (0, 300 * 14 * 4, 2**20):  # none, the narrowest, all
+        opened = {m: LatentStore.open(store.folder) for m, store in stores.items()}
+        joined = [PairSet.join({m: opened[m] for m in s}) for s in sets]
+        run = train(joined, model_config(stores), config, tmp_path / str(hold_bytes), hold_bytes=hold_bytes)
+        results[hold_bytes] = run.model.identity, str(run.history)
+        held = [m for m, store in opened.items() if store.held]
+        assert held == {0: [], 300 * 14 * 4: ["audio"], 2**20: ["image", "text", "audio"]}[hold_bytes]
+    assert len(set(results.values())) == 1
+
+
+def test_latents_that_are_not_held_are_read_a_step_ahead_by_another_thread(stores, tmp_path, monkeypatch):
+    two, threads = pick(stores, "image", "text"), []
+    whole = LatentStore.gather
+
+    def gather(self, items, device="cpu"):
+        threads.append((len(items), threading.current_thread() is threading.main_thread()))
+        return whole(self, items, device)
+
+    monkeypatch.setattr(LatentStore, "gather", gather)
+    config = dataclasses.replace(CONFIG, epochs=2)
+    result = train([PairSet.join(two)], model_config(two), config, tmp_path / "run", hold_bytes=0)
+    steps = result.history[-1]["step"]
+    batches = [alone for count, alone in threads if count == CONFIG.batch_size]
+    assert batches.count(True) == 2 and batches.count(False) == 2 * (steps - 1)  # the first step has nobody before it
+
+
+def test_the_memory_of_a_run_does_not_grow_with_its_latents(tmp_path):
+    """150 and 600 MB of float32 on disk; the second run's own memory may not follow."""
+    child = (
+        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from fusemix.config import ModelConfig, TrainConfig; from fusemix.latents import LatentStore\n"
+        "from fusemix.train import PairSet, train\n"
+        "stores = {m: LatentStore.open(Path(sys.argv[1]) / m, verify=True) for m in ('image', 'text')}\n"
+        "config = TrainConfig(batch_size=256, epochs=1, val_fraction=0.01, max_val_groups=50)\n"
+        "stop = iter([False] * 5 + [True])\n"
+        "train([PairSet.join(stores)], ModelConfig(latent_dims={'image': 512, 'text': 512}, embed_dim=16), config,\n"
+        "      Path(sys.argv[1]) / 'run', hold_bytes=2**20, should_stop=lambda: next(stop))\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith('RssAnon')))\n"
+    )
+    own = []
+    for pieces in (4, 16):
+        values = np.random.default_rng(0).normal(size=(9_000, 512)).astype(np.float32)
+        for m in ("image", "text"):
+            parts = (np.roll(values, i, axis=0) for i in range(pieces))
+            write_latents(tmp_path / str(pieces) / m, parts, modality=m, name=m)
+        command = [sys.executable, "-c", child, str(tmp_path / str(pieces))]
+        own.append(float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout))
+    assert own[1] - own[0] < 100  # MiB; 430 more lie on disk
+
+
+def test_a_size_that_is_none_is_refused_with_a_sentence(stores, tmp_path):
+    folders = [f"{m}={stores[m].folder}" for m in ("image", "text")]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--latents", *folders, "--out", str(tmp_path / "o")]
+    done = subprocess.run([*command, "--hold-latents", "lots"], capture_output=True, text=True)
+    assert done.returncode == 2 and "A size is a number" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run([*command, "--hold-latents", "1 kB", "--epochs", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_best_epoch_on_validation_is_kept(stores, tmp_path):
