@@ -19,12 +19,13 @@ from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
-from fusemix.threads import one_thread
+from fusemix.threads import Workers
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
 EMPTY = "The query is empty; type a few words, show a picture or say something."
+AT_ONCE = 2  # searches computed at a time
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -76,6 +77,7 @@ class Service:
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
+        self.workers = Workers(AT_ONCE)
         self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
@@ -83,7 +85,7 @@ class Service:
         """Load model, encoders and index, and answer one query of each kind to warm up.
 
         Raises:
-            FileNotFoundError: If the checkpoint or the index is not there.
+            FileNotFoundError: If the checkpoint, the index or the folder of its files is not there.
             ValueError: If a part is damaged or made for another one, or the files of the items lie nowhere.
             ConnectionError: If the server of the index does not answer.
         """
@@ -92,6 +94,11 @@ class Service:
             raise ValueError(
                 f"The index {index} knows no folder for its pictures and sounds; add ?root=FOLDER to its address, the "
                 "folder of the table it was built from."
+            )
+        if service.root is not None and not service.root.is_dir():
+            raise FileNotFoundError(
+                f"The pictures and sounds of the index {index} should lie in {service.root}, but there is no such "
+                "folder; fetch it, or build the index again with scripts/build_index.py."
             )
         service.warm_up()
         return service
@@ -189,11 +196,14 @@ class Service:
         given = query.parts()
         if not given:
             raise MediaError(EMPTY)
-        with one_thread():
+        weights = {part: query.weight(part) for part in given}
+
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]]]:
             parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
-            weights = {part: query.weight(part) for part in parts}
             embedding = blend(parts, weights)
-            hits = self.retriever.search_embedding(embedding, top_k=top_k)
+            return parts, embedding, self.retriever.search_embedding(embedding, top_k=top_k)
+
+        parts, embedding, hits = self.workers.run(compute)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
         return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said())
@@ -215,8 +225,7 @@ class Service:
         if query is None:
             raise MediaError(EMPTY)
         started = time.perf_counter()
-        with one_thread():
-            hits = self.retriever.search(**{modality: query}, top_k=top_k)
+        hits = self.workers.run(lambda: self.retriever.search(**{modality: query}, top_k=top_k))
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
 
 

@@ -291,3 +291,27 @@ class Conditioner:
         }
         keys = ("embed_dim", "image_embeds_dim", "norm", "space", "notes")
         return cls(bridges, **{key: config[key] for key in keys})
+
+
+def check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim: int) -> None:
+    """Refuse a model whose embeddings a decoder was not made for.
+
+    Args:
+        model: Whose embeddings will drive the decoder.
+        conditioner: Between the two.
+        image_embeds_dim: Width that the decoder takes.
+
+    Raises:
+        ValueError: If width or space differ.
+    """
+    if conditioner.embed_dim != model.config.embed_dim:
+        raise ValueError(
+            f"The model makes embeddings of width {model.config.embed_dim}, but this decoder takes width "
+            f"{conditioner.embed_dim} (image_embeds of width {image_embeds_dim}); choose a decoder for this model, "
+            "or fit a conditioner between the two."
+        )
+    if conditioner.space is not None and conditioner.space != space_identity(model):
+        raise ValueError(
+            "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
+            "scripts/train_unclip.py, or load the checkpoint it came with."
+        )

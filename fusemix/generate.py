@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
-from fusemix.conditioner import Conditioner, space_identity
+from fusemix.conditioner import Conditioner, check_model
 from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
 from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_late
@@ -68,7 +68,7 @@ class Generator:
                 f"takes {self.image_embeds_dim}; fit it for this decoder."
             )
         if model is not None:
-            _check_model(model, conditioner, self.image_embeds_dim)
+            check_model(model, conditioner, self.image_embeds_dim)
         self.pipeline = pipeline
         self.conditioner = conditioner
         self.name = name
@@ -322,17 +322,3 @@ def rank_images(
     wanted = F.normalize(torch.as_tensor(np.asarray(embedding), dtype=torch.float32).reshape(1, -1), dim=1)
     similarity = (made @ wanted.T)[:, 0]
     return [(images[int(i)], float(similarity[int(i)])) for i in similarity.argsort(descending=True)]
-
-
-def _check_model(model: FusionModel, conditioner: Conditioner, image_embeds_dim: int) -> None:
-    if conditioner.embed_dim != model.config.embed_dim:
-        raise ValueError(
-            f"The model makes embeddings of width {model.config.embed_dim}, but this decoder takes width "
-            f"{conditioner.embed_dim} (image_embeds of width {image_embeds_dim}); choose a decoder for this model, "
-            "or fit a conditioner between the two."
-        )
-    if conditioner.space is not None and conditioner.space != space_identity(model):
-        raise ValueError(
-            "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
-            "scripts/train_unclip.py, or load the checkpoint it came with."
-        )
