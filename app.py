@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: no look-ups outside
-
-from demo.service import Service  # noqa: E402
-from demo.ui import build_demo, launch_options  # noqa: E402
+# Gradio keeps a record of the last so many calls and, after so many new ones, sums them up for a page that is switched
+# off here: by default of 10,000 and after every one, which after 1,000 calls costs more than answering one.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 
 ROOT = Path(__file__).resolve().parent
 
@@ -34,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        tempfile.gettempdir()  # Gradio asks for it while it is imported
+        from demo.service import Service
+        from demo.ui import build_demo, launch_options
+
         service = Service.from_pretrained(args.checkpoint, args.index)
         build_demo(service).launch(server_name=args.host, server_port=args.port, **launch_options(service))
     except (ValueError, OSError, ImportError) as error:

@@ -100,11 +100,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         studio: By default one with the decoder of the environment; a fake one in tests.
     """
     studio = studio or Studio(service)
-    if studio.missing:
-        gr.Markdown(
-            "There is no decoder in `checkpoints/unclip-small`, so nothing can be drawn here. Train it with "
-            f"`scripts/train_unclip.py`, or set `{DECODER_VARIABLE}` to a Stable unCLIP folder or Hub id."
-        )
+    if fault := studio.fault():
+        gr.Markdown(fault)
         return
     gr.Markdown("Say something, or play a sound, and see a picture made from it. Words or a picture can be blended in.")
     with gr.Row():

@@ -37,6 +37,7 @@ def status(answer: Answer, asked: str, link: str = "") -> str:
     return (
         f'<div class="fm-line"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
+        + (f'<p class="fm-doubt">{escape(answer.doubt)}</p>' if answer.doubt else "")
     )
 
 

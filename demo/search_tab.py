@@ -169,11 +169,12 @@ class SearchTab:
             yield name, _VERBS["speech"], query, HERE / "icons/speech.svg"
 
     def _file_of(self, modality: str, identity: str) -> Path | None:
-        """The file of a gallery item or a spoken example; None if there is no such one."""
+        """The file of a gallery item or a spoken example; None if there is no such item or its file is gone."""
         if modality == "audio" and identity in dict(SPOKEN_EXAMPLES):
             return HERE / "examples" / identity
         row = self.service.row_of(modality, identity)
-        return None if row is None else self.service.path_of(self.service.items(modality)[row])
+        path = None if row is None else self.service.path_of(self.service.items(modality)[row])
+        return path if path is not None and path.is_file() else None
 
     def _chips(self) -> dict[str, gr.Button]:
         """A button per example."""

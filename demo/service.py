@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from demo.familiar import MAX_CAPTIONS, Familiar
 from demo.query import Query
 from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
-from fusemix.threads import one_thread
+from fusemix.threads import Workers
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
 EMPTY = "The query is empty; type a few words, show a picture or say something."
+AT_ONCE = 2  # searches computed at a time
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -42,6 +44,7 @@ class Answer:
         weights: Part -> what it counted for.
         embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
         asked: The query in words and signs.
+        doubt: A sentence where nothing in the index is like the words that were typed; empty elsewhere.
     """
 
     query: str
@@ -52,6 +55,7 @@ class Answer:
     weights: dict[str, float] = field(default_factory=dict)
     embedding: np.ndarray | None = None
     asked: str = ""
+    doubt: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what the API returns."""
@@ -76,6 +80,7 @@ class Service:
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
+        self.workers = Workers(AT_ONCE)
         self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
@@ -83,7 +88,7 @@ class Service:
         """Load model, encoders and index, and answer one query of each kind to warm up.
 
         Raises:
-            FileNotFoundError: If the checkpoint or the index is not there.
+            FileNotFoundError: If the checkpoint, the index or the folder of its files is not there.
             ValueError: If a part is damaged or made for another one, or the files of the items lie nowhere.
             ConnectionError: If the server of the index does not answer.
         """
@@ -92,6 +97,11 @@ class Service:
             raise ValueError(
                 f"The index {index} knows no folder for its pictures and sounds; add ?root=FOLDER to its address, the "
                 "folder of the table it was built from."
+            )
+        if service.root is not None and not service.root.is_dir():
+            raise FileNotFoundError(
+                f"The pictures and sounds of the index {index} should lie in {service.root}, but there is no such "
+                "folder; fetch it, or build the index again with scripts/build_index.py."
             )
         service.warm_up()
         return service
@@ -135,6 +145,13 @@ class Service:
         return {modality: self.retriever.index.embeddings(modality) for modality in self.counts}
 
     @cached_property
+    def familiar(self) -> Familiar:
+        """Knows which words are unlike every caption of the index."""
+        judged = 0 < self.counts.get("text", 0) <= MAX_CAPTIONS
+        none = np.empty((0, self.retriever.model.config.embed_dim), np.float32)
+        return Familiar(self.embeddings["text"] if judged else none)
+
+    @cached_property
     def _rows(self) -> dict[tuple[str, str], int]:
         return {
             (modality, item["id"]): row for modality in self.counts for row, item in enumerate(self.items(modality))
@@ -146,6 +163,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Answer one query of each kind, so that no visitor pays for first-use set-up."""
+        _ = self.familiar
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
         queries: dict[str, Callable[[], Answer]] = {
             "text": lambda: self.search_text("warm-up"),
@@ -189,14 +207,18 @@ class Service:
         given = query.parts()
         if not given:
             raise MediaError(EMPTY)
-        with one_thread():
+        weights = {part: query.weight(part) for part in given}
+
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]]]:
             parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
-            weights = {part: query.weight(part) for part in parts}
             embedding = blend(parts, weights)
-            hits = self.retriever.search_embedding(embedding, top_k=top_k)
+            return parts, embedding, self.retriever.search_embedding(embedding, top_k=top_k)
+
+        parts, embedding, hits = self.workers.run(compute)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
-        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said())
+        doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else ""
+        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt)
 
     def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
         """The embedding of one part; that of a gallery item or an example is made once."""
@@ -215,8 +237,7 @@ class Service:
         if query is None:
             raise MediaError(EMPTY)
         started = time.perf_counter()
-        with one_thread():
-            hits = self.retriever.search(**{modality: query}, top_k=top_k)
+        hits = self.workers.run(lambda: self.retriever.search(**{modality: query}, top_k=top_k))
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
 
 

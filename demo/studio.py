@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -18,10 +19,11 @@ from demo.service import Service
 from fusemix.files import read_json
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
-from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
     from fusemix.generate import Generator
+
+logger = logging.getLogger(__name__)
 
 DECODER_VARIABLE = "FUSEMIX_DECODER"
 CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditioner.py, for a decoder without one
@@ -112,10 +114,25 @@ class Studio:
         self._lock = threading.Lock()
         self._stops: dict[str, threading.Event] = {}
 
-    @property
-    def missing(self) -> bool:
-        """Whether the default decoder is asked for and not there."""
-        return self._generator is None and self.source == str(DEFAULT_DECODER) and not DEFAULT_DECODER.is_dir()
+    def fault(self) -> str | None:
+        """Why nothing can be drawn, as a sentence, as far as a look at the files tells; None if nothing is wrong."""
+        folder = Path(self.source)
+        if self._generator is not None or (self.source != str(DEFAULT_DECODER) and not folder.is_dir()):
+            return None  # loaded, or on the Hub
+        if not folder.is_dir():
+            return (
+                "There is no decoder in `checkpoints/unclip-small`, so nothing can be drawn here. Train it with "
+                f"`scripts/train_unclip.py`, or set `{DECODER_VARIABLE}` to a Stable unCLIP folder or Hub id."
+            )
+        from fusemix.decoder_files import check_decoder
+
+        try:
+            check_decoder(folder, self.service.retriever.model)
+            _ = self.label
+        except (ValueError, OSError, KeyError, TypeError) as error:  # the last two: JSON of another shape
+            logger.warning("Nothing can be drawn: %s", error)
+            return "The decoder's files are damaged or do not fit the model, so nothing can be drawn here."
+        return None
 
     @property
     def label(self) -> str:
@@ -178,8 +195,7 @@ class Studio:
             raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
         generator = self.generator()
         retriever = self.service.retriever
-        with one_thread():
-            embeddings = {modality: retriever.embed(**{modality: query}) for modality, query in queries.items()}
+        embeddings = self.service.workers.run(lambda: retriever.embed_parts(**queries))
         from fusemix.generate import blend_weights
 
         weights = blend_weights(list(queries), request.share)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 TITLE = "FuseMix: type it, show it, or say it"
 MAX_FILE_SIZE = "120mb"  # ten minutes of uncompressed stereo
+MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Gradio keeps 180 kB for each
 
 # Gradio confines css_paths to the page's content; the margin around it is set here.
 _HEAD = "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } }</style>"
@@ -84,6 +85,9 @@ def launch_options(service: Service) -> dict[str, Any]:
         "head": _HEAD,
         "allowed_paths": [str(folder) for folder in (service.root, HERE / "examples") if folder],
         "max_file_size": MAX_FILE_SIZE,
+        "state_session_capacity": MAX_SESSIONS,
+        "enable_monitoring": False,
+        "run_history": False,
         "footer_links": ["api"],
     }
 

@@ -271,7 +271,13 @@ class FusionModel(nn.Module):
         values = read_json(config_path)
         if not isinstance(values, dict) or "latent_dims" not in values:
             raise ValueError(f"{config_path} is not a FuseMix configuration: it has no 'latent_dims'.")
-        model = cls(ModelConfig.from_dict(values))
+        try:
+            model = cls(ModelConfig.from_dict(values))
+            _ = [info["name"] for info in model.config.encoders.values()]
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"The values in {config_path} make no model ({error}); fetch or train it again."
+            ) from error
         state = _read_weights(folder)
         missing, unexpected = set(model.state_dict()) - set(state), set(state) - set(model.state_dict())
         if missing or unexpected:
@@ -360,7 +366,12 @@ def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS_NAME}.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS_NAME]
+    names = [WEIGHTS_NAME]
+    if index.is_file():
+        try:
+            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} names no weight files; fetch or train the checkpoint again.") from error
     state: dict[str, Tensor] = {}
     for name in names:
         path = folder / name

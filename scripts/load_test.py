@@ -4,7 +4,9 @@
     python scripts/load_test.py --url http://127.0.0.1:7860 --visitors 50 --seconds 300 --pid $! --json load.json
 
 Each visitor asks, waits for the answer, thinks, asks again: words, pictures, sounds, and now and then a drawing.
-Latencies are what a visitor waits, from the question to the last byte of the answer. The exit status is 1 if any
+Latencies are what a visitor waits, from the question to the last byte of the answer. Every question is a session of
+its own, the dearest case for the server. With --pid the file also holds a sample of the server's memory every half
+minute, and how much it grew from minute 5 (of a short run: from its fifth part) to the end. The exit status is 1 if any
 question failed.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -34,6 +37,8 @@ from fusemix.files import write_json
 WORDS = ("a cat asleep", "a ship on the sea", "fresh fruit", "a fast car", "two children playing", "rain on a roof")
 PICTURE = ROOT / "demo/gallery/images"
 SOUND = ROOT / "demo/examples/spoken-cake.mp3"
+SETTLED_S = 300.0  # from here on memory should be flat; in a run of less than twice that, from its fifth part
+SAMPLE_S = 30.0  # between two samples of memory written down
 SHARES = {"text": 0.7, "image": 0.15, "audio": 0.13, "draw": 0.02}  # of the questions
 
 
@@ -158,14 +163,46 @@ def figures(record: Record, args: argparse.Namespace) -> dict[str, Any]:
         "visitors": args.visitors,
         "seconds": args.seconds,
         "think_seconds": args.think,
+        "load_average": round(os.getloadavg()[1], 2),
+        "processors": os.cpu_count(),
         "waits_seconds": waits,
         "failures": len(record.failures),
         "first_failures": record.failures[:5],
     }
     if record.memory:
-        settled = [mb for t, mb in record.memory if t >= args.seconds / 5] or [record.memory[-1][1]]
-        values["memory_mb"] = {"start": record.memory[0][1], "after_a_fifth": settled[0], "end": settled[-1]}
+        values["memory_mb"] = memory_figures(
+            record.memory, SETTLED_S if args.seconds >= 2 * SETTLED_S else args.seconds / 5
+        )
     return values
+
+
+def memory_figures(memory: list[tuple[float, float]], settled_s: float) -> dict[str, Any]:
+    """How memory went.
+
+    Args:
+        memory: (seconds since the start, MB), in order.
+        settled_s: When growth counts from; if nothing was seen after it, from the last look.
+
+    Returns:
+        MB at the start, when settled and at the end; the least and most since; growth in per cent since, of the end and
+        of the most; and a sample every :data:`SAMPLE_S`.
+    """
+    settled = [mb for seconds, mb in memory if seconds >= settled_s] or [memory[-1][1]]
+    samples: list[tuple[float, float]] = []
+    for seconds, mb in memory:
+        if seconds >= len(samples) * SAMPLE_S:
+            samples.append((seconds, mb))
+    return {
+        "start": memory[0][1],
+        "settled_seconds": settled_s,
+        "settled": settled[0],
+        "end": settled[-1],
+        "least_since": min(settled),
+        "most_since": max(settled),
+        "growth_percent": round(100 * (settled[-1] / settled[0] - 1), 2),
+        "most_growth_percent": round(100 * (max(settled) / settled[0] - 1), 2),
+        "samples": samples,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +219,13 @@ def main(argv: list[str] | None = None) -> int:
     for kind, seen in values["waits_seconds"].items():
         table.add_row(kind, *(str(seen[key]) for key in ("answers", "p50", "p95", "p99", "longest")))
     console.print(table)
-    console.print(f"{values['failures']} failures {values['first_failures']}; memory {values.get('memory_mb')}")
+    console.print(f"{values['failures']} failures {values['first_failures']}")
+    if memory := values.get("memory_mb"):
+        console.print(
+            f"memory: {memory['start']:.0f} MB at the start, {memory['settled']:.0f} after "
+            f"{memory['settled_seconds']:.0f} s, {memory['end']:.0f} at the end ({memory['growth_percent']:+.1f} %); "
+            f"in between {memory['least_since']:.0f} to {memory['most_since']:.0f}"
+        )
     if args.json:
         write_json(args.json, values)
     return 1 if values["failures"] else 0

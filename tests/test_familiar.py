@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.familiar import Familiar
+from demo.familiar import SENTENCE, Familiar
+from demo.query import Query
+from demo.search_tab import answer_page
 from demo.service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURE = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))
 KNOWN = [
     "a ship on the sea",
     "a cat asleep",
@@ -38,6 +41,16 @@ def test_real_words_pass_and_strange_ones_are_told(real):
 
     assert not any(map(told, KNOWN))
     assert all(map(told, STRANGE))
+
+
+def test_the_page_says_so_for_words_alone(real):
+    for query, told in (
+        (Query(text="xq zzk wplf mrrt gh"), True),
+        (Query(text="a ship on the sea"), False),
+        (Query(text="xq zzk wplf mrrt gh", image=str(PICTURE)), False),
+    ):
+        line, _, answer = answer_page(real, query)
+        assert bool(answer.doubt) is told and (SENTENCE in line) is told
 
 
 def test_one_caption_in_a_hundred_would_be_unfamiliar_without_itself():

@@ -16,6 +16,7 @@ from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, req
 from demo.studio import DEFAULT_DECODER, Request, Studio
 from fusemix.generate import Generator
 from fusemix.index import Hit
+from fusemix.threads import Workers
 from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +58,15 @@ class FakeService:
 
     def __init__(self) -> None:
         self.retriever = SimpleNamespace(
-            embed=self.embed, model=BrightnessModel(), encoders={"image": BrightnessEncoder()}, index=FakeIndex()
+            embed_parts=self.embed_parts,
+            model=BrightnessModel(),
+            encoders={"image": BrightnessEncoder()},
+            index=FakeIndex(),
         )
+        self.workers = Workers(1)
+
+    def embed_parts(self, **queries):
+        return {modality: self.embed(**{modality: value}) for modality, value in queries.items()}
 
     def embed(self, **query):
         ((modality, value),) = query.items()
@@ -233,7 +241,7 @@ def test_without_a_decoder_the_tab_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("demo.studio.DEFAULT_DECODER", tmp_path / "none")
     monkeypatch.delenv("FUSEMIX_DECODER", raising=False)
     studio = Studio(FakeService())
-    assert studio.missing
+    assert "There is no decoder" in studio.fault()
     with gr.Blocks() as blocks:
         build_generate_tab(studio.service, studio)
     assert not any(fn.api_name == "generate" for fn in blocks.fns.values())
