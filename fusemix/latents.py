@@ -19,6 +19,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,7 @@ from fusemix.pairs import Item, PairTable
 MANIFEST_NAME = "manifest.json"
 ROWS_NAME = "rows.parquet"
 FORMAT_VERSION = 1
+_ASIDE = "latents-{:05d}.json"  # of a shard that is finished and not yet in the manifest
 SHARD_ITEMS = 1024  # items a shard; what a kill can cost is one shard in the making
 OPEN_SHARDS = 1 / 8  # of the files a process may have open, kept open by one store
 SHARDS_AT_ONCE = 64  # whose rows the disk is asked for together
@@ -256,6 +258,9 @@ def extract(
 ) -> LatentStore:
     """Encode every distinct item of a column into a store; call again after a kill to go on.
 
+    Started by torchrun, every process encodes its share of the shards (the folder must be one that all see); the first
+    one joins them. The store is the same, and any number of processes may go on with it.
+
     Args:
         table: The table of pairs.
         column: Its column to encode; usually the encoder's modality.
@@ -267,7 +272,7 @@ def extract(
         batch_size: Items per forward pass.
         workers: Threads that decode.
         skip_errors: Leave unusable items out and list them in the manifest, instead of raising.
-        report: Called with (items done, items in all) after every batch.
+        report: Called with (items done, items in all) after every batch; of this process, where there are several.
 
     Raises:
         ValueError: If an item cannot be used (naming its row), the folder holds another
@@ -286,59 +291,114 @@ def extract(
         "split": split,
         "n_items": len(items),
     }
-    with sole_writer(folder):
-        _extract(table, column, split, items, encoder, folder, header, batch_size, workers, skip_errors, report)
+    rank, processes, wait = _share()
+    with sole_writer(folder) if rank == 0 else nullcontext():
+        if rank == 0:
+            manifest = _start_or_continue(folder, header)
+            if not manifest["complete"] and not (folder / ROWS_NAME).exists():
+                _write_rows(folder, row_index(table, column, split))
+        wait()
+        manifest = manifest if rank == 0 else _read_manifest(folder)
+        if not manifest["complete"]:
+            work = _Work(table, column, items, encoder, folder, header["dtype"], batch_size, skip_errors)
+            _extract(work, manifest, workers, report, (rank, processes), wait)
+        wait()
     return LatentStore.open(folder)
 
 
-def _extract(
-    table: PairTable,
-    column: str,
-    split: str | None,
-    items: list[Item],
-    encoder: Encoder,
-    folder: Path,
-    header: dict[str, Any],
-    batch_size: int,
-    workers: int,
-    skip_errors: bool,
-    report: Report | None,
-) -> None:
-    manifest = _start_or_continue(folder, header)
-    if manifest["complete"]:
-        return
-    if not (folder / ROWS_NAME).exists():
-        _write_rows(folder, row_index(table, column, split))
+def _share() -> tuple[int, int, Callable[[], None]]:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, lambda: None
+    from fusemix.processes import share_of_work  # imports accelerate
 
-    def usable(item: Item, number: int) -> Any:
+    return share_of_work()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is encoded, by whom, and where it goes."""
+
+    table: PairTable
+    column: str
+    items: list[Item]
+    encoder: Encoder
+    folder: Path
+    dtype: str
+    batch_size: int
+    skip_errors: bool
+
+    def usable(self, item: Item, number: int) -> Any:
         """The prepared item, or the manifest's entry for one left out."""
         try:
-            return encoder.prepare(item.value)
+            return self.encoder.prepare(item.value)
         except MediaError as error:
-            if not skip_errors:
+            if not self.skip_errors:
                 raise ValueError(
-                    f"Row {item.row} of {table.path}, column {column!r}: {error} "
+                    f"Row {item.row} of {self.table.path}, column {self.column!r}: {error} "
                     "(--on-error skip leaves such rows out and lists them)"
                 ) from error
             return _LeftOut(number, item.row, str(error))
 
+    def shard(
+        self, start: int, pool: ThreadPoolExecutor, done: Callable[[int], None]
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The latents of one shard's items, and those left out; ``done`` is told of every batch."""
+        part = self.items[start : start + SHARD_ITEMS]
+        latents = np.zeros((len(part), self.encoder.dim), dtype=self.dtype)
+        left_out: list[dict[str, Any]] = []
+        for offset in range(0, len(part), self.batch_size):
+            batch = part[offset : offset + self.batch_size]
+            prepared = list(pool.map(self.usable, batch, range(start + offset, start + offset + len(batch))))
+            left_out += [asdict(value) for value in prepared if isinstance(value, _LeftOut)]
+            good = [i for i, value in enumerate(prepared) if not isinstance(value, _LeftOut)]
+            if good:
+                latents[[offset + i for i in good]] = self.encoder.encode_prepared([prepared[i] for i in good])
+            done(len(batch))
+        return latents, left_out
+
+
+def _extract(
+    work: _Work,
+    manifest: dict[str, Any],
+    workers: int,
+    report: Report | None,
+    share: tuple[int, int],
+    wait: Callable[[], None],
+) -> None:
+    rank, processes = share
+    folder, n = work.folder, len(work.items)
+    starts = list(range(sum(shard["items"] for shard in manifest["shards"]), n, SHARD_ITEMS))
+    first = len(manifest["shards"])
+    mine = [(first + i, start) for i, start in enumerate(starts) if i % processes == rank]
+    total = sum(min(SHARD_ITEMS, n - start) for _, start in mine) if processes > 1 else n
+    count = total - sum(min(SHARD_ITEMS, n - start) for _, start in mine)
+
+    def done(items: int) -> None:
+        nonlocal count
+        count += items
+        if report:
+            report(count, total)
+
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(sum(shard["items"] for shard in manifest["shards"]), len(items), SHARD_ITEMS):
-            part = items[start : start + SHARD_ITEMS]
-            shard = np.zeros((len(part), encoder.dim), dtype=header["dtype"])
-            left_out: list[dict[str, Any]] = []
-            for offset in range(0, len(part), batch_size):
-                batch = part[offset : offset + batch_size]
-                prepared = list(pool.map(usable, batch, range(start + offset, start + offset + len(batch))))
-                left_out += [asdict(value) for value in prepared if isinstance(value, _LeftOut)]
-                good = [i for i, value in enumerate(prepared) if not isinstance(value, _LeftOut)]
-                if good:
-                    shard[[offset + i for i in good]] = encoder.encode_prepared([prepared[i] for i in good])
-                if report:
-                    report(start + offset + len(batch), len(items))
-            _append_shard(folder, manifest, shard, left_out)
-    if len(manifest["skipped"]) == len(items):
-        raise ValueError(f"No item of column {column!r} could be used; the first: {manifest['skipped'][0]['reason']}")
+        for number, start in mine:
+            aside = folder / _ASIDE.format(number)
+            if not aside.exists():
+                latents, left_out = work.shard(start, pool, done)
+                write_json(aside, _write_shard(folder, number, latents) | {"skipped": left_out})
+            else:
+                done(min(SHARD_ITEMS, n - start))
+            if processes == 1:
+                _name(folder, manifest, number)
+    wait()
+    if rank:
+        return
+    for number in range(len(manifest["shards"]), first + len(starts)):
+        _name(folder, manifest, number)
+    for aside in folder.glob(_ASIDE.format(0).replace("00000", "*")):  # named before a kill took it away
+        aside.unlink()
+    if len(manifest["skipped"]) == n:
+        reason = manifest["skipped"][0]["reason"]
+        raise ValueError(f"No item of column {work.column!r} could be used; the first: {reason}")
     manifest["complete"] = True
     write_json(folder / MANIFEST_NAME, manifest)
 
@@ -472,15 +532,34 @@ def _start_or_continue(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 def _append_shard(folder: Path, manifest: dict[str, Any], shard: np.ndarray, skipped: list[dict[str, Any]]) -> None:
     """Write one shard and only then name it in the manifest: a kill between the two loses nothing."""
-    name = f"latents-{len(manifest['shards']):05d}.npy"
+    manifest["shards"].append(_write_shard(folder, len(manifest["shards"]), shard))
+    manifest["skipped"].extend(skipped)
+    write_json(folder / MANIFEST_NAME, manifest)
+
+
+def _write_shard(folder: Path, number: int, shard: np.ndarray) -> dict[str, Any]:
+    """Write one shard; what the manifest says of it."""
+    name = f"latents-{number:05d}.npy"
     buffer = io.BytesIO()
     np.save(buffer, shard, allow_pickle=False)
     write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
     # of what was to be written: a disk that kept something else is found out
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    manifest["shards"].append({"file": name, "items": len(shard), "sha256": digest})
+    return {"file": name, "items": len(shard), "sha256": digest}
+
+
+def _name(folder: Path, manifest: dict[str, Any], number: int) -> None:
+    """Name a finished shard, which the process that made it has laid aside, in the manifest."""
+    aside = folder / _ASIDE.format(number)
+    shard = read_json(aside)
+    skipped = shard.pop("skipped")
+    _check_shard(folder, manifest, shard)
+    if _look_through(folder / shard["file"])[0] != shard["sha256"]:
+        raise _damaged(folder, shard, "has other bytes than its checksum")
     manifest["skipped"].extend(skipped)
+    manifest["shards"].append(shard)
     write_json(folder / MANIFEST_NAME, manifest)
+    aside.unlink()
 
 
 def _write_rows(folder: Path, rows: pd.DataFrame) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch
 # its functions keep the group of the moment of their import as a default: imported later, they would keep gloo's
 # threads alive after _leave
 import torch.distributed.nn.functional
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch import distributed as dist
@@ -42,6 +44,26 @@ def join_processes(mixed_precision: str) -> Accelerator:
     if promised > 1:
         atexit.register(_leave)
     return accelerator
+
+
+def share_of_work() -> tuple[int, int, Callable[[], None]]:
+    """This process's number, how many there are, and a wait for all of them; alone without torchrun.
+
+    For work that is cut into pieces and exchanges nothing but files.
+
+    Raises:
+        RuntimeError: If the environment promises more processes than joined.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", 1))
+    if promised == 1:
+        return 0, 1, lambda: None
+    state = PartialState(cpu=True, timeout=timedelta(days=30))  # how far one may be ahead of the others
+    if state.num_processes != promised:
+        raise RuntimeError(
+            f"{promised} processes were started but {state.num_processes} joined; start them by torchrun."
+        )
+    atexit.register(_leave)
+    return state.process_index, promised, state.wait_for_everyone
 
 
 def _leave() -> None:

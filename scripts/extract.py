@@ -1,12 +1,16 @@
 """Table of pairs -> latent store. Shows progress; run the same command again after a kill.
 
-python scripts/extract.py --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
+    python scripts/extract.py --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
+
+Several processes, each with its share: torchrun --standalone --nproc_per_node 2 scripts/extract.py ... (several GPUs:
+``--device cuda`` gives each process its own).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the extraction; 0 on success, 2 on bad input, 130 when interrupted."""
     args = parse(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    first = int(os.environ.get("RANK", 0)) == 0
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as at Ctrl-C
     try:
@@ -55,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted; run the same command again to go on.")
         return 130
+    if not first:
+        return 0
     for entry in store.manifest["skipped"]:
         console.print(f"left out row {entry['row']}: {entry['reason']}", highlight=False, soft_wrap=True)
     print(
@@ -72,7 +79,10 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
 
     table = PairTable.read(args.pairs, own=(args.column,))
     table.rows(args.column, args.split)  # early answer to a wrong column or split
-    encoder = load_encoder(args.encoder, device=args.device)
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    own = args.device == "cuda" and processes > 1
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if own else args.device
+    encoder = load_encoder(args.encoder, device=device)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -81,8 +91,9 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"{args.column} x {args.encoder}", total=None, rate="")
+    with Progress(*columns, console=console, disable=rank > 0) as progress:
+        share = f" (1 of {processes} processes)" if processes > 1 else ""
+        task = progress.add_task(f"{args.column} x {args.encoder}{share}", total=None, rate="")
 
         def report(done: int, total: int) -> None:
             speed = progress.tasks[task].speed
