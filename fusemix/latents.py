@@ -40,7 +40,7 @@ ROWS_NAME = "rows.parquet"
 FORMAT_VERSION = 1
 _ASIDE = "latents-{:05d}.json"  # of a shard that is finished and not yet in the manifest
 SHARD_ITEMS = 1024  # items a shard; what a kill can cost is one shard in the making
-OPEN_SHARDS = 1 / 8  # of the files a process may have open, kept open by one store
+OPEN_SHARDS = 4096  # files a store keeps open at most, and no more than an eighth of what a process may
 SHARDS_AT_ONCE = 64  # whose rows the disk is asked for together
 CHUNK_ITEMS = 8192  # items read at once where a whole store passes through memory
 BLOCK_BYTES = 4 * 2**20  # read at once while checking
@@ -69,7 +69,7 @@ class LatentStore:
         self.rows = rows
         self._starts = np.cumsum([0, *(int(shard["items"]) for shard in manifest["shards"])])
         # millions of items are thousands of files, more than a process may hold open
-        self._map = lru_cache(int(OPEN_SHARDS * resource.getrlimit(resource.RLIMIT_NOFILE)[0]))(self._scattered)
+        self._map = lru_cache(_shards_kept_open())(self._scattered)
         self._held: Tensor | None = None
         self._not_finite: np.ndarray | None = None
 
@@ -215,6 +215,11 @@ class LatentStore:
         if verify:
             store._check(checksums=True)
         return store
+
+
+def _shards_kept_open() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, limit // 8)
 
 
 class _Scattered:

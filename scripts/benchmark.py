@@ -290,14 +290,14 @@ def where_it_goes(run: Any, steps: int) -> dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product here, at the threads set."""
+    """FLOP of a large matrix product per second of processor time, at the threads set."""
     side = 2048
     x = torch.randn(side, side).to(dtype)
     x @ x  # the kernel is chosen
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(8):
         x @ x
-    return 8 * 2 * side**3 / (time.perf_counter() - began)
+    return 8 * 2 * side**3 / (time.process_time() - began)
 
 
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
@@ -308,35 +308,41 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
     run = our_run(args, sides)
     steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1], "ours": run.take_step}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    precision = {"peer": "float32", "ours": "bf16" if resolve_precision("auto") == "bf16" else "float32"}
+    seconds, computed, products = ({name: [] for name in steps} for _ in range(3))
     for step in steps.values():
         step()  # memory is allocated and libraries are loaded
     for _ in range(args.turns):
         for name, step in steps.items():
+            products[name].append(product_rate(torch.bfloat16 if precision[name] == "bf16" else torch.float32))
             for _ in range(args.steps):
-                began = time.perf_counter()
+                began, used = time.perf_counter(), time.process_time()
                 step()
                 seconds[name].append(time.perf_counter() - began)
+                computed[name].append(time.process_time() - used)
     stages = where_it_goes(run, args.steps)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
-    precision = resolve_precision("auto")
-    rates = {"peer": product_rate(torch.float32)}
-    rates["ours"] = product_rate(torch.bfloat16) if precision == "bf16" else rates["peer"]
+    cpu = {name: float(np.median(values)) for name, values in computed.items()}
+    rates = {name: float(np.median(values)) for name, values in products.items()}
     work = 6 * (args.batch_size // 2) * sum(args.depth * 8 * w * w + 512 * w for w in args.widths)
     values = {
         "settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "steps", "turns")},
         "seconds_per_step": median,
+        "cpu_seconds_per_step": cpu,
         "ratio": median["peer"] / median["ours"],
-        "precision": {"peer": "float32", "ours": precision},
-        "matrix_product_gflop_per_s": {name: rate / 1e9 for name, rate in rates.items()},
-        "model_flops_utilisation": {name: work / t / rates[name] for name, t in median.items()},
+        "cpu_ratio": cpu["peer"] / cpu["ours"],
+        "precision": precision,
+        "matrix_product_gflop_per_cpu_s": {name: rate / 1e9 for name, rate in rates.items()},
+        "model_flops_utilisation": {name: work / t / rates[name] for name, t in cpu.items()},
         "stages_of_ours": stages,
     }
-    view = Table("", "precision", "s / step", "of that precision's matrix-product rate")
+    view = Table("", "precision", "s / step", "CPU s / step", "of that precision's matrix-product rate")
     for name in steps:
         share = values["model_flops_utilisation"][name]
-        view.add_row(name, values["precision"][name], f"{median[name]:.2f}", f"{share:.0%}")
-    Console().print(view, f"steps per second, ours / peer: {values['ratio']:.2f}")
+        view.add_row(name, precision[name], f"{median[name]:.2f}", f"{cpu[name]:.2f}", f"{share:.0%}")
+    Console().print(
+        view, f"steps per second, ours / peer: {values['ratio']:.2f}, of processor time {values['cpu_ratio']:.2f}"
+    )
     print("a step of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in stages.items()))
     save(args, "train", values)
     return values
