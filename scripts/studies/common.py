@@ -49,7 +49,7 @@ def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
     chosen = np.random.default_rng([seed, photos]).choice(groups, min(photos, len(groups)), replace=False)
     rows = np.isin(pairs.groups, chosen)
     items = {name: values[rows] for name, values in pairs.items.items()}
-    return PairSet(pairs.stores, items, pairs.groups[rows], pairs.splits[rows], pairs._memory)
+    return PairSet(pairs.stores, items, pairs.groups[rows], pairs.splits[rows])
 
 
 def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
