@@ -177,6 +177,7 @@ def train(
     init: FusionModel | None = None,
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    should_abandon: Callable[[], bool] | None = None,
 ) -> Result:
     """Train adapters on paired latents; call again with the same arguments to resume.
 
@@ -193,13 +194,15 @@ def train(
             a new modality is trained into a space that stays as it is.
         report: Called after every step.
         should_stop: Asked after every step; when true, the state is saved and the run returns.
+        should_abandon: Asked inside the closed form, before there is anything to save; of a single process.
 
     Raises:
+        Stopped: If ``should_abandon`` said so.
         ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
             another run in ``folder``, or a loss that became NaN.
     """
     with sole_writer(Path(folder)) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
-        return _Run(sets, model_config, config, Path(folder), init).go(report, should_stop)
+        return _Run(sets, model_config, config, Path(folder), init, should_abandon).go(report, should_stop)
 
 
 class _Run:
@@ -210,6 +213,7 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         init: FusionModel | None = None,
+        should_abandon: Callable[[], bool] | None = None,
     ) -> None:
         _check_sets(sets, model_config)
         self.sets, self.config, self.folder = sets, config, folder
@@ -228,7 +232,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = FusionModel(model_config, temperature=config.temperature)
         _start_from(self.model, init, config.frozen)
-        self.fit_closed_form(init)
+        self.fit_closed_form(init, should_abandon)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -242,7 +246,7 @@ class _Run:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
-    def fit_closed_form(self, init: FusionModel | None) -> None:
+    def fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
         """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
         if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
             return  # a resumed run finds it in its state
@@ -252,7 +256,8 @@ class _Run:
             some = np.sort(rng.permutation(pairs)[:MAX_PAIRS])
             latents.append({m: pair_set.latents(m, items[some]).numpy() for m, items in pair_set.items.items()})
         known = init.modalities if init is not None else ()
-        fit_closed_form(self.model, latents, ridge=self.config.closed_form_ridge, known=known)
+        ridge = self.config.closed_form_ridge
+        fit_closed_form(self.model, latents, ridge=ridge, known=known, should_stop=should_abandon)
 
     def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
         self.load()
