@@ -219,27 +219,6 @@ def test_axe_finds_nothing(open_page, dark):
     assert violations(page) == []
 
 
-@pytest.mark.skipif("FUSEMIX_AXE" not in os.environ, reason="FUSEMIX_AXE names no axe.min.js (npm pack axe-core)")
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_nothing_on_the_tabs_for_what_a_visitor_brings(open_page, dark, width, shots):
-    page = open_page(dark=dark, width=width, height=844)
-    page.get_by_role("tab", name="Your files", exact=True).click()
-    page.locator("#fm-own-example").click()
-    expect(page.locator("#fm-own-progress")).to_contain_text("30 of 30 files and captions in", timeout=4 * WAIT_MS)
-    page.get_by_placeholder("Search your files").fill("a dog")
-    page.keyboard.press("Enter")
-    expect(page.locator("#fm-own .fm-image li")).to_have_count(12, timeout=WAIT_MS)
-    page.screenshot(path=shots / f"files-{width}-{'dark' if dark else 'light'}.png", full_page=True)
-    assert violations(page) == []
-    page.get_by_role("tab", name="Train your own", exact=True).click()
-    page.locator("#fm-train-example").click()
-    expect(page.locator("#fm-train-progress")).to_contain_text("Recall@1 among", timeout=4 * WAIT_MS)
-    page.locator("#fm-train-curve canvas, #fm-train-curve svg").first.wait_for()
-    page.screenshot(path=shots / f"train-{width}-{'dark' if dark else 'light'}.png", full_page=True)
-    assert violations(page) == []
-
-
 def test_a_sound_plays(open_page):
     page = open_page()
     ask(page, "a drum")
