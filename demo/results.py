@@ -89,7 +89,7 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
         parts.append(
             f'<button type="button" class="fm-more fm-slide" data-modality="example" data-id="{label}" '
             f'aria-label="{escape(verb)} {label}: show all results"{" hidden" if number else ""}>'
-            f'<span class="fm-asked"><small>{escape(verb)}</small><span class="fm-typed" data-words="{label}">{label}'
+            f'<span class="fm-asked"><small>{escape(verb)}</small> <span class="fm-typed" data-words="{label}">{label}'
             f'</span></span><span class="fm-found">{pictures}</span></button>'
         )
     if not parts:

@@ -169,12 +169,11 @@ class SearchTab:
             yield name, _VERBS["speech"], query, HERE / "icons/speech.svg"
 
     def _file_of(self, modality: str, identity: str) -> Path | None:
-        """The file of a gallery item or a spoken example; None if there is no such item or its file is gone."""
+        """The file of a gallery item or a spoken example; None if there is no such one."""
         if modality == "audio" and identity in dict(SPOKEN_EXAMPLES):
             return HERE / "examples" / identity
         row = self.service.row_of(modality, identity)
-        path = None if row is None else self.service.path_of(self.service.items(modality)[row])
-        return path if path is not None and path.is_file() else None
+        return None if row is None else self.service.path_of(self.service.items(modality)[row])
 
     def _chips(self) -> dict[str, gr.Button]:
         """A button per example."""
@@ -328,8 +327,8 @@ class SearchTab:
             value = getattr(query, part)
             if value is None or (answer is None and came == part):
                 page[field] = None
-            elif part in shown:
-                page[field] = value
+            elif part in shown:  # an item whose file is gone is searched with all the same
+                page[field] = value if Path(value).is_file() else None
         return page
 
     def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any]:

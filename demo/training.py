@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MIN_ROWS, MAX_ROWS = 50, 20_000
 MAX_DIM = 4096
-MAX_SECONDS = 300.0  # of training; a step, and the closed form before the first one, are finished
+MAX_SECONDS = 300.0  # of training; a step, and a decomposition of the closed form, are finished
 MAX_EPOCHS = 100
 EMBED_DIM = 512
 VALIDATION_PAIRS = 200  # about so many are held out: between a twentieth and three tenths of the pairs
@@ -101,7 +101,7 @@ class Training:
                 self._files[name] = path
 
     def stop(self) -> None:
-        """Let the training end at its next step; the best weights so far stay."""
+        """Let the training end at its next step, or inside the closed form; the best weights so far stay."""
         self._stop.set()
 
     def delete(self) -> None:
@@ -183,8 +183,7 @@ class Training:
             raise MediaError(str(run.failure)) from run.failure
         if run.failure is not None:
             raise run.failure
-        assert run.result is not None
-        if not run.history:
+        if run.result is None or not run.history:
             yield Stage("Stopped before the first epoch was over; there is nothing to keep.", done=True)
             return
         self._save(run.result, pairs, model_config, config, work)
@@ -228,6 +227,7 @@ class _Run:
 
     def work(self) -> None:
         """Train; every end, a failure too, is kept for the page's thread."""
+        from fusemix.closed_form import Stopped
         from fusemix.train import train
 
         until = time.monotonic() + MAX_SECONDS
@@ -240,7 +240,10 @@ class _Run:
                     self.folder,
                     report=self.news.put,
                     should_stop=lambda: self.stop.is_set() or time.monotonic() > until,
+                    should_abandon=self.stop.is_set,
                 )
+        except Stopped:
+            pass  # there is no result, and the page's thread says so
         except BaseException as error:  # handed to the page's thread, which knows what to say
             self.failure = error
         finally:

@@ -101,7 +101,7 @@ def build_demo(service: Service) -> gr.Blocks:
             '<header class="fm-hero"><h1>Type it, show it, or <em>say it.</em></h1>'
             f"<p>One search over {describe_counts(service.counts)}.</p></header>"
         )
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Search"):
                 search = SearchTab(service, explorer, here)
             with gr.Tab("Explore"):

@@ -7,7 +7,7 @@ trained adapter, and both together go beyond either (docs/results, ``scripts/stu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ REGRESSION_RIDGE = 0.1  # a later modality has a target to hit, and needs less r
 Latents = np.ndarray  # (N, D_x) float32
 
 
+class Stopped(Exception):
+    """The fit was asked to stop before its end; the model is of no use then."""
+
+
 def fit_closed_form(
     model: FusionModel,
     pairs: list[dict[str, Latents]],
@@ -29,6 +33,7 @@ def fit_closed_form(
     ridge: float = 2.0,
     regression_ridge: float = REGRESSION_RIDGE,
     known: tuple[str, ...] = (),
+    should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Fit the closed-form part of every two-path adapter of ``model``, in place.
 
@@ -44,8 +49,11 @@ def fit_closed_form(
             the mean variance.
         regression_ridge: The same of the regression.
         known: Modalities whose adapters are fitted already and stay as they are.
+        should_stop: Asked before every chunk of pairs and every decomposition; the longest of these, of
+            4,096 x 4,096 values, is still finished.
 
     Raises:
+        Stopped: If ``should_stop`` said so.
         ValueError: If a set names modalities none of which can be reached from the fitted ones.
 
     Source:
@@ -53,11 +61,16 @@ def fit_closed_form(
     """
     if not model.config.closed_form_dim:
         return
+
+    def go_on() -> None:
+        if should_stop and should_stop():
+            raise Stopped
+
     fitted = set(known)
     for latents in pairs:
         for a, b in itertools.combinations(latents, 2):
             if not fitted:
-                _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge)
+                _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge, go_on)
                 fitted |= {a, b}
             for new, pivot in ((a, b), (b, a)):
                 if new not in fitted and pivot in fitted:
@@ -68,6 +81,7 @@ def fit_closed_form(
                         latents[new][:MAX_PAIRS],
                         latents[pivot][:MAX_PAIRS],
                         (regression_ridge, ridge),
+                        go_on,
                     )
                     fitted.add(new)
     if missing := [m for latents in pairs for m in latents if m not in fitted]:
@@ -77,27 +91,43 @@ def fit_closed_form(
         )
 
 
-def _fit_cca(model: FusionModel, a: str, b: str, x: Latents, y: Latents, ridge: float) -> None:
+def _fit_cca(
+    model: FusionModel, a: str, b: str, x: Latents, y: Latents, ridge: float, go_on: Callable[[], None]
+) -> None:
     (x_mean, x_scale), (y_mean, y_scale) = _standard(x), _standard(y)
     xx, xy, yy = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], y.shape[1])), np.zeros((y.shape[1],) * 2)
     for part in _chunks(len(x)):
+        go_on()
         u, v = (x[part] - x_mean) / x_scale, (y[part] - y_mean) / y_scale
         xx += u.T @ u / len(x)
         xy += u.T @ v / len(x)
         yy += v.T @ v / len(x)
-    white_x, white_y = whitener(xx, ridge), whitener(yy, ridge)
+    white_x = whitener(xx, ridge)
+    go_on()
+    white_y = whitener(yy, ridge)
+    go_on()
     left, correlation, right = np.linalg.svd(white_x.T @ xy @ white_y, full_matrices=False)
     dim = model.config.closed_form_dim
     weight = np.sqrt(correlation[:dim])
+    go_on()
     _store(
         model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None], _components(model, xx, ridge, x_scale)
     )
+    go_on()
     _store(
         model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None], _components(model, yy, ridge, y_scale)
     )
 
 
-def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents, ridges: tuple[float, float]) -> None:
+def _fit_ridge(
+    model: FusionModel,
+    new: str,
+    pivot: str,
+    x: Latents,
+    y: Latents,
+    ridges: tuple[float, float],
+    go_on: Callable[[], None],
+) -> None:
     ridge, whiten_ridge = ridges
     adapter = model.adapters[pivot]
     assert isinstance(adapter, TwoPathAdapter)
@@ -106,11 +136,13 @@ def _fit_ridge(model: FusionModel, new: str, pivot: str, x: Latents, y: Latents,
     dim = model.config.closed_form_dim
     xx, xt = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], dim))
     for part in _chunks(len(x)):
+        go_on()
         u = (x[part] - mean) / scale
         target = (y[part] - y_mean) @ linear
         target /= np.maximum(np.linalg.norm(target, axis=1, keepdims=True), 1e-12)
         xx += u.T @ u / len(x)
         xt += u.T @ target / len(x)
+    go_on()
     loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
     _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None], _components(model, xx, whiten_ridge, scale))
 

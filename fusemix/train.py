@@ -183,6 +183,7 @@ def train(
     hold_bytes: int | None = None,
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    should_abandon: Callable[[], bool] | None = None,
 ) -> Result:
     """Train adapters on paired latents; call again with the same arguments to resume.
 
@@ -202,13 +203,16 @@ def train(
             free memory. The weights do not depend on it.
         report: Called after every step.
         should_stop: Asked after every step; when true, the state is saved and the run returns.
+        should_abandon: Asked inside the closed form, before there is anything to save; of a single process.
 
     Raises:
+        Stopped: If ``should_abandon`` said so.
         ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
             another run in ``folder``, or a loss that became NaN.
     """
     with sole_writer(Path(folder)) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
-        return _Run(sets, model_config, config, Path(folder), init, hold_bytes).go(report, should_stop)
+        run = _Run(sets, model_config, config, Path(folder), init, hold_bytes, should_abandon)
+        return run.go(report, should_stop)
 
 
 class _Run:
@@ -220,6 +224,7 @@ class _Run:
         folder: Path,
         init: FusionModel | None = None,
         hold_bytes: int | None = None,
+        should_abandon: Callable[[], bool] | None = None,
     ) -> None:
         _check_sets(sets, model_config)
         self.sets, self.config, self.folder = sets, config, folder
@@ -238,7 +243,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = FusionModel(model_config, temperature=config.temperature)
         _start_from(self.model, init, config.frozen)
-        self.fit_closed_form(init)
+        self.fit_closed_form(init, should_abandon)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -257,7 +262,7 @@ class _Run:
         self._ahead: dict[tuple[int, int, str], Future[Tensor]] = {}  # by set, step and modality
         self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
-    def fit_closed_form(self, init: FusionModel | None) -> None:
+    def fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
         """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
         if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
             return  # a resumed run finds it in its state
@@ -267,7 +272,8 @@ class _Run:
             some = np.sort(rng.permutation(pairs)[:MAX_PAIRS])
             latents.append({m: pair_set.latents(m, items[some]).numpy() for m, items in pair_set.items.items()})
         known = init.modalities if init is not None else ()
-        fit_closed_form(self.model, latents, ridge=self.config.closed_form_ridge, known=known)
+        ridge = self.config.closed_form_ridge
+        fit_closed_form(self.model, latents, ridge=ridge, known=known, should_stop=should_abandon)
 
     def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
         self.load()

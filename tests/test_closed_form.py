@@ -1,10 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from fusemix.adapters import FusionModel
 from fusemix.cca import fit_cca
-from fusemix.closed_form import fit_closed_form
+from fusemix.closed_form import Stopped, fit_closed_form
 from fusemix.config import ModelConfig
 
 RNG = np.random.default_rng(0)
@@ -91,3 +93,15 @@ def test_a_constant_dimension_does_no_harm():
 def test_a_closed_form_wider_than_the_latents_is_refused():
     with pytest.raises(ValueError, match="closed_form_dim must be between 0 and 7"):
         ModelConfig(latent_dims={"image": 12, "audio": 7}, embed_dim=10, closed_form_dim=8)
+
+
+def test_the_fit_can_be_stopped_before_every_chunk_and_decomposition(monkeypatch):
+    monkeypatch.setattr("fusemix.closed_form.CHUNK", 100)
+    asked = itertools.count()
+    fit_closed_form(new_model(), [LATENTS], should_stop=lambda: next(asked) < 0)
+    times = next(asked)
+    assert times == 4 + 4 + 4 + 1  # chunks of the first pair, its decompositions; chunks of the third, its solution
+    for last in range(times):
+        countdown = iter([False] * last + [True])
+        with pytest.raises(Stopped):
+            fit_closed_form(new_model(), [LATENTS], should_stop=lambda countdown=countdown: next(countdown))

@@ -2,6 +2,7 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from demo.query import Query
-from demo.service import Service
+from demo.service import AT_ONCE, Service
 from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,15 @@ def test_an_answer_says_what_was_asked_how_long_it_took_and_among_how_many(servi
     assert (answer.query, answer.n_items) == ("text", 10)
     assert 0 < answer.seconds < 5
     assert [hit.item["id"] for hit in answer.hits["text"]][0] == "red"
+
+
+def test_whoever_asks_the_same_few_threads_compute(service, monkeypatch):
+    encoder, threads = service.retriever.encoders["text"], set()
+    encode = encoder.encode_prepared
+    monkeypatch.setattr(encoder, "encode_prepared", lambda given: threads.add(threading.get_ident()) or encode(given))
+    with ThreadPoolExecutor(8) as visitors:
+        list(visitors.map(lambda i: (service.search_text(f"word {i}"), service.search(Query(text=f"{i}"))), range(16)))
+    assert 1 <= len(threads) <= AT_ONCE
 
 
 def test_an_answer_as_json_holds_metadata_and_no_path_of_this_machine(service):
@@ -115,7 +125,7 @@ def test_warm_queries_answer_in_a_blink(shipped):
 
 def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
-        "import resource, sys; from demo.service import Service; import demo.ui\n"
+        "import resource, sys; from demo.service import AT_ONCE, Service; import demo.ui\n"
         "Service.from_pretrained('checkpoints/default', 'demo/index')\n"
         "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start
         "assert not slow, slow\n"

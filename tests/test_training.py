@@ -71,6 +71,26 @@ def test_a_checkpoint_that_loads_and_finds_partners_comes_out(training, files, t
     assert "recall@1" in (folder / "README.md").read_text()
 
 
+def test_cancel_ends_the_closed_form_before_its_next_decomposition(training, files, monkeypatch):
+    from fusemix import closed_form
+
+    whitener, cancelled = closed_form.whitener, threading.Event()
+
+    def slow(*arguments):
+        assert cancelled.wait(60)
+        return whitener(*arguments)
+
+    monkeypatch.setattr(closed_form, "whitener", slow)
+    monkeypatch.setattr(closed_form, "_components", None)  # would be called later, and fail
+    training.arrive(files, link=False)
+    for stage in training.run(3):
+        if "closed form" in stage.sentence:
+            training.stop()
+            cancelled.set()
+    assert stage.done and stage.sentence.startswith("Stopped before the first epoch")
+    assert training.download is None and not training.busy
+
+
 def test_without_the_closed_form_the_adapters_are_the_papers(training, files, tmp_path):
     assert ran(training, files, epochs=1, closed_form=False)[-1].done
     with zipfile.ZipFile(training.download) as archive:

@@ -1,3 +1,4 @@
+import importlib
 import re
 from pathlib import Path
 
@@ -6,11 +7,12 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 
+import app
 from demo import search_tab, ui
 from demo.explore_tab import Explorer, map_component
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
-from demo.service import Answer, Service
+from demo.service import AT_ONCE, Answer, Service
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.index import Hit
@@ -79,11 +81,17 @@ def picked(modality, identity):
 
 
 @pytest.fixture(scope="module")
-def client(service):
+def page(service):
+    """The page, served."""
     demo = ui.build_demo(service)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options(service))
-    yield Client(url, verbose=False)
+    demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options(service))
+    yield demo
     demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    return Client(page.local_url, verbose=False)
 
 
 def test_metadata_is_escaped_everywhere():
@@ -202,11 +210,19 @@ class Link:
         self.query_params = values
 
 
-def test_a_link_fills_the_fields_and_searches(tab, fake):
+def test_a_link_fills_the_fields_and_searches(tab, fake, tmp_path):
+    fake.root, file = tmp_path, tmp_path / "image-1.bin"
+    file.write_bytes(b"1")
     page = tab.by_link(Link(q="at night", picture="image-1", w="q:0.5"))
-    assert fake.asked.parts() == {"text": "at night", "image": "/gallery/image-1.bin"}
-    assert page[tab.picture] == "/gallery/image-1.bin" and page[tab.mix] is True
+    assert fake.asked.parts() == {"text": "at night", "image": str(file)}
+    assert page[tab.picture] == str(file) and page[tab.mix] is True
     assert page[tab.weights["text"]] == 0.5 and "Pictures" in page[tab.results]
+
+
+def test_an_item_whose_file_is_gone_is_searched_with_and_its_field_stays_empty(tab, fake):
+    page = tab.by_item(picked("image", "image-1"), *fields(tab))
+    assert fake.asked.parts() == {"image": "/gallery/image-1.bin"} and fake.asked.ids == {"image": "image-1"}
+    assert page[tab.picture] is None and "Pictures" in page[tab.results]
 
 
 def test_a_plain_page_stays_as_it_is_and_a_dead_link_says_so(tab, fake):
@@ -242,13 +258,9 @@ def test_importing_the_page_leaves_no_stub_behind():
     assert not list(ui.HERE.glob("*.pyi"))
 
 
-def test_the_api_has_four_stable_names(client):
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
-        "/search_text",
-        "/search_image",
-        "/search_audio",
-        "/generate",
-    }
+def test_the_api_has_stable_names_and_offers_no_drawing_by_a_decoder_of_another_model(client):
+    names = {"/search_text", "/search_image", "/search_audio"}
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == names
 
 
 def test_the_api_searches_by_text_picture_and_sound(client, pairs):
@@ -270,6 +282,45 @@ def test_the_api_answers_bad_input_with_its_sentence_and_goes_on(client, tmp_pat
         with pytest.raises(Exception, match=sentence):
             client.predict(query, 3, api_name=f"/search_{name}")
         assert client.predict("red", 1, api_name="/search_text")["hits"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_network_that_fails_costs_one_answer_and_no_worker(client, service, monkeypatch, caplog, failure):
+    def fail(prepared):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.retriever.encoders["text"], "encode_prepared", fail)
+        for _ in range(2 * AT_ONCE):  # more often than there are workers
+            with pytest.raises(Exception, match=re.escape(ui.SORRY)):
+                client.predict("red", 1, api_name="/search_text")
+    assert [record.exc_info[0] for record in caplog.records] == [type(failure)] * 2 * AT_ONCE
+    assert client.predict("red", 1, api_name="/search_text")["hits"]
+
+
+def test_every_call_without_a_session_is_a_new_one_and_only_so_many_are_remembered(page, client):
+    import httpx
+
+    sessions = page.app.state_holder
+    before = len(sessions.session_data)
+    for count in (1, 2, 3):
+        asked = httpx.post(f"{client.src}gradio_api/call/search_text", json={"data": ["red", 1]}).json()
+        answer = httpx.get(f"{client.src}gradio_api/call/search_text/{asked['event_id']}", timeout=60)
+        assert "event: complete" in answer.text and len(sessions.session_data) == before + count
+    assert sessions.capacity == ui.MAX_SESSIONS <= 1000
+
+
+def test_nothing_is_summed_up_after_each_call_once_the_entry_point_is_imported(monkeypatch):
+    for name in ("GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY"):
+        monkeypatch.delenv(name, raising=False)
+    importlib.reload(app)
+    with gr.Blocks() as blocks:
+        blocks.queue()
+    queue = blocks._queue
+    queue.events_recorded = 10_000
+    monkeypatch.setattr(queue, "_get_df", None)  # a summary would call it
+    queue.compute_analytics_summary([{"function": "a", "status": "success", "process_time": 1.0}])
+    assert queue.ANALYTICS_MAX_EVENTS == 1
 
 
 def test_no_file_outside_the_gallery_is_served(client):
