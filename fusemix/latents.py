@@ -305,7 +305,7 @@ def extract(
         wait()
         manifest = manifest if rank == 0 else _read_manifest(folder)
         if not manifest["complete"]:
-            work = _Work(table, column, items, encoder, folder, header["dtype"], batch_size, skip_errors)
+            work = _Work(table, column, items, encoder, folder, dtype, batch_size, skip_errors)
             _extract(work, manifest, workers, report, (rank, processes), wait)
         wait()
     return LatentStore.open(folder)

@@ -1,16 +1,23 @@
 """Several processes, real ones: torchrun starts two, which must take the steps of one."""
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from test_latents import LengthEncoder
 
+from fusemix import latents as latents_module
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore, write_latents
 from fusemix.losses import info_nce, info_nce_rows
+from fusemix.pairs import PairTable
 from fusemix.train import PairSet, _Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,3 +153,57 @@ def test_the_shares_of_the_loss_have_the_whole_loss_as_their_mean(tile, grouped)
     torch.testing.assert_close(mean, whole, rtol=0, atol=1e-10)
     for actual, expected in zip(torch.autograd.grad(mean, (a, b)), wanted, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+EXTRACTOR = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from fusemix import latents
+from fusemix.pairs import PairTable
+from test_latents import LengthEncoder
+latents.SHARD_ITEMS = 8
+encoder = LengthEncoder()
+store = latents.extract(PairTable.read({table!r}), "text", encoder, {out!r}, batch_size=3, skip_errors=True)
+print("rank", os.environ["RANK"], "encoded", len(encoder.encoded), "of", len(store), flush=True)
+"""
+
+
+def test_two_processes_make_the_store_of_one_each_encoding_its_share(tmp_path, monkeypatch):
+    texts = [f"{'a' * (i % 7)}word{i}" for i in range(49)] + ["bad"]
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    table = PairTable.read(tmp_path / "t.csv")
+    monkeypatch.setattr(latents_module, "SHARD_ITEMS", 8)
+    one = latents_module.extract(table, "text", LengthEncoder(), tmp_path / "one", skip_errors=True)
+    script = tmp_path / "worker.py"
+    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "table": str(tmp_path / "t.csv")}
+    script.write_text(EXTRACTOR.format(**places, out=str(tmp_path / "two")))
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+    said = sorted(re.findall(r"rank . encoded \d+ of \d+", done.stdout))
+    assert said == ["rank 0 encoded 25 of 50", "rank 1 encoded 24 of 50"]  # shards 0, 2, 4, 6 (of 2, one bad); 1, 3, 5
+    files = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir() if path.name != ".lock"}
+    assert files == {path.name: path.read_bytes() for path in one.folder.iterdir() if path.name != ".lock"}
+
+
+def test_what_other_processes_laid_aside_before_a_kill_is_not_encoded_again(tmp_path, monkeypatch):
+    pd.DataFrame({"text": [f"word{i}" for i in range(20)]}).to_csv(tmp_path / "t.csv", index=False)
+    table = PairTable.read(tmp_path / "t.csv")
+    monkeypatch.setattr(latents_module, "SHARD_ITEMS", 8)
+    whole = latents_module.extract(table, "text", LengthEncoder(), tmp_path / "whole")
+    torn = tmp_path / "torn"
+    shutil.copytree(whole.folder, torn)
+    manifest = json.loads((torn / "manifest.json").read_text())
+    aside = manifest["shards"][1] | {"skipped": []}
+    manifest |= {"shards": [], "complete": False}
+    (torn / "manifest.json").write_text(json.dumps(manifest))
+    (torn / "latents-00001.json").write_text(json.dumps(aside))  # a second process was ahead of the first
+    encoder = LengthEncoder()
+    store = latents_module.extract(table, "text", encoder, torn)
+    assert len(encoder.encoded) == 12 and torch.equal(torch.from_numpy(store.all()), torch.from_numpy(whole.all()))
+    assert not list(torn.glob("latents-*.json"))
+    (torn / "manifest.json").write_text(json.dumps(manifest))
+    (torn / "latents-00001.json").write_text(json.dumps(aside))
+    damaged = (torn / "latents-00001.npy").read_bytes()
+    (torn / "latents-00001.npy").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+    with pytest.raises(ValueError, match="has other bytes than its checksum"):
+        latents_module.extract(table, "text", LengthEncoder(), torn)
