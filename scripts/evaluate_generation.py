@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "decoder": {"folder": str(args.decoder), "side": generator.side} | training_of(args.decoder),
         "settings": {"steps": args.steps, "guidance": args.guidance or generator.default_guidance}
         | {"noise_level": args.noise_level, "seed": args.seed},
-        "seconds": timing(generator, train.image[:1]),
+        "seconds": timing(generator, generator.conditioner("image", train.image[:1])),
         "protocols": {},
     }
     for spec in args.held_out:
