@@ -47,12 +47,12 @@ class Unshared(StudyRun):
 
     def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
         """As FuseMix, but for the coefficients."""
-        pair_set, pairs = self.sets[number], self.draw(number)
+        halves, _ = self.draw(number, self.step)
         assert self.config.mixup_alpha is not None
         out = {}
-        for name in pair_set.stores:
-            lam = draw_lam(self.config.mixup_alpha, len(pairs) // 2, rng, per_row=False)
-            (out[name],) = mix([pair_set.latents(name, pair_set.items[name][pairs])], lam)
+        for name in self.sets[number].stores:
+            lam = draw_lam(self.config.mixup_alpha, len(halves[0]), rng, per_row=False)
+            (out[name],) = mix([self.latents(number, self.step, name, halves)], lam)
         return out, None
 
 
