@@ -302,6 +302,7 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
+    load_peer(args.peer)  # early answer to a wrong folder
     from fusemix.train import resolve_precision
 
     rng = np.random.default_rng(0)
