@@ -143,13 +143,20 @@ def test_the_ablations_report_every_variant_beside_the_recipe(pairs, tmp_path, m
     monkeypatch.setattr(ablations, "joined", lambda *_: pairs)
     monkeypatch.setattr(ablations, "VARIANTS", [ablations.VARIANTS[0], ablations.VARIANTS[1], ablations.VARIANTS[-1]])
     out = tmp_path / "out.json"
-    ablations.run(SimpleNamespace(seeds=[0, 1], epochs=1, work=tmp_path / "work", out=out, pairs=None, photos=250))
+    ablations.run(
+        SimpleNamespace(seeds=[0, 1], epochs=1, work=tmp_path / "work", out=out, pairs=None, photos=250, questions=None)
+    )
     written = json.loads(out.read_text())
     assert (written["pairs"], written["batch_size"]) == (500, 48)
     found = written["variants"]
     assert list(found) == ["paper's recipe", "mixing: none, half the pairs a step", "batch: a quarter"]
     assert found["paper's recipe"]["difference"]["values"] == [0.0, 0.0]
     assert found["mixing: none, half the pairs a step"]["mean_recall_at_1"]["n"] == 2
+    some = SimpleNamespace(
+        seeds=[0], epochs=1, work=tmp_path / "work", out=out, pairs=None, photos=250, questions=["batch"]
+    )
+    ablations.run(some)
+    assert list(json.loads(out.read_text())["variants"]) == ["paper's recipe", "batch: a quarter"]
 
 
 def test_a_subset_keeps_whole_photos_and_the_closed_forms_find_them(pairs, monkeypatch):
