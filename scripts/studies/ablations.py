@@ -224,24 +224,26 @@ def run(args: argparse.Namespace) -> None:
             folder = args.work / "ablations" / f"{args.epochs}-{len(pairs)}-{name.replace('/', '')}-seed{seed}"
             model = model_config(pairs, **variant.model)
             results.setdefault(name, []).append(trained(variant.kind, pairs, dev, model, config, folder))
-            report(args, results, {"pairs": len(pairs), "batch_size": batch})
+            out = report(args, results, {"pairs": len(pairs), "batch_size": batch})
+            console.print(f"seed {seed}, {name}: {points(out[name]['mean_recall_at_1'])}")
+    show(out)
 
 
-def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], data: dict[str, int]) -> None:
-    """Write what there is; print the table when it is whole."""
+def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], data: dict[str, int]) -> dict[str, Any]:
+    """Write what there is."""
     out = {name: _entry(runs, results["paper's recipe"]) for name, runs in results.items()}
-    write(
-        args.out,
-        {**data, "epochs": args.epochs, "seeds": args.seeds, "metric": "mean R@1, last epoch", "variants": out},
-    )
-    last = list(out.values())[-1]
-    console.print(f"{list(out)[-1]}: {points(last['mean_recall_at_1'])}")
-    if last["mean_recall_at_1"]["n"] == len(args.seeds):
-        view = Table("change", "mean R@1", "difference by seed", "seconds")
-        for name, entry in out.items():
-            seconds = f"{np.mean(entry['seconds']):.0f}"
-            view.add_row(name, points(entry["mean_recall_at_1"]), points(entry["difference"]), seconds)
-        console.print(view)
+    head = {**data, "epochs": args.epochs, "seeds": args.seeds, "metric": "mean R@1 on dev, last epoch"}
+    write(args.out, head | {"variants": out})
+    return out
+
+
+def show(variants: dict[str, Any]) -> None:
+    """Print the table."""
+    view = Table("change", "mean R@1", "difference by seed", "seconds")
+    for name, entry in variants.items():
+        seconds = f"{np.mean(entry['seconds']):.0f}"
+        view.add_row(name, points(entry["mean_recall_at_1"]), points(entry["difference"]), seconds)
+    console.print(view)
 
 
 def _entry(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
