@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     whole, dev = joined(stores, "train"), joined(stores, "dev")
     found: dict[str, dict[int, list[float]]] = {}
     for seed in args.seeds:
-        for photos in PHOTOS:
+        for photos in (n for n in PHOTOS if n <= (args.photos or n)):
             pairs = subset(whole, photos, seed)
             folder = args.work / "low-data" / f"{args.epochs}-{photos}-seed{seed}"
             for name, value in measured(pairs, whole, dev, args.epochs, seed, folder).items():
@@ -165,7 +165,8 @@ def plot(results: dict[str, dict[int, Any]], args: argparse.Namespace) -> None:
         deviations = [100 * (v["sd"] or 0.0) for v in values]
         axes.errorbar(sizes, [100 * v["mean"] for v in values], deviations, color=colour, label=name, marker="o", ms=4)
     axes.set_xscale("log")
-    axes.set_xticks(PHOTOS, [f"{n:,}" for n in PHOTOS])
+    ticks = sorted(next(iter(results.values())))
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.minorticks_off()
     axes.set_xlabel("photos to train on, five captions each")
     axes.set_ylabel("mean R@1 among 1,000 photos of dev, %")
