@@ -243,16 +243,16 @@ class Conditioner:
                 if _identity(member) == self.space:
                     found.part = part
                     return found
+        if self.space is not None and self.space != space_identity(model):
+            raise ValueError(
+                "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
+                "scripts/train_unclip.py, or load the checkpoint it came with."
+            )
         if self.embed_dim != model.config.embed_dim:
             raise ValueError(
                 f"The model makes embeddings of width {model.config.embed_dim}, but this decoder takes width "
                 f"{self.embed_dim} (image_embeds of width {self.image_embeds_dim}); choose a decoder for this model, "
                 "or fit a conditioner between the two."
-            )
-        if self.space is not None and self.space != space_identity(model):
-            raise ValueError(
-                "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
-                "scripts/train_unclip.py, or load the checkpoint it came with."
             )
         return found
 

@@ -88,8 +88,10 @@ def test_a_members_decoder_reads_its_own_part_of_the_ensembles_embeddings():
         found = mine.of(both)("text", both.embed("text", x))
         assert torch.allclose(found, wanted, atol=1e-5)
         assert mine.part is None and mine.of(models[i]).part is None
-    with pytest.raises(ValueError, match="width 20"):
+    with pytest.raises(ValueError, match="another checkpoint"):
         mine.of(join_models(models[:2]))
+    with pytest.raises(ValueError, match="width 30"):
+        Conditioner({}, embed_dim=10, image_embeds_dim=10).of(both)
     stranger = Conditioner({}, embed_dim=30, image_embeds_dim=30, space=space_identity(model(7)))
     with pytest.raises(ValueError, match="another checkpoint"):
         stranger.of(both)
