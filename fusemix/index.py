@@ -122,7 +122,7 @@ class EmbeddingIndex:
     ) -> None:
         """Let the hubs of one modality give way: order by similarity less a share of how near an item is to everything.
 
-        The correction becomes one more dimension of what faiss holds, so a search costs what it did. Similarities of
+        The correction becomes one more dimension of what faiss holds, and search stays exact. Similarities of
         hits stay cosines; their order is the corrected one. Correcting again starts from the embeddings.
 
         Args:

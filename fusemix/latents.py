@@ -399,7 +399,7 @@ def _extract(
         return
     for number in range(len(manifest["shards"]), first + len(starts)):
         _name(folder, manifest, number)
-    for aside in folder.glob(_ASIDE.format(0).replace("00000", "*")):  # named before a kill took it away
+    for aside in folder.glob("latents-*.json"):  # named before a kill took it away
         aside.unlink()
     if len(manifest["skipped"]) == n:
         reason = manifest["skipped"][0]["reason"]
