@@ -13,7 +13,7 @@ from PIL import Image
 from fusemix.config import TrainConfig
 from fusemix.latents import write_latents
 from fusemix.losses import info_nce
-from fusemix.train import PairSet
+from fusemix.pair_set import PairSet
 from studies import ablations, common, interpolation, low_data, robustness
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)
