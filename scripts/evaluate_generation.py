@@ -38,7 +38,7 @@ from fusemix.adapters import FusionModel
 from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge
 from fusemix.encoders import Encoder, load_encoder
 from fusemix.files import read_json, write_json
-from fusemix.generate import Generator, rank_images
+from fusemix.generate import Generator, nearest_pictures, rank_images
 from fusemix.latents import MANIFEST_NAME, LatentStore
 from fusemix.metrics import bootstrap, ranks, summarise
 from fusemix.pairs import PairTable
@@ -76,12 +76,14 @@ class HeldOut:
         images: The real photos.
         latents: (N, D_x) of the frozen image encoder, at full resolution.
         queries: Modality -> (shared-space embeddings (Q, D), rows (Q,) of their photos).
+        paths: Of the photos.
     """
 
     name: str
     images: list[Image.Image]
     latents: Tensor
     queries: dict[str, tuple[Tensor, np.ndarray]]
+    paths: list[str]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -101,6 +103,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--best-of", type=int, default=1, help="also: the best of so many, chosen by the encoder; 1: not"
     )
+    parser.add_argument("--from-gallery", type=Path, help="also: begun from this index's nearest pictures")
+    parser.add_argument("--strength", type=float, default=0.6, help="then: how much is drawn over them")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="by default the decoder's own")
     parser.add_argument("--noise-level", type=int, default=0)
@@ -228,7 +232,7 @@ def load_held_out(
         chosen = [items[i] for i in np.sort(rng.permutation(len(items))[: args.queries])]
         embeddings = model.embed(modality, encoders[modality].encode([item.value for item in chosen]))
         queries[modality] = (embeddings, np.array([row_of[item.group] for item in chosen]))
-    return HeldOut(name, images, latents, queries)
+    return HeldOut(name, images, latents, queries, [photo.value for photo in photos])
 
 
 # ---- measuring --------------------------------------------------------------------------------
@@ -334,6 +338,13 @@ def measure(
             values[f"best_of_{args.best_of}"] = judge.pictures(
                 best_of(embeddings, embeds, draw, model, encoder, args), rows
             )
+        if args.from_gallery:
+            paths = begun_from(embeddings, held_out, model, args)
+            begun = judge.see(draw_over(paths, embeds, generator, args))
+            values[f"from_gallery_{args.strength:g}"] = judge.find(begun, rows)
+            values["gallery_picture_itself"] = judge.pictures([shrunk_file(str(p), side) for p in paths], rows)
+            start = judge.see([shrunk_file(str(p), side) for p in paths])["latent"]
+            values["cosine_to_where_it_began"] = float((begun["latent"] * start).sum(1).median())
         out["conditioned_on"][modality] = values
         sheet += [[shrunk(held_out.images[r], side) for r in rows[:12]], images[:12]]
     rows = held_out.queries["image"][1]
@@ -344,6 +355,33 @@ def measure(
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(sheet, args.grid.with_stem(f"{args.grid.stem}-{held_out.name}"))
     return out
+
+
+def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: argparse.Namespace) -> list[Path]:
+    """The index's picture nearest to each query, held-out ones aside."""
+    from fusemix.index import EmbeddingIndex
+
+    index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
+    aside = {Path(path).resolve() for path in held_out.paths}
+    return [nearest_pictures(index, row.numpy(), 1, exclude=aside)[0][0] for row in embeddings]
+
+
+def draw_over(paths: list[Path], embeds: Tensor, generator: Generator, args: argparse.Namespace) -> list[Image.Image]:
+    """One picture a query, begun from its file."""
+    from fusemix.media import load_image
+
+    images: list[Image.Image] = []
+    for start in range(0, len(embeds), BATCH):
+        images += generator.from_image_embeds(
+            embeds[start : start + BATCH],
+            steps=args.steps,
+            guidance=args.guidance,
+            noise_level=args.noise_level,
+            seed=args.seed + start,
+            start=[load_image(str(path)) for path in paths[start : start + BATCH]],
+            strength=args.strength,
+        )
+    return images
 
 
 def best_of(
@@ -449,7 +487,7 @@ def show(result: dict[str, Any]) -> None:
             table.add_column(column)
         for modality, values in protocol["conditioned_on"].items():
             for what, spaces in values.items():
-                if what != "copying":
+                if isinstance(spaces, dict) and what != "copying":
                     table.add_row(modality, what, *cells(spaces))
         table.add_row("", "autoencoder", *cells(protocol["autoencoder"]))
         for modality, kinds in protocol.get("bridges", {}).items():

@@ -25,7 +25,7 @@ class Thumbnails:
 def held_out(encoders):
     paths = [item.value for item in PairTable.read(GALLERY).items("image", "val")[:12]]
     images = [Image.open(path).convert("RGB") for path in paths]
-    return HeldOut("val", images, torch.from_numpy(encoders["image"].encode(images)), {})
+    return HeldOut("val", images, torch.from_numpy(encoders["image"].encode(images)), {}, paths)
 
 
 def test_each_judge_finds_real_pictures_and_not_those_dealt_out_wrongly(held_out, tiny_model, encoders):
