@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # run from a plain clone
 
-STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness")
+STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness", "modalities", "encoders")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
