@@ -1,8 +1,9 @@
 """Three modalities in one space: do spoken captions find photos that they were never trained with?
 
-All Flickr8k train photos with their captions (image-text); its spoken captions, one voice (audio-text, audio-image);
-and, beside those, ``CLIPS`` more captions spoken by many synthetic voices (scripts/synthesise_speech.py, which needs
-flite and espeak-ng). Plain packaged encoders, the paper's recipe scaled down. Arms:
+Flickr8k's train photos, all or ``--photos`` of them (those with a spoken caption first), with their captions
+(image-text); the spoken captions that come with them, in one voice (audio-text, audio-image); beside those, captions of
+``CLIPS`` photos, as far as these are among them, spoken by many synthetic voices (scripts/synthesise_speech.py, which
+needs flite and espeak-ng). Plain packaged encoders, the paper's recipe scaled down. Arms:
 
 - each pair of modalities alone; ``audio-image`` alone is what direct training reaches from the clips that there are;
 - ``image-text + audio-text``: jointly, text being the pivot; audio never meets a picture;
@@ -78,8 +79,8 @@ class Side:
 def run(args: argparse.Namespace) -> None:
     """Every arm with every seed, without and with the synthetic clips; JSON, a plot and a table."""
     args.work = args.work / "modalities"
-    table, spoken = with_speech(args)
-    args.pairs = table
+    args.pairs, spoken = with_speech(args)
+    args.work = args.work / f"{args.photos or 'all'}"
     stores = {m: {s: LatentStore.open(p) for s, p in latents(args, m, name).items()} for m, name in ENCODERS.items()}
     measured(args, stores, spoken)
 
@@ -206,26 +207,31 @@ def recalls(model: FusionModel, sides: dict[str, Side]) -> dict[str, dict[str, f
 
 def with_speech(args: argparse.Namespace) -> tuple[Path, int]:
     """The table with a further row for every synthetic clip, which names no picture; and the first of these rows."""
-    path, table = args.work / "pairs.csv", PairTable.read(args.pairs)
+    path, table = args.work / f"pairs-{args.photos}.csv", PairTable.read(args.pairs)
     rows = [row for row, split in enumerate(table.splits()) if split in ("train", "dev")]
-    if path.exists():
-        return path, len(rows)
     files = {c: [table.value(c, r) if table.frame[c].iat[r] else "" for r in rows] for c in ("image", "text", "audio")}
-    frame = pd.DataFrame(files).assign(
-        split=[table.splits()[r] for r in rows], group=[f"g{table.groups[r]}" for r in rows]
-    )
-    train = frame[frame["split"] == "train"]["group"].unique()
-    chosen = np.random.default_rng(0).choice(train, min(CLIPS, len(train)), replace=False)
-    spoken = frame[frame["group"].isin(chosen) | (frame["split"] == "dev")].drop(columns=["image", "audio"])
+    groups = [f"g{table.groups[row]}" for row in rows]
+    frame = pd.DataFrame(files).assign(split=[table.splits()[row] for row in rows], group=groups)
+    train = frame[frame["split"] == "train"]
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(train["group"].unique(), min(CLIPS, train["group"].nunique()), replace=False)
+    to_speak = frame[frame["group"].isin(chosen) | (frame["split"] == "dev")].drop(columns=["image", "audio"])
     args.work.mkdir(parents=True, exist_ok=True)
-    spoken.to_csv(args.work / "to-speak.csv", index=False)
-    call("synthesise_speech.py", "--pairs", args.work / "to-speak.csv", "--per-group", 1, "--out", args.work / "speech")
-    clips = pd.read_csv(args.work / "speech/pairs.csv")
-    groups = spoken["group"].iloc[clips["group"]].to_numpy()  # there a group is the lowest row of to-speak.csv
-    audio = [str((args.work / "speech" / name).resolve()) for name in clips["audio"]]
-    more = clips[["text", "split"]].assign(image="", audio=audio, group=groups)
+    to_speak.to_csv(args.work / "to-speak.csv", index=False)
+    speech = args.work / "speech"
+    if not (speech / "pairs.csv").exists():
+        call("synthesise_speech.py", "--pairs", args.work / "to-speak.csv", "--per-group", 1, "--out", speech)
+    clips = pd.read_csv(speech / "pairs.csv", keep_default_na=False)
+    spoken_of = to_speak["group"].iloc[clips["group"]].to_numpy()  # there a group is its lowest row of to-speak.csv
+    audio = [str((speech / name).resolve()) for name in clips["audio"]]
+    more = clips[["text", "split"]].assign(image="", audio=audio, group=spoken_of)
+    if args.photos:
+        own = train[train["audio"] != ""]["group"].unique()
+        others = rng.permutation(np.setdiff1d(train["group"].unique(), own))[: max(0, args.photos - len(own))]
+        kept_groups = {*own, *others, *frame[frame["split"] == "dev"]["group"]}
+        frame, more = (part[part["group"].isin(kept_groups)] for part in (frame, more))
     pd.concat([frame, more])[list(frame)].to_csv(path, index=False)
-    return path, len(rows)
+    return path, len(frame)
 
 
 def report(
