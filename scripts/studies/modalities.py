@@ -90,16 +90,14 @@ def measured(args: argparse.Namespace, stores: dict[str, dict[str, LatentStore]]
     whole = {m: s["train"] for m, s in stores.items()}
     sides = dev_sides({m: s["dev"] for m, s in stores.items()}, spoken)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for seed in args.seeds:
-        base = None
-        for synthetic in (False, True):
-            sets = pair_sets(whole, spoken if not synthetic else None)
-            clips = f"{len(sets['audio-text']):,} clips"
+    for synthetic in (False, True):  # first without the synthetic clips, all seeds of it
+        sets = pair_sets(whole, spoken if not synthetic else None)
+        clips = f"{len(sets['audio-text']):,} clips"
+        for seed in args.seeds:
+            base = None
             for arm, names in ARMS.items():
-                of_arm = (
-                    args.work / f"{args.epochs}-{arm}" if arm == BASE else args.work / f"{args.epochs}-{clips}-{arm}"
-                )
-                folder = of_arm / f"seed{seed}"
+                of_arm = f"{args.epochs}-{arm}" if arm == BASE else f"{args.epochs}-{clips}-{arm}"
+                folder = args.work / of_arm / f"seed{seed}"
                 chosen = [sets[name] for name in names]
                 later = base if arm.endswith("later") else None
                 fresh = partial(_trained, args, sets, chosen, folder, seed, later, sides)
