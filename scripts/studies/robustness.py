@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from fusemix.pairs import PairTable
 from studies.common import console, kept, write
 
 BANK = 6000  # training items of a modality that strange inputs are compared with
-PHOTOS = 300  # corrupted photos (and captions) a condition; the gallery stays whole
+PHOTOS = 300  # corrupted photos (and captions) a condition, unless --photos says so; the gallery stays whole
 RADII = (0.05, 0.1, 0.2, 0.4)
 STEPS = 20
 FOREIGN = (
@@ -55,15 +56,16 @@ def run(args: argparse.Namespace) -> None:
     stores = {m: LatentStore.open(args.latents / m) for m in names}
     if any(store.manifest["table"] != table.fingerprint for store in stores.values()):
         raise SystemExit(f"error: the latents in {args.latents} were not made from {args.pairs}; give its own table.")
-    world = World(table, model, encoders, stores)
+    photos = args.photos or PHOTOS
+    world = World(table, model, encoders, stores, photos)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "corruptions": world.corruptions,
         "attacks": world.attacks,
         "other_world": world.other_world,
     }
-    results: dict[str, Any] = {"checkpoint": str(args.checkpoint), "model": model.identity}
+    results: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, "model": model.identity, "photos": photos}
     for name, part in parts.items():
-        results[name] = kept(args.work / "robustness" / f"{model.identity[:12]}-{name}.json", part)
+        results[name] = kept(args.work / "robustness" / f"{model.identity[:12]}-{photos}-{name}.json", part)
         console.print(name, results[name])
         write(args.out, results)
     plot(results, args)
@@ -78,8 +80,10 @@ class World:
         model: FusionModel,
         encoders: dict[str, Encoder],
         stores: dict[str, LatentStore],
+        photos: int,
     ) -> None:
         self.table, self.model, self.encoders, self.stores = table, model, encoders, stores
+        self.photos = photos
         self.latents, self.groups, self.values, self.train = {}, {}, {}, {}
         rng = np.random.default_rng(0)
         for modality, store in stores.items():
@@ -106,7 +110,7 @@ class World:
         rng = np.random.default_rng(0)
         out: dict[str, Any] = {}
         for modality, kinds in (("image", PICTURES), ("text", WORDS)):
-            rows = np.sort(rng.permutation(len(self.values[modality]))[:PHOTOS])
+            rows = np.sort(rng.permutation(len(self.values[modality]))[: self.photos])
             clean = self.model.embed(modality, self.latents[modality][rows])
             out[f"{modality}: none"] = [self.recall(modality, clean, rows)]
             for name, change in kinds.items():
@@ -125,7 +129,7 @@ class World:
 
     def attacks(self) -> dict[str, Any]:
         """Path -> radius -> recall@1 of photos whose latents were changed, at worst and at random."""
-        rows = np.arange(PHOTOS)
+        rows = np.arange(self.photos)
         x = self.latents["image"][rows]
         typical = float(torch.pdist(x).mean())
         paths: dict[str, Callable[[str, Tensor], Tensor]] = {"whole model": self._embed}
