@@ -15,18 +15,17 @@ import numpy as np
 from PIL import Image
 
 from demo.familiar import MAX_CAPTIONS, Familiar
+from demo.lanes import Lanes
 from demo.query import Query
 from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
-from fusemix.threads import Workers
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
 EMPTY = "The query is empty; type a few words, show a picture or say something."
-AT_ONCE = 2  # searches computed at a time
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -80,7 +79,7 @@ class Service:
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
-        self.workers = Workers(AT_ONCE)
+        self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
@@ -109,7 +108,9 @@ class Service:
     def transcribe(self, audio: Any) -> str:
         """The words heard in a sound: empty if there are none or the model's encoder only hears sounds."""
         encoder = self.retriever.encoders.get("audio")
-        return encoder.transcribe(audio) if isinstance(encoder, WhisperTinyEnWords) else ""
+        if not isinstance(encoder, WhisperTinyEnWords):
+            return ""
+        return self.lanes.run(lambda: encoder.transcribe(audio), slow=True)
 
     @property
     def understood(self) -> frozenset[str]:
@@ -214,7 +215,7 @@ class Service:
             embedding = blend(parts, weights)
             return parts, embedding, self.retriever.search_embedding(embedding, top_k=top_k)
 
-        parts, embedding, hits = self.workers.run(compute)
+        parts, embedding, hits = self.lanes.run(compute, slow=query.brings_file)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
         doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else ""
@@ -237,7 +238,7 @@ class Service:
         if query is None:
             raise MediaError(EMPTY)
         started = time.perf_counter()
-        hits = self.workers.run(lambda: self.retriever.search(**{modality: query}, top_k=top_k))
+        hits = self.lanes.run(lambda: self.retriever.search(**{modality: query}, top_k=top_k), slow=modality != "text")
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
 
 

@@ -18,7 +18,7 @@ from demo.visitors import GONE, take
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.media import MediaError, one_line
 from fusemix.own_latents import import_latents, open_latents
-from fusemix.threads import one_thread
+from fusemix.threads import give_way, one_thread
 
 if TYPE_CHECKING:
     from fusemix.train import PairSet, Progress, Result
@@ -231,8 +231,9 @@ class _Run:
         from fusemix.train import train
 
         until = time.monotonic() + MAX_SECONDS
+        give_way()  # to searches
         try:
-            with one_thread():  # the other core answers queries
+            with one_thread():
                 self.result = train(
                     [self.pairs],
                     self.model_config,

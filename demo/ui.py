@@ -13,9 +13,10 @@ import gradio as gr
 from demo.corpus_tab import CorpusTab
 from demo.explore_tab import Explorer, build_explore_tab, map_component
 from demo.generate_tab import build_generate_tab
+from demo.lanes import QUICK, SLOW
 from demo.picture_input import PictureInput
 from demo.results import describe_counts
-from demo.search_tab import QUEUE, SORRY, SearchTab
+from demo.search_tab import SORRY, SearchTab
 from demo.service import MAX_TOP_K, Answer, Service
 from demo.training_tab import TrainingTab
 from fusemix.media import MediaError, shown
@@ -137,7 +138,7 @@ def _api(service: Service) -> None:
             answer,
             api_name=f"search_{modality}",
             api_description=f"Search by {modality}: the nearest pictures, sounds and captions.",
-            **QUEUE,
+            **(QUICK if modality == "text" else SLOW),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+
+_GIVING_WAY = 10  # of Linux's 19 steps of niceness: about a tenth of a processor that others want too
 
 
 @contextmanager
@@ -32,6 +35,16 @@ def one_thread(limit: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def give_way() -> None:
+    """From here on this thread computes in what time others leave it; for a thread of one long computation.
+
+    Nothing changes on an idle machine, and the thread is never starved. Linux alone has this for a single thread;
+    elsewhere nothing happens. There is no way back, so a thread that others use later must not call it.
+    """
+    if sys.platform == "linux":
+        os.nice(_GIVING_WAY)  # of the calling thread
 
 
 class Workers:

@@ -1,5 +1,6 @@
 import importlib
 import re
+import threading
 from pathlib import Path
 
 import gradio as gr
@@ -10,9 +11,10 @@ from gradio_client import Client, handle_file
 import app
 from demo import search_tab, ui
 from demo.explore_tab import Explorer, map_component
+from demo.lanes import AT_ONCE
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
-from demo.service import AT_ONCE, Answer, Service
+from demo.service import Answer, Service
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.index import Hit
@@ -282,6 +284,27 @@ def test_the_api_answers_bad_input_with_its_sentence_and_goes_on(client, tmp_pat
         with pytest.raises(Exception, match=sentence):
             client.predict(query, 3, api_name=f"/search_{name}")
         assert client.predict("red", 1, api_name="/search_text")["hits"]
+
+
+def test_words_do_not_wait_behind_pictures(client, service, pairs, monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+
+    def stuck(prepared):
+        begun.set()
+        assert release.wait(60)
+        return encode(prepared)
+
+    encode = service.retriever.encoders["image"].encode_prepared
+    monkeypatch.setattr(service.retriever.encoders["image"], "encode_prepared", stuck)
+    picture = handle_file(pairs.parent / "green.png")
+    waiting = [client.submit(picture, 1, api_name="/search_image") for _ in range(2 * AT_ONCE)]
+    try:
+        assert begun.wait(20)
+        answer = client.submit("a red square", 1, api_name="/search_text").result(timeout=10)
+    finally:
+        release.set()
+    assert answer["hits"]["text"][0]["id"] == "red"
+    assert [job.result(timeout=30)["hits"]["image"][0]["id"] for job in waiting] == ["green"] * 2 * AT_ONCE
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
