@@ -1,9 +1,12 @@
+import asyncio
 import importlib
+import random
 import re
 import threading
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -19,7 +22,7 @@ from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.index import Hit
 from fusemix.media import MediaError
-from scripts import build_index
+from scripts import build_index, load_test
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'
 
@@ -305,6 +308,23 @@ def test_words_do_not_wait_behind_pictures(client, service, pairs, monkeypatch):
         release.set()
     assert answer["hits"]["text"][0]["id"] == "red"
     assert [job.result(timeout=30)["hits"]["image"][0]["id"] for job in waiting] == ["green"] * 2 * AT_ONCE
+
+
+def test_the_load_test_visits_the_tabs_that_need_a_session(page, pairs, monkeypatch):
+    monkeypatch.setattr(load_test, "EPOCHS", 1)
+    monkeypatch.setattr(load_test, "OWN_PICTURES", 2)
+    record, pictures = load_test.Record(), [pairs.parent / "red.png", pairs.parent / "blue.png"]
+
+    async def visit():
+        async with httpx.AsyncClient(base_url=page.local_url, timeout=60) as client:
+            config = (await client.get("config")).json()
+            for kind in ("own", "train"):
+                await load_test.ask(client, kind, random.Random(0), pictures, record, config)
+            with pytest.raises(RuntimeError, match="not here any more"):  # deleted, or another session's
+                await load_test.Page(client, config).fire("fm-own-go", "click", ["a red square"])
+
+    asyncio.run(visit())
+    assert list(record.waits) == ["own, embedding", "own, search", "train"] and not record.failures
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
