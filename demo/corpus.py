@@ -215,7 +215,7 @@ class Corpus:
 
     def _add(self, modality: str, batch: list[Piece]) -> None:
         """Embed a batch of one kind; bad ones are listed."""
-        kept, latents, embeddings = self.lanes.run(lambda: self._encode(modality, batch), slow=True)
+        kept, latents, embeddings = self.lanes.run(lambda: self._encode(modality, batch), slow=modality != "text")
         with self._lock:
             if self._deleted or not kept:
                 return

@@ -1,7 +1,8 @@
-"""Who waits for whom: words never queue behind pictures and sounds, and a search gives way to nobody.
+"""Who waits for whom: words never wait behind pictures and sounds.
 
 There are two queues on the way of a query: Gradio's, where its events wait for a slot, and that of the few threads
-that compute. Each has a lane for what takes some 20 ms and one for what takes longer.
+that compute. Each has a lane for what takes some 20 ms and one for what takes longer, and the threads of the second
+give way to those of the first and to the server itself: so do a drawing's and a training's.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ SLOW: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "slow"}
 
 
 class Lanes:
-    """The threads that run the encoders, whoever asks: one for words, :data:`AT_ONCE` for everything else.
-
-    While both kinds wait the processors are shared between them; neither lane starves.
-    """
+    """The threads that run the encoders, whoever asks: one for words, :data:`AT_ONCE` for everything else."""
 
     def __init__(self) -> None:
         self._quick = Workers(1)  # two at once would wait for the text encoder's lock
-        self._slow = Workers(AT_ONCE)
+        self._slow = Workers(AT_ONCE, giving_way=True)
 
     def run(self, compute: Callable[[], T], *, slow: bool) -> T:
         """What ``compute`` returns or raises.

@@ -38,10 +38,10 @@ def one_thread(limit: bool = True) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """From here on this thread computes in what time others leave it; for a thread of one long computation.
+    """From here on this thread computes in the time that others leave it, and in a tenth or so of what they want.
 
-    Nothing changes on an idle machine, and the thread is never starved. Linux alone has this for a single thread;
-    elsewhere nothing happens. There is no way back, so a thread that others use later must not call it.
+    Nothing changes while a processor is idle. There is no way back: this is for threads that never do anything in a
+    hurry. Linux alone has it for a single thread; elsewhere nothing happens.
     """
     if sys.platform == "linux":
         os.nice(_GIVING_WAY)  # of the calling thread
@@ -54,13 +54,15 @@ class Workers:
     each that has once run a network holds on to what that took: 400 MB more than with two workers.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, giving_way: bool = False) -> None:
         """Start none yet; each starts when it is needed.
 
         Args:
             count: How many computations run at a time; more wait.
+            giving_way: Whether they :func:`give_way` to other threads.
         """
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="fusemix-worker")
+        start = give_way if giving_way else None
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="fusemix-worker", initializer=start)
         self._process = os.getpid()
 
     def run(self, compute: Callable[[], T]) -> T:

@@ -69,13 +69,16 @@ def test_the_limit_holds_for_its_own_thread_alone():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a niceness for a thread")
 def test_a_thread_that_gives_way_leaves_the_others_as_they_are():
-    def niceness():
-        give_way()
+    def own():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert in_a_new_thread(niceness) > before
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    def niceness():
+        give_way()
+        return own()
+
+    before = own()
+    assert in_a_new_thread(niceness) == Workers(1, giving_way=True).run(own) > Workers(1).run(own) == before
+    assert own() == before
 
 
 def test_the_workers_compute_in_their_own_threads_each_limited_to_one():
