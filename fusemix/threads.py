@@ -13,7 +13,7 @@ import torch
 
 T = TypeVar("T")
 
-_GIVING_WAY = 10  # of Linux's 19 steps of niceness: about a tenth of a processor that others want too
+_GIVING_WAY = 5  # of 19 steps of niceness on Linux: a third of the share of a thread that does not
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def one_thread(limit: bool = True) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """From here on this thread computes in the time that others leave it, and in a tenth or so of what they want.
+    """From here on this thread computes in the time that others leave it, and in a third of a share of the rest.
 
     Nothing changes while a processor is idle. There is no way back: this is for threads that never do anything in a
     hurry. Linux alone has it for a single thread; elsewhere nothing happens.
