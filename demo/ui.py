@@ -28,8 +28,11 @@ TITLE = "FuseMix: type it, show it, or say it"
 MAX_FILE_SIZE = "120mb"  # ten minutes of uncompressed stereo
 MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Gradio keeps 180 kB for each
 
-# Gradio confines css_paths to the page's content; the margin around it is set here.
-_HEAD = "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } }</style>"
+# Gradio confines css_paths to the page's content; what is around it is set here. The divider follows the last link.
+_HEAD = (
+    "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
+    "footer .divider { display: none; }</style>"
+)
 
 
 def answer_api(search: Callable[..., Answer], query: Any, top_k: float | None = 10) -> dict[str, Any]:
