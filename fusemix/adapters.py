@@ -61,8 +61,8 @@ class TwoPathAdapter(nn.Module):
 
     Each path's output has unit length, so that the cosine of two embeddings is the mean of the two
     paths' cosines: an ensemble in one space. The closed form is fitted before training
-    (:mod:`fusemix.closed_form`) and stays as it is; the trained path reads whitened principal components,
-    and the loss sees that path alone (:meth:`trained`).
+    (:mod:`fusemix.closed_form`) and stays as it is; the trained path reads principal components, whitened or
+    as they are, and the loss sees that path alone (:meth:`trained`).
 
     A departure from the paper, whose adapter is the trained path on the latents as they are.
     """

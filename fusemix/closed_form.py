@@ -38,8 +38,8 @@ def fit_closed_form(
     """Fit the closed-form part of every two-path adapter of ``model``, in place.
 
     The first two modalities met get a regularised CCA on standardised latents; every later one the
-    ridge regression onto the linear embedding of a modality that is fitted. All get a whitening
-    of their own principal components. Nothing here is random.
+    ridge regression onto the linear embedding of a modality that is fitted. All get their own principal
+    components, whitened or as they are (``config.whiten``). Nothing here is random.
 
     Args:
         model: With ``config.closed_form_dim > 0``; otherwise nothing is done.
@@ -148,9 +148,15 @@ def _fit_ridge(
 
 
 def _components(model: FusionModel, covariance: np.ndarray, ridge: float, scale: np.ndarray) -> np.ndarray:
-    """Maps centred latents to whitened principal components of unit mean variance: shape (D_x, width)."""
+    """Maps centred latents to their principal components: shape (D_x, width).
+
+    Whitened, those of the standardised latents, of unit mean variance; else those of the latents, a rotation.
+    """
+    width = min(model.config.whiten_dim, len(covariance))
+    if not model.config.whiten:
+        _, vectors = np.linalg.eigh(covariance * scale[:, None] * scale)
+        return np.asarray(vectors[:, ::-1][:, :width])
     values, vectors = np.linalg.eigh(covariance)
-    width = min(model.config.whiten_dim, len(values))
     values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
     gain = 1 / np.sqrt(values + ridge * np.trace(covariance) / len(covariance))
     gain /= np.sqrt(np.mean(np.maximum(values, 0) * gain**2))

@@ -22,8 +22,8 @@ class ModelConfig:
         dropout: Dropout inside the blocks while training (the paper's code: 0.6).
         closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
             closed form fills (:mod:`fusemix.closed_form`); 0 is the paper's adapter alone.
-        whiten_dim: Principal components of the latents, whitened, that the trained blocks read; only
-            beside a closed form.
+        whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
+        whiten: Whether those components are whitened; if not, they keep the latents' own scale.
         members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
             (:mod:`fusemix.ensemble`); empty for a model that was trained.
     """
@@ -36,6 +36,7 @@ class ModelConfig:
     dropout: float = 0.6
     closed_form_dim: int = 0
     whiten_dim: int = 512
+    whiten: bool = True
     members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,10 +76,12 @@ class ModelConfig:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; ``members`` only where there are some."""
+        """Plain JSON-ready values; ``members`` and ``whiten`` only where they say something: identities hang on it."""
         values = dataclasses.asdict(self)
         if not self.members:
             del values["members"]
+        if self.whiten:
+            del values["whiten"]
         return values
 
     @classmethod

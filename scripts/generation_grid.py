@@ -2,7 +2,9 @@
 
     python scripts/generation_grid.py --spoken runs/default/speech-gallery/pairs.csv --sounds demo/gallery/pairs.csv
 
-Clips are drawn at random by the seed from the split's rows; nothing is picked by eye.
+Three rows each: the gallery's picture nearest to the clip (pictures of the split do not count), what the decoder draws
+over it, and what it draws from noise alone. Clips are chosen at random by the seed, the first drawing is shown;
+nothing is picked by eye.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusemix.adapters import FusionModel
-from fusemix.generate import Generator
+from fusemix.generate import Generator, nearest_pictures
+from fusemix.index import EmbeddingIndex
+from fusemix.media import load_image
 from fusemix.pairs import PairTable
 from fusemix.retrieve import load_encoders
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE, LABEL, COLUMNS = 160, 44, 10  # pixels, pixels, pictures in a row
+SIDE, LABEL, MARGIN, COLUMNS = 132, 40, 104, 10  # pixels, pixels, pixels, pictures in a row
+ROWS = ("nearest in the gallery", "drawn over it", "drawn from noise alone")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="val")
     parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints/default"))
     parser.add_argument("--decoder", default=str(ROOT / "checkpoints/unclip-small"))
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps")
+    parser.add_argument("--index", type=Path, default=ROOT / "demo/index", help="whose pictures are drawn over")
+    parser.add_argument("--strength", type=float, default=0.6, help="how much is drawn over them")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the pictures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/generation.png")
     return parser.parse_args(argv)
@@ -49,25 +56,37 @@ def chosen(path: Path, split: str, seed: int) -> list[tuple[str, str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw two rows and save the sheet."""
+    """Draw the rows and save the sheet."""
     args = parse(argv)
     model = FusionModel.from_pretrained(args.checkpoint)
     encoder = load_encoders(model.config)["audio"]
     generator = Generator.from_pretrained(args.decoder, model)
+    index = EmbeddingIndex.load(args.index, model_identity=model.identity)
+    aside = {Path(item.value).resolve() for item in PairTable.read(args.sounds).items("image", args.split)}
     font = ImageFont.load_default(13)
-    sheet = Image.new("RGB", (COLUMNS * SIDE, 2 * (SIDE + LABEL)), "white")
+    block = len(ROWS) * SIDE + LABEL
+    sheet = Image.new("RGB", (MARGIN + COLUMNS * SIDE, 2 * block), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, table in enumerate((args.spoken, args.sounds)):
+    for number, table in enumerate((args.spoken, args.sounds)):
+        for row, words in enumerate(ROWS):
+            at = (4, number * block + LABEL + row * SIDE + SIDE // 3)
+            pen.multiline_text(at, "\n".join(textwrap.wrap(words, 13)), "black", font)
         clips = chosen(table, args.split, args.seed)
-        embeddings = model.embed("audio", encoder.encode([sound for sound, _ in clips]))
+        embeddings = model.embed("audio", encoder.encode([sound for sound, _ in clips])).numpy()
         for column, (embedding, (_, caption)) in enumerate(zip(embeddings, clips, strict=True)):
-            picture = generator.generate(embedding.numpy(), modality="audio", steps=args.steps, seed=args.seed)[0]
-            x, y = column * SIDE, row * (SIDE + LABEL)
-            sheet.paste(picture.resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC), (x + 3, y + 3))
-            words = f"“{caption}”" if row == 0 else caption
-            pen.multiline_text((x + 5, y + SIDE), "\n".join(textwrap.wrap(words, 22)[:2]), "black", font)
+            ((path, _),) = nearest_pictures(index, embedding, 1, exclude=aside)
+            start = load_image(str(path))
+            settings = {"modality": "audio", "steps": args.steps, "seed": args.seed}
+            (over,) = generator.generate(embedding, start=start, strength=args.strength, **settings)
+            (alone,) = generator.generate(embedding, **settings)
+            x, y = MARGIN + column * SIDE, number * block
+            words = f"“{caption}”" if number == 0 else caption
+            pen.multiline_text((x + 5, y + 6), "\n".join(textwrap.wrap(words, 18)[:2]), "black", font)
+            for row, picture in enumerate((start.resize((64, 64), Image.Resampling.LANCZOS), over, alone)):
+                shown = picture.resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC)
+                sheet.paste(shown, (x + 3, y + LABEL + row * SIDE + 3))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(args.out, optimize=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(args.out, optimize=True)
     print(f"{args.out}: {COLUMNS} spoken captions and {COLUMNS} sounds of split {args.split!r}")
     return 0
 

@@ -56,6 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--dropout", type=float, default=0.6)
     model.add_argument("--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: half)")
     model.add_argument("--whiten-dim", type=int, default=512, help="principal components the trained blocks read")
+    model.add_argument("--whiten", action=argparse.BooleanOptionalAction, default=True, help="whiten those components")
     model.add_argument("--closed-form-ridge", type=float, default=DEFAULTS.closed_form_ridge)
 
     model.add_argument("--init", help="start from this checkpoint's adapters (folder or Hub id)")
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         dropout=args.dropout,
         closed_form_dim=_closed_form_dim(args, dims),
         whiten_dim=args.whiten_dim,
+        whiten=args.whiten,
     )
     config = _train_config(args)
     if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():

@@ -62,6 +62,24 @@ def test_the_trained_path_reads_uncorrelated_components_of_unit_mean_variance():
     torch.testing.assert_close(torch.cov(read.T, correction=0), torch.eye(6).double(), atol=1e-3, rtol=0)
 
 
+def test_components_that_are_not_whitened_are_a_rotation_of_the_latents():
+    model = new_model(whiten=False)
+    latents = {m: x * np.logspace(-1, 1, x.shape[1], dtype=np.float32) for m, x in LATENTS.items()}
+    fit_closed_form(model, [latents])
+    adapter, x = model.adapters["image"], torch.from_numpy(latents["image"]).double()
+    torch.testing.assert_close(adapter.whiten.T @ adapter.whiten, torch.eye(6), atol=1e-5, rtol=0)
+    largest = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)[:6]
+    read = (x - x.mean(0)) @ adapter.whiten.double()
+    torch.testing.assert_close(torch.cov(read.T, correction=0), largest.diag(), atol=1e-3, rtol=1e-3)
+
+
+def test_configurations_from_before_whitening_was_a_choice_keep_their_identity():
+    config = ModelConfig(latent_dims={"image": 3, "text": 3})
+    assert "whiten" not in config.to_dict() and ModelConfig.from_dict(config.to_dict()).whiten
+    plain = ModelConfig(latent_dims={"image": 3, "text": 3}, whiten=False)
+    assert ModelConfig.from_dict(plain.to_dict()) == plain
+
+
 def test_both_paths_weigh_the_same_and_only_the_trained_one_is_given_to_the_loss():
     model = new_model()
     fit_closed_form(model, [LATENTS])

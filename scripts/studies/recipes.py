@@ -4,10 +4,13 @@
 - ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
 - ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
 - ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
+- ``components``: two paths, whose trained blocks read 256 principal components as they are, not whitened;
+- ``paper-narrow``: the paper's recipe, its middle an eighth as wide; ``both-narrow``: it beside ``two-path``;
 - ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
   ``--epochs 15`` gives them as many passes over the pairs as one recipe has with 30.
 
-Beside each stands its closed form alone.
+Beside each stands its closed form alone (``cca``), and the mean recall@1 of the recipe with that closed form at its
+side, which takes no pass over the pairs (``beside_cca``, the second setting of CCA).
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.cca import fit_cca
@@ -38,10 +44,20 @@ SAME = ("--eval-every", 5, "--save-every", 5, "--val-fraction", 0.02)
 RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
     "paper": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 4, *SAME)),
     "two-path": ("efficientnet-lite0", ("--recipe", "two-path", "--expansion", 2, *SAME)),
+    "components": (
+        "efficientnet-lite0",
+        ("--recipe", "two-path", "--no-whiten", "--whiten-dim", 256, "--expansion", 4, *SAME),
+    ),
+    "paper-narrow": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 0.5, *SAME)),
     "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", "--expansion", 2, *SAME)),
     "paper-deep": ("efficientnet-lite0-deep", ("--recipe", "paper", "--expansion", 1, *SAME)),
 }
-ENSEMBLES = {"both": ("two-path", "paper"), "both-deep": ("two-path-deep", "paper-deep")}
+ENSEMBLES = {
+    "both": ("two-path", "paper"),
+    "both-narrow": ("two-path", "paper-narrow"),
+    "both-deep": ("two-path-deep", "paper-deep"),
+}
+CCA = ((0.3, 128), (1.0, 256))  # ridge, directions
 
 
 def train(out: Path, stores: dict[str, dict[str, Path]], flags: tuple[object, ...], seed: int) -> float:
@@ -64,31 +80,50 @@ def measure(table: PairTable, model: FusionModel, dev: dict[str, LatentStore]) -
     return {**values, "mean_recall_at_1": float(np.mean([v["recall_at_1"] for v in values.values()]))}
 
 
-def closed_form(stores: dict[str, dict[str, Path]]) -> dict[str, float]:
-    """Regularised CCA alone (ridge 0.3 and 128 directions; ridge 1 and 256): mean recall@1 on dev."""
-    train = PairSet.join({m: LatentStore.open(s["train"]) for m, s in stores.items()})
+Sides = dict[
+    str, tuple[Any, np.ndarray]
+]  # modality -> embeddings or latents (N, D) and groups (N,) of dev's distinct items
+
+
+def dev_sides(stores: dict[str, dict[str, Path]]) -> Sides:
+    """Latents of dev, each item once."""
     dev = PairSet.join({m: LatentStore.open(s["dev"]) for m, s in stores.items()})
+    found = {}
+    for modality in stores:
+        distinct, first = np.unique(dev.items[modality], return_index=True)
+        found[modality] = (dev.latents(modality, distinct), dev.groups[first])
+    return found
+
+
+def closed_forms(stores: dict[str, dict[str, Path]], dev: Sides) -> dict[str, Sides]:
+    """Regularised CCA by itself, in each setting of :data:`CCA`: dev's embeddings, unit length."""
+    train = PairSet.join({m: LatentStore.open(s["train"]) for m, s in stores.items()})
     sides = [train.latents(m, train.items[m]).numpy() for m in stores]
-    out = {}
-    for ridge, dim in ((0.3, 128), (1.0, 256)):
+    found = {}
+    for ridge, dim in CCA:
         cca = fit_cca(*sides, dim=dim, ridge=ridge)
-        embeddings, groups = [], []
-        for side, modality in enumerate(stores):
-            distinct, first = np.unique(dev.items[modality], return_index=True)
-            embeddings.append(cca.embed(side, dev.latents(modality, distinct).numpy()))
-            groups.append(dev.groups[first])
-        recalls = [
-            float((ranks(_tensor(embeddings[a]), _tensor(embeddings[b]), groups[a], groups[b]) == 1).mean())
-            for a, b in ((1, 0), (0, 1))
-        ]
-        out[f"ridge {ridge}, {dim} directions"] = float(np.mean(recalls))
-    return out
+        found[f"ridge {ridge}, {dim} directions"] = {
+            m: (_unit(cca.embed(side, dev[m][0].numpy())), dev[m][1]) for side, m in enumerate(stores)
+        }
+    return found
 
 
-def _tensor(values: np.ndarray) -> Any:
-    import torch
+def _unit(values: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(values).float(), dim=1)
 
-    return torch.from_numpy(values)
+
+def mean_recall(sides: Sides) -> float:
+    """Recall@1 of both directions, the mean."""
+    return float(
+        np.mean([(ranks(sides[a][0], sides[b][0], sides[a][1], sides[b][1]) == 1).mean() for a, b in DIRECTIONS])
+    )
+
+
+def beside(model: FusionModel, dev: Sides, closed: Sides) -> float:
+    """Mean recall@1 of a model and a closed form searched as one, each path counting as much."""
+    return mean_recall({
+        m: (torch.cat([model.embed(m, latents), closed[m][0]], dim=1), groups) for m, (latents, groups) in dev.items()
+    })  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,12 +137,17 @@ def run(args: argparse.Namespace) -> None:
         encoder, flags = RECIPES[name][0], ("--epochs", args.epochs, *RECIPES[name][1])
         stores = {"image": latents(args, "image", encoder), "text": text}
         dev = {m: LatentStore.open(s["dev"]) for m, s in stores.items()}
+        sides = dev_sides(stores)
+        closed = closed_forms(stores, sides)
         runs = []
         for seed in args.seeds:
             out = args.work / f"{name}-seed{seed}"
             seconds = train(out, stores, flags, seed)
-            runs.append({"seed": seed, "seconds": seconds, **measure(table, FusionModel.from_pretrained(out), dev)})
-        results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": closed_form(stores), "runs": runs}
+            model = FusionModel.from_pretrained(out)
+            with_cca = beside(model, sides, list(closed.values())[-1])
+            runs.append({"seed": seed, "seconds": seconds, **measure(table, model, dev), "beside_cca": with_cca})
+        cca = {setting: mean_recall(found) for setting, found in closed.items()}
+        results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": cca, "runs": runs}
         for both, members in ENSEMBLES.items():
             if name in members and set(members) <= set(results):
                 results[both] = side_by_side(args, table, {m: results[m] for m in members}, dev)
@@ -137,7 +177,9 @@ def spread(values: list[float]) -> str:
 
 def show(results: dict[str, Any]) -> None:
     """Print the table."""
-    view = Table("recipe", "text → image R@1", "image → text R@1", "mean R@1", "CCA alone, best", "seconds")
+    view = Table(
+        "recipe", "text → image R@1", "image → text R@1", "mean R@1", "CCA alone, best", "CCA beside", "seconds"
+    )
     for name, result in results.items():
         runs = result["runs"]
         view.add_row(
@@ -145,6 +187,7 @@ def show(results: dict[str, Any]) -> None:
             *(spread([run[key]["recall_at_1"] for run in runs]) for key in ("text_to_image", "image_to_text")),
             spread([run["mean_recall_at_1"] for run in runs]),
             f"{100 * max(result['cca'].values()):.1f}",
+            spread([run["beside_cca"] for run in runs]) if "beside_cca" in runs[0] else "",
             f"{np.mean([run['seconds'] for run in runs]):.0f}",
         )
     console.print(view)
