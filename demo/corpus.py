@@ -20,13 +20,13 @@ import numpy as np
 import soundfile
 
 from demo.incoming import MAX_BYTES, LeftOut, Piece, read
+from demo.lanes import Lanes
 from demo.query import Query
 from demo.service import EMPTY, Answer
 from demo.visitors import GONE, LIFETIME_S, take
 from fusemix.index import EmbeddingIndex
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.retrieve import Retriever, blend
-from fusemix.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +80,21 @@ class Corpus:
     files that came are not.
     """
 
-    def __init__(self, retriever: Retriever, folder: Path, *, lifetime_s: float = LIFETIME_S) -> None:
+    def __init__(
+        self, retriever: Retriever, folder: Path, *, lanes: Lanes | None = None, lifetime_s: float = LIFETIME_S
+    ) -> None:
         """Start empty.
 
         Args:
             retriever: Its model and encoders embed the items and the queries.
             folder: A new one, of this corpus alone; everything on disk lies there.
+            lanes: The app's threads, in which everything is encoded; its own by default.
             lifetime_s: Seconds until it goes; ``visitors`` sees to it, here it only says when.
         """
         folder.mkdir(parents=True)
         self.retriever = retriever
         self.folder = folder
+        self.lanes = lanes or Lanes()
         self.index = EmbeddingIndex(
             retriever.model.config.embed_dim, model_identity=retriever.model.identity, root=folder
         )
@@ -211,27 +215,31 @@ class Corpus:
 
     def _add(self, modality: str, batch: list[Piece]) -> None:
         """Embed a batch of one kind; bad ones are listed."""
-        prepared: list[tuple[Piece, Any, Any]] = []
-        with one_thread():
-            for piece in batch:
-                try:
-                    shown, ready = self._prepare(piece)
-                    prepared.append((piece, shown, ready))
-                except MediaError as error:
-                    self.left_out.append(LeftOut(piece.name, _reason(error, piece)))
-                except Exception:  # one file that breaks a decoder must not cost a visitor the others
-                    logger.exception("A visitor's file could not be prepared.")
-                    self.left_out.append(LeftOut(piece.name, "cannot be read"))
-            if not prepared:
-                return
-            latents = self.retriever.encode(modality, [ready for _, _, ready in prepared])
-            embeddings = self.retriever.model.embed(modality, latents)
+        kept, latents, embeddings = self.lanes.run(lambda: self._encode(modality, batch), slow=modality != "text")
         with self._lock:
-            if self._deleted:
+            if self._deleted or not kept:
                 return
-            items = [self._keep(piece, shown) for piece, shown, _ in prepared]
+            items = [self._keep(piece, shown) for piece, shown in kept]
             self.index.add(modality, embeddings, items)
             self._latents.setdefault(modality, []).append(latents)
+
+    def _encode(self, modality: str, batch: list[Piece]) -> tuple[list[tuple[Piece, Any]], np.ndarray, Any]:
+        """The pieces that can be used, each with what is kept to show; their latents; their embeddings."""
+        kept, prepared = [], []
+        for piece in batch:
+            try:
+                shown, ready = self._prepare(piece)
+                kept.append((piece, shown))
+                prepared.append(ready)
+            except MediaError as error:
+                self.left_out.append(LeftOut(piece.name, _reason(error, piece)))
+            except Exception:  # one file that breaks a decoder must not cost a visitor the others
+                logger.exception("A visitor's file could not be prepared.")
+                self.left_out.append(LeftOut(piece.name, "cannot be read"))
+        if not kept:
+            return [], np.empty((0, 0)), None
+        latents = self.retriever.encode(modality, prepared)
+        return kept, latents, self.retriever.model.embed(modality, latents)
 
     def _prepare(self, piece: Piece) -> tuple[Any, Any]:
         """What is kept to show, and what the encoder reads."""
@@ -280,10 +288,13 @@ class Corpus:
             raise MediaError(EMPTY)
         if self._deleted:
             raise MediaError(GONE)
-        with one_thread():
+        weights = {part: query.weight(part) for part in given}
+
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray]:
             parts = {part: self._query(part, value, query.ids.get(part)) for part, value in given.items()}
-            weights = {part: query.weight(part) for part in parts}
-            embedding = blend(parts, weights)
+            return parts, blend(parts, weights)
+
+        parts, embedding = self.lanes.run(compute, slow=query.brings_file)
         with self._lock:
             hits = {m: self.index.search(m, embedding[None], top_k=top_k)[0] for m in self.index.counts}
         return Answer(

@@ -15,6 +15,7 @@ from gradio.utils import get_upload_folder
 
 from demo.corpus import MAX_ITEMS, MAX_SECONDS, Corpus, Step
 from demo.incoming import MAX_BYTES, LeftOut
+from demo.lanes import QUICK, SLOW
 from demo.picture_input import FilesInput, PictureInput
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, results, status
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 JS = Path(__file__).parent / "js"
 SORRY = "Something went wrong on our side and was noted; please try again."
 EMBEDDING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "corpus"}  # search never waits for it
-SEARCHING: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search"}
 EXAMPLES = {"image": 24, "audio": 6}  # of the gallery, for those who only want to see it work
 MOST_LEFT_OUT = 100  # listed
 _PAUSE_S = 0.25  # between two looks of the page while embedding
@@ -85,7 +85,7 @@ class CorpusTab:
         """
         self.service = service
         self.corpora = (
-            Visitors(partial(Corpus, service.retriever), Path(get_upload_folder()) / "corpora")
+            Visitors(partial(Corpus, service.retriever, lanes=service.lanes), Path(get_upload_folder()) / "corpora")
             if corpora is None
             else corpora
         )
@@ -172,11 +172,12 @@ class CorpusTab:
         everything = [*growing, self.status, self.results, self.text, self.picture, self.sound]
         self.delete.click(self.remove, None, everything, queue=False, **private)
         found = [self.status, self.results]
-        asking: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": self.status, **SEARCHING, **private}
-        gr.on([self.text.submit, self.go.click], self.by_text, self.text, found, trigger_mode="always_last", **asking)
-        self.picture.input(self.by_picture, self.picture, found, **asking)
-        gr.on([self.sound.upload, self.sound.stop_recording], self.by_sound, self.sound, found, **asking)
-        self.results.select(self.by_item, None, found, **asking)
+        asking: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": self.status, **private}
+        quick, slow = asking | QUICK, asking | SLOW
+        gr.on([self.text.submit, self.go.click], self.by_text, self.text, found, trigger_mode="always_last", **quick)
+        self.picture.input(self.by_picture, self.picture, found, **slow)
+        gr.on([self.sound.upload, self.sound.stop_recording], self.by_sound, self.sound, found, **slow)
+        self.results.select(self.by_item, None, found, **quick)
         demo.unload(self.leave)
 
     def arrive(self, files: list[str] | None, page: gr.Request) -> Page:

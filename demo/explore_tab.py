@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.lanes import QUICK
 from demo.query import Query
 from demo.results import NOUNS, file_url
 from demo.service import Answer, Service
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 JS = Path(__file__).parent / "js"
 HITS = 4  # lines from the query to its nearest items of each kind
 _PLACES = 4  # decimals of a place on the map: finer than a pixel
-_EVENTS: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search", "api_visibility": "private"}
 
 
 class Explorer:
@@ -158,7 +158,8 @@ def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
         [here, nearest],
         trigger_mode="always_last",
         show_progress="hidden",
-        **_EVENTS,
+        api_visibility="private",
+        **QUICK,
     )
     return nearest
 

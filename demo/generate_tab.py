@@ -118,7 +118,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
                 go = gr.Button("Draw", variant="primary", elem_id="fm-draw")
                 stop = gr.Button("Stop", variant="stop", elem_id="fm-stop")
         with gr.Column():
-            sentence = gr.HTML(elem_id="fm-draw-status")
+            sentence = gr.HTML("Your pictures will appear here.", elem_id="fm-draw-status")
             gallery = gr.Gallery(
                 label="Made by the decoder",
                 columns=2,
@@ -126,11 +126,12 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
                 format="png",
                 height=480,
                 elem_id="fm-made",
+                visible=False,  # an empty one is a large blank, and its label means nothing to a screen reader
             )
             heard = gr.HTML(elem_id="fm-heard")
             gr.Markdown(
-                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner into its "
-                f"folder (`scripts/train_conditioner.py --out FOLDER`) and set the variable `{DECODER_VARIABLE}` to it."
+                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner to it "
+                f"(`scripts/train_conditioner.py`) and name its folder in `{DECODER_VARIABLE}`."
             )
 
     if os.environ.get("SPACES_ZERO_GPU"):
@@ -152,6 +153,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         show_progress="minimal",
         **QUEUE,
     )
+    go.click(lambda: gr.update(visible=True), None, gallery, queue=False, api_visibility="private")
     stop.click(stop_drawing, None, sentence, cancels=[drawing], queue=False, api_visibility="private")
 
 

@@ -109,6 +109,11 @@ class Query:
         short = value if len(value) <= _MAX_SAID else value[: _MAX_SAID - 1].rstrip() + "…"
         return _SAID.get(part, f"“{short}”")
 
+    @property
+    def brings_file(self) -> bool:
+        """Whether a picture or sound has to be opened and encoded, which takes longer than words."""
+        return bool((self.parts().keys() & _SAID.keys()) - self.ids.keys())
+
     def to_link(self) -> str:
         """The query as ``?q=...``; "" if a part is a file of the visitor's own."""
         parts = self.parts()

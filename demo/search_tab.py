@@ -13,6 +13,7 @@ import gradio as gr
 
 from demo.explore_tab import Explorer, nearest_html
 from demo.generate_tab import SPOKEN_EXAMPLES
+from demo.lanes import QUICK, SLOW
 from demo.picture_input import PictureInput
 from demo.query import WEIGHT_RANGE, Query, read_weight
 from demo.results import SHOWN, apology, mosaic, reel, results, status
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SORRY = "Something went wrong on our side and was noted; please try another query."
 GONE = "This item is not here any more; please search again."
-QUEUE: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "search"}
 
 TEXT_EXAMPLES = (
     "a cat asleep",
@@ -217,26 +217,26 @@ class SearchTab:
             "show_progress": "minimal",
             "show_progress_on": self.status,
             "js": _ASKED_NOW,
-            **QUEUE,
             **private,
         }
+        quick, slow = shared | QUICK, shared | SLOW
         submitted = [self.text.submit, self.go.click, self.minus_text.submit]
         weighed = [slider.release for slider in self.weights.values()]
         events = [
-            gr.on(submitted, self.by_text, trigger_mode="always_last", **shared),
-            gr.on(weighed, self.by_weight, trigger_mode="always_last", **shared),
-            self.picture.input(partial(self.by_file, "image"), **shared),
-            gr.on([self.sound.upload, self.sound.stop_recording], partial(self.by_file, "audio"), **shared),
-            self.sound.clear(partial(self.by_file, "audio"), **shared),
-            self.results.select(self.by_item, **shared),
-            self.here.select(self.by_item, **shared),
-            *(button.click(partial(self.by_example, name), **shared) for name, button in self.buttons.items()),
-            demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUEUE, **private),
+            gr.on(submitted, self.by_text, trigger_mode="always_last", **quick),
+            gr.on(weighed, self.by_weight, trigger_mode="always_last", **quick),
+            self.picture.input(partial(self.by_file, "image"), **slow),
+            gr.on([self.sound.upload, self.sound.stop_recording], partial(self.by_file, "audio"), **slow),
+            self.sound.clear(partial(self.by_file, "audio"), **slow),
+            self.results.select(self.by_item, **quick),
+            self.here.select(self.by_item, **quick),
+            *(button.click(partial(self.by_example, name), **quick) for name, button in self.buttons.items()),
+            demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUICK, **private),
         ]
         for event in events:
             event.then(None, js=_js("after_search.js"), **private)
             explained = [self.why_box, self.why, self.here, nearest]
-            event.then(self.explain, self.answer, explained, show_progress="hidden", **QUEUE, **private)
+            event.then(self.explain, self.answer, explained, show_progress="hidden", **QUICK, **private)
         self.mix.input(lambda on: gr.update(visible=on), self.mix, self.panel, queue=False, **private)
         self.speak.click(None, js=_js("speak.js"), **private)
 

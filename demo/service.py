@@ -15,18 +15,19 @@ import numpy as np
 from PIL import Image
 
 from demo.familiar import MAX_CAPTIONS, Familiar
+from demo.lanes import Lanes
 from demo.query import Query
+from demo.twins import distinct
 from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
-from fusemix.threads import Workers
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
+MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
 EMPTY = "The query is empty; type a few words, show a picture or say something."
-AT_ONCE = 2  # searches computed at a time
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -80,7 +81,7 @@ class Service:
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
-        self.workers = Workers(AT_ONCE)
+        self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
@@ -109,7 +110,9 @@ class Service:
     def transcribe(self, audio: Any) -> str:
         """The words heard in a sound: empty if there are none or the model's encoder only hears sounds."""
         encoder = self.retriever.encoders.get("audio")
-        return encoder.transcribe(audio) if isinstance(encoder, WhisperTinyEnWords) else ""
+        if not isinstance(encoder, WhisperTinyEnWords):
+            return ""
+        return self.lanes.run(lambda: encoder.transcribe(audio), slow=True)
 
     @property
     def understood(self) -> frozenset[str]:
@@ -212,9 +215,9 @@ class Service:
         def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]]]:
             parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
             embedding = blend(parts, weights)
-            return parts, embedding, self.retriever.search_embedding(embedding, top_k=top_k)
+            return parts, embedding, self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k)
 
-        parts, embedding, hits = self.workers.run(compute)
+        parts, embedding, hits = self.lanes.run(compute, slow=query.brings_file)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
         doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else ""
@@ -237,8 +240,19 @@ class Service:
         if query is None:
             raise MediaError(EMPTY)
         started = time.perf_counter()
-        hits = self.workers.run(lambda: self.retriever.search(**{modality: query}, top_k=top_k))
+
+        def compute() -> dict[str, list[Hit]]:
+            return self._once(self.retriever.search(**{modality: query}, top_k=2 * top_k), top_k)
+
+        hits = self.lanes.run(compute, slow=modality != "text")
         return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
+
+    def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
+        """The first ``top_k`` of each modality, no picture twice."""
+        if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
+            rows = self.embeddings["image"]
+            hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
+        return {modality: found[:top_k] for modality, found in hits.items()}
 
 
 def _check(top_k: Any) -> None:

@@ -19,6 +19,7 @@ from demo.service import Service
 from fusemix.files import read_json
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
+from fusemix.threads import give_way
 
 if TYPE_CHECKING:
     from fusemix.generate import Generator
@@ -195,7 +196,7 @@ class Studio:
             raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
         generator = self.generator()
         retriever = self.service.retriever
-        embeddings = self.service.workers.run(lambda: retriever.embed_parts(**queries))
+        embeddings = self.service.lanes.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
         from fusemix.generate import blend_weights
 
         weights = blend_weights(list(queries), request.share)
@@ -257,6 +258,7 @@ class _Drawing:
         """Draw; every end, a failure too, goes into the queue."""
         from fusemix.sampling import Cancelled
 
+        give_way()  # to searches
         try:
             self.frames.put(self._draw())
         except Cancelled:

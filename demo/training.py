@@ -18,10 +18,11 @@ from demo.visitors import GONE, take
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.media import MediaError, one_line
 from fusemix.own_latents import import_latents, open_latents
-from fusemix.threads import one_thread
+from fusemix.threads import give_way, one_thread
 
 if TYPE_CHECKING:
-    from fusemix.train import PairSet, Progress, Result
+    from fusemix.pair_set import PairSet
+    from fusemix.train import Progress, Result
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class Training:
 
     def _pairs(self, work: Path) -> PairSet:
         """The two files as joined stores."""
-        from fusemix.train import PairSet
+        from fusemix.pair_set import PairSet
 
         files, self._files = self._files, {}
         try:
@@ -231,8 +232,9 @@ class _Run:
         from fusemix.train import train
 
         until = time.monotonic() + MAX_SECONDS
+        give_way()  # to searches
         try:
-            with one_thread():  # the other core answers queries
+            with one_thread():
                 self.result = train(
                     [self.pairs],
                     self.model_config,

@@ -83,11 +83,8 @@ class TrainingTab:
         )
         with gr.Row(equal_height=True):
             self.fields = [self._latents("First", "image", "a"), self._latents("Second", "text", "b")]
-        with gr.Row():
-            self.epochs = gr.Slider(1, MAX_EPOCHS, 20, step=1, label="Epochs", min_width=200)
-            self.plain = gr.Checkbox(
-                False, label="The paper's adapters alone, without a closed form beside them", min_width=200
-            )
+        self.epochs = gr.Slider(1, MAX_EPOCHS, 20, step=1, label="Epochs")
+        self.plain = gr.Checkbox(False, label="The paper's adapters alone, without a closed form beside them")
         with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
             self.go = gr.Button("Train on my files", size="sm", elem_id="fm-train")
             self.example = gr.Button(

@@ -13,9 +13,10 @@ import gradio as gr
 from demo.corpus_tab import CorpusTab
 from demo.explore_tab import Explorer, build_explore_tab, map_component
 from demo.generate_tab import build_generate_tab
+from demo.lanes import QUICK, SLOW
 from demo.picture_input import PictureInput
 from demo.results import describe_counts
-from demo.search_tab import QUEUE, SORRY, SearchTab
+from demo.search_tab import SORRY, SearchTab
 from demo.service import MAX_TOP_K, Answer, Service
 from demo.training_tab import TrainingTab
 from fusemix.media import MediaError, shown
@@ -27,8 +28,11 @@ TITLE = "FuseMix: type it, show it, or say it"
 MAX_FILE_SIZE = "120mb"  # ten minutes of uncompressed stereo
 MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Gradio keeps 180 kB for each
 
-# Gradio confines css_paths to the page's content; the margin around it is set here.
-_HEAD = "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } }</style>"
+# Gradio confines css_paths to the page's content; what is around it is set here. The divider follows the last link.
+_HEAD = (
+    "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
+    "footer .divider { display: none; }</style>"
+)
 
 
 def answer_api(search: Callable[..., Answer], query: Any, top_k: float | None = 10) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _api(service: Service) -> None:
             answer,
             api_name=f"search_{modality}",
             api_description=f"Search by {modality}: the nearest pictures, sounds and captions.",
-            **QUEUE,
+            **(QUICK if modality == "text" else SLOW),
         )
 
 

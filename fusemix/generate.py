@@ -7,10 +7,10 @@ and files and is conditioned on the shared space itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
 from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_late
 from fusemix.threads import one_thread
+
+if TYPE_CHECKING:
+    from fusemix.index import EmbeddingIndex
+    from fusemix.qdrant_index import QdrantIndex
 
 MAX_IMAGES = 16  # pictures in one call
 _SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
@@ -170,7 +174,7 @@ class Generator:
         prompt: str = "",
         negative_prompt: str = "",
         scheduler: str | None = None,
-        start: Image.Image | None = None,
+        start: Image.Image | Sequence[Image.Image] | None = None,
         strength: float = 0.7,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
@@ -189,7 +193,8 @@ class Generator:
             negative_prompt: What to keep away from, for decoders with a text encoder.
             scheduler: One of :data:`SCHEDULERS`; the decoder's own by default.
             start: Begin from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073);
-                it is squeezed to the decoder's square.
+                it is squeezed to the decoder's square. Several take turns: picture i begins from the
+                i-th, and after the last from the first again.
             strength: With ``start``, the share of the steps that is taken, in (0, 1]: little
                 keeps the picture, 1 keeps next to nothing of it.
             on_step: Called after every step with (steps done, steps in all, preview of the first
@@ -207,6 +212,8 @@ class Generator:
             raise ValueError(f"seed must be -2**63 to 2**63 - 1, got {float(seed):.3g}.")
         if not 0 < strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
+        if start is not None and not isinstance(start, Image.Image) and not len(start):
+            raise ValueError("start holds no picture; leave it out to begin from noise.")
         pipe = copy(self.pipeline)  # drawings at the same time share the networks, not the scheduler
         rows = image_embeds.expand(n_images, -1) if len(image_embeds) == 1 else image_embeds
         pipe.scheduler = (
@@ -222,7 +229,10 @@ class Generator:
         taken = steps
         if start is not None:
             taken = max(1, round(strength * steps))
-            latents = start_late(pipe.scheduler, self.encode(start), latents, steps, taken)
+            starts = [start] if isinstance(start, Image.Image) else list(start)
+            clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
+            turns = torch.arange(len(rows)) % len(clean)
+            latents = start_late(pipe.scheduler, clean[turns.to(clean.device)], latents, steps, taken)
         pipe.set_progress_bar_config(disable=True)
         with one_thread(self.is_small and device.type == "cpu"):
             result = pipe(
@@ -300,6 +310,43 @@ def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
     if not others:
         return {names[0]: 1.0}
     return {name: share if i == 0 else (1 - share) / others for i, name in enumerate(names)}
+
+
+def nearest_pictures(
+    index: EmbeddingIndex | QdrantIndex,
+    embedding: np.ndarray,
+    count: int,
+    *,
+    exclude: Container[Path] = (),
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of an index that are nearest to an embedding, to begin drawings from.
+
+    What is drawn from them is a work after them: name them, and keep to their licences.
+
+    Args:
+        index: With a root below which its pictures lie.
+        embedding: Shape (D,), of the index's space.
+        count: At most so many.
+        exclude: Resolved paths that do not count, such as held-out pictures.
+
+    Returns:
+        (file, its metadata), nearest first.
+
+    Raises:
+        ValueError: If the index holds no picture with a file.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    wider = count
+    while len(found) < count:
+        hits = index.search("image", np.asarray(embedding)[None], top_k=wider)[0]
+        files = [(path, hit.item) for hit in hits if (path := index.path_of(hit.item)) is not None]
+        found = [(path, item) for path, item in files if path.resolve() not in exclude][:count]
+        if len(hits) < wider:
+            break
+        wider *= 4
+    if not found:
+        raise ValueError("This index holds no picture to begin from; begin from noise instead.")
+    return found
 
 
 def rank_images(

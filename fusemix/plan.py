@@ -12,7 +12,8 @@ import numpy as np
 
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.losses import PLAIN_UP_TO, TILE
-from fusemix.train import PairSet, _Run
+from fusemix.pair_set import PairSet
+from fusemix.train import _Run
 
 PROBE_STEPS = 10
 FLOAT = 4  # bytes

@@ -15,7 +15,8 @@ from torch.profiler import profile as torch_profile
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.files import write_atomic
-from fusemix.train import PairSet, _Run
+from fusemix.pair_set import PairSet
+from fusemix.train import _Run
 
 WARM_UP, STEPS = 3, 10
 STAGES = {

@@ -49,7 +49,7 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
 
     Args:
         scheduler: Changed in place.
-        clean: Latents (1, C, s, s) of the picture to begin with.
+        clean: Latents of the pictures to begin with, (N, C, s, s), or (1, C, s, s) for all.
         noise: (N, C, s, s), standard normal.
         steps: That ``set_timesteps`` will be asked for.
         taken: 1 to ``steps``.

@@ -17,14 +17,12 @@ import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -33,115 +31,17 @@ from fusemix.adapters import FusionModel
 from fusemix.closed_form import MAX_PAIRS, fit_closed_form
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.files import sole_writer, write_atomic, write_json
-from fusemix.latents import MANIFEST_NAME, LatentStore
+from fusemix.latents import MANIFEST_NAME
 from fusemix.losses import info_nce, info_nce_rows
 from fusemix.metrics import retrieval
 from fusemix.mixup import draw_lam, mix
-from fusemix.pairs import TEST_SPLITS, VALIDATION_SPLITS
+from fusemix.pair_loader import PairLoader, stores_to_hold
+from fusemix.pair_set import PairSet
 from fusemix.processes import any_process, gather, join_processes, mean_gradients, same_start
-from fusemix.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
-HOLD_BYTES = 512 * 2**20  # latents held in memory at most, unless told otherwise; on a GPU half of what is free
-MIN_PAIRS = 8
-
-
-@dataclass
-class PairSet:
-    """Latents of two or more modalities joined row by row.
-
-    Attributes:
-        stores: Modality -> its latents.
-        items: Modality -> (n_pairs,) item numbers in that store.
-        groups: (n_pairs,) pairs of equal group are right answers for one another.
-        splits: (n_pairs,) split names, possibly empty.
-    """
-
-    stores: dict[str, LatentStore]
-    items: dict[str, np.ndarray]
-    groups: np.ndarray
-    splits: np.ndarray
-
-    @classmethod
-    def join(cls, stores: dict[str, LatentStore]) -> PairSet:
-        """Join stores on their table rows.
-
-        Raises:
-            ValueError: If fewer than two stores are given, they come from different tables,
-                a store is of another modality than its name, or too few rows are in all.
-        """
-        if len(stores) < 2:
-            raise ValueError(f"Pairs need latents of at least two modalities, got {sorted(stores)}.")
-        for name, store in stores.items():
-            if store.modality != name:
-                raise ValueError(f"{store.folder} holds {store.modality} latents, not {name} latents.")
-        if len({store.manifest["table"] for store in stores.values()}) > 1:
-            raise ValueError(
-                f"The latents {[str(s.folder) for s in stores.values()]} were made from different tables, so their "
-                "rows do not match; extract every modality from the same table of pairs."
-            )
-        first, *others = stores
-        rows = stores[first].rows.rename(columns={"item": first})
-        for name in others:
-            other = stores[name].rows[["row", "item"]].rename(columns={"item": name})
-            if np.array_equal(rows["row"], other["row"]) and (np.diff(other["row"]) > 0).all():
-                rows[name] = other[name].to_numpy()  # the usual case; joining millions takes long and much memory
-            else:
-                rows = rows.merge(other, on="row")
-        if len(rows) < MIN_PAIRS:
-            raise ValueError(
-                f"Only {len(rows)} rows have {' and '.join(stores)} latents; at least {MIN_PAIRS} pairs are needed."
-            )
-        items = {name: rows[name].to_numpy(np.int64) for name in stores}
-        code, split = pd.factorize(rows["split"], use_na_sentinel=False)
-        names = np.asarray(split, dtype=object)  # one text for all rows of a split
-        return cls(stores, items, rows["group"].to_numpy(np.int64), names[code])
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    @property
-    def name(self) -> str:
-        """E.g. ``image+text``."""
-        return "+".join(self.stores)
-
-    def latents(self, modality: str, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-        """Latents of items of a modality: shape (len(items), D_x), float32."""
-        return self.stores[modality].gather(items, device)
-
-    def check_finite(self) -> None:
-        """Raise ValueError if any latent in use is NaN or infinite, naming the first."""
-        for modality, items in self.items.items():
-            bad = self.stores[modality].not_finite()
-            bad = bad[np.isin(bad, items)] if len(bad) else bad
-            if len(bad):
-                raise ValueError(
-                    f"{self.stores[modality].folder} holds NaN or infinite values in {len(bad)} latents, "
-                    f"first in item {bad[0]}; extract them again."
-                )
-
-    def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
-
-        Validation is what a split column calls so; without one, a fraction of the groups,
-        chosen by a hash so that sets of one table hold out the same groups.
-        """
-        test = np.isin(self.splits, list(TEST_SPLITS))
-        validation = np.isin(self.splits, list(VALIDATION_SPLITS))
-        if not validation.any():
-            groups = np.sort(self.groups)
-            groups = groups[np.diff(groups, prepend=groups[0] - 1) > 0]  # np.unique takes far longer for millions
-            held = [g for part in np.array_split(groups, 1 + len(groups) // 65536) for g in _held_out(part, config)]
-            validation = np.isin(self.groups, held) & ~test
-        train = np.flatnonzero(~validation & ~test)
-        if len(train) < MIN_PAIRS or not validation.any():
-            raise ValueError(
-                f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
-                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger --val-fraction)."
-            )
-        return train, np.flatnonzero(validation)
 
 
 @dataclass(frozen=True)
@@ -233,9 +133,7 @@ class _Run:
         self.fingerprint = _fingerprint(sets, model_config, config, init)
         divided = [s.divide(config) for s in sets]
         self.train_pairs = [train for train, _ in divided]
-        self.val_pairs = [
-            _limit_groups(s, val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)
-        ]
+        self.val_pairs = [s.limit_groups(val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)]
         even = (2 if config.mixup_alpha is not None else 1) * self.processes * config.accumulate
         self.batches = [min(config.batch_size, len(pairs) // even * even) for pairs in self.train_pairs]
         self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
@@ -254,12 +152,16 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": -1.0}
         self.best_weights: dict[str, Tensor] = {}
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
         self.held = stores_to_hold(sets, hold_bytes, self.accelerator.device)
         for store in self.held:
             store.hold(self.accelerator.device)
-        self._reader = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[int, int, str], Future[Tensor]] = {}  # by set, step and modality
+        self.loaders = [
+            PairLoader(
+                pair_set, pairs, batch, seed=[config.seed, 2, number], halved=config.mixup_alpha is not None,
+                held=self.held, device=self.accelerator.device, processes=self.processes, rank=self.rank,
+            )
+            for number, (pair_set, pairs, batch) in enumerate(zip(sets, self.train_pairs, self.batches, strict=True))
+        ]  # fmt: skip
         self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
     def fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
@@ -352,15 +254,16 @@ class _Run:
         process would. A mixed pair belongs to the group of its heavier half.
         """
         config, pair_set = self.config, self.sets[number]
-        halves, share = self.draw(number, self.step)
-        latents = tuple(self.latents(number, self.step, name, halves) for name in pair_set.stores)
+        loader = self.loaders[number]
+        halves = loader.draw(self.step)
+        latents = tuple(loader.latents(name, self.step) for name in pair_set.stores)
         if self.step + 1 < self.total_steps:
-            self.read_ahead(number)
+            loader.read_ahead(self.step + 1)
         heavier = np.zeros(len(halves[0]), dtype=np.int64)
         if config.mixup_alpha is not None:
             lam = draw_lam(config.mixup_alpha, len(halves[0]), rng, per_row=config.mixup_per_row)
             heavier = (np.broadcast_to(lam, (len(halves[0]), 1))[:, 0] < 0.5).astype(np.int64)
-            part = lam if len(lam) == 1 else lam[share]
+            part = lam if len(lam) == 1 else lam[loader.share_of(halves[0])]
             latents = mix(latents, part)
         groups = None
         if config.multi_positive:
@@ -421,52 +324,6 @@ class _Run:
     def mean(self, loss: Tensor) -> float:
         """A loss as a number, its mean over the processes."""
         return float(self.accelerator.reduce(loss.detach(), "mean"))
-
-    def latents(self, number: int, step: int, name: str, halves: list[np.ndarray]) -> Tensor:
-        """This process's latents of a step, read ahead if they are not held: (rows of all halves, D_x)."""
-        waited = self._ahead.pop((number, step, name), None)
-        return (self.read(number, name, halves) if waited is None else waited.result()).to(self.accelerator.device)
-
-    def read_ahead(self, number: int) -> None:
-        """Let the other thread read the next step's latents while this step computes."""
-        halves, _ = self.draw(number, self.step + 1)
-        for name, store in self.sets[number].stores.items():
-            if store not in self.held:
-                waited = self._reader.submit(self.read_alone, number, name, halves)
-                self._ahead[number, self.step + 1, name] = waited
-
-    def read_alone(self, number: int, name: str, halves: list[np.ndarray]) -> Tensor:
-        """:meth:`read` without threads of its own: the step that computes meanwhile has them."""
-        with one_thread():
-            return self.read(number, name, halves)
-
-    def read(self, number: int, name: str, halves: list[np.ndarray]) -> Tensor:
-        """Latents of this process's share of the halves."""
-        pair_set = self.sets[number]
-        device = self.accelerator.device if pair_set.stores[name] in self.held else "cpu"
-        mine = np.concatenate([half[self.share_of(half)] for half in halves])
-        return pair_set.latents(name, pair_set.items[name][mine], device)
-
-    def draw(self, number: int, step: int) -> tuple[list[np.ndarray], slice]:
-        """Pair numbers of a step's batch, in halves to be mixed, and this process's share of each half.
-
-        The batches of an epoch are consecutive pieces of a fresh permutation of all training pairs: every order is
-        equally likely, whatever the shards, and no pair comes twice before all have come.
-        """
-        pairs, batch = self.train_pairs[number], self.batches[number]
-        epoch, piece = divmod(step, len(pairs) // batch)
-        if (number, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != number}
-            rng = np.random.default_rng([self.config.seed, 2, number, epoch])
-            self._orders[number, epoch] = rng.permutation(pairs)
-        drawn = self._orders[number, epoch][piece * batch : (piece + 1) * batch]
-        halves = np.split(drawn, 2) if self.config.mixup_alpha is not None else [drawn]
-        return halves, self.share_of(halves[0])
-
-    def share_of(self, half: np.ndarray) -> slice:
-        """This process's part of a half."""
-        share = len(half) // self.processes
-        return slice(self.rank * share, (self.rank + 1) * share)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine, per step.
@@ -535,16 +392,6 @@ class _Run:
         self.step, self.loss_sum, self.loss_count = state["step"], state["loss_sum"], state["loss_count"]
         self.history, self.best, self.best_weights = state["history"], state["best"], state["best_weights"]
         logger.info("Resumed %s at step %d of %d.", path, self.step, self.total_steps)
-
-
-def stores_to_hold(sets: list[PairSet], hold_bytes: int | None, device: torch.device) -> list[LatentStore]:
-    """The stores to keep in memory: the smallest first, while together they take at most ``hold_bytes``."""
-    if hold_bytes is None:
-        hold_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else HOLD_BYTES
-    stores = {id(store): store for s in sets for store in s.stores.values()}.values()
-    ordered = sorted(stores, key=lambda store: store.n_bytes)
-    sizes = np.cumsum([store.n_bytes for store in ordered])
-    return ordered[: int(np.searchsorted(sizes, hold_bytes, side="right"))]
 
 
 def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
@@ -621,23 +468,6 @@ def _start_from(model: FusionModel, init: FusionModel | None, frozen: tuple[str,
             raise ValueError(f"The {modality} adapter to start from was trained on another encoder's latents.")
     for modality in frozen:
         model.adapters[modality].requires_grad_(False)
-
-
-def _limit_groups(pair_set: PairSet, pairs: np.ndarray, limit: int) -> np.ndarray:
-    groups = pair_set.groups[pairs]
-    distinct = np.unique(groups)
-    if len(distinct) <= limit:
-        return pairs
-    kept = np.random.default_rng(0).choice(distinct, limit, replace=False)
-    return pairs[np.isin(groups, kept)]
-
-
-def _held_out(groups: np.ndarray, config: TrainConfig) -> list[int]:
-    return [g for g in groups.tolist() if _unit_hash(config.seed, g) < config.val_fraction]
-
-
-def _unit_hash(seed: int, group: int) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed}-{group}".encode()).digest()[:6]) / 2**48
 
 
 def _fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None) -> str:

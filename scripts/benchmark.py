@@ -259,7 +259,8 @@ def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
     """A run of fusemix.train with the paper's recipe at the same widths, depth and batch."""
     from fusemix.config import ModelConfig, TrainConfig
     from fusemix.latents import write_latents
-    from fusemix.train import PairSet, _Run
+    from fusemix.pair_set import PairSet
+    from fusemix.train import _Run
 
     folder = Path(tempfile.mkdtemp())
     stores = {
@@ -365,7 +366,7 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
     import pandas as pd
 
     from fusemix.latents import LatentStore, write_latents
-    from fusemix.train import PairSet
+    from fusemix.pair_set import PairSet
 
     joined = [
         PairSet.join({m: LatentStore.open(args.latents / f"{m}-{split}") for m in ("image", "text")})
@@ -693,7 +694,8 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
     """Train from the latents in a folder, some steps whenever a line comes in; say the figures as JSON lines."""
     from fusemix.config import ModelConfig, TrainConfig
     from fusemix.latents import LatentStore
-    from fusemix.train import PairSet, _Run
+    from fusemix.pair_set import PairSet
+    from fusemix.train import _Run
 
     began, computed = time.perf_counter(), time.process_time()
     stores = {m: LatentStore.open(folder / m, verify=True) for m in ("image", "text")}  # as scripts/train.py does

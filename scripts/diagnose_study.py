@@ -98,7 +98,8 @@ def trained(stores: dict[str, Joined], image: np.ndarray, text: np.ndarray) -> f
     """Mean of recall@1 in both directions on dev, by the paper's recipe."""
     from fusemix.config import ModelConfig, TrainConfig
     from fusemix.latents import write_latents
-    from fusemix.train import PairSet, train
+    from fusemix.pair_set import PairSet
+    from fusemix.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         made = {

@@ -9,7 +9,8 @@ the size it was made, and has to find its item's real photo among the held-out o
 the encoder's centred latents (``latent``) and of the image adapter's embeddings (``shared``). Beside it
 stand the real photo at the decoder's resolution (ceiling) and through the autoencoder, the training
 picture nearest to the query (copying), the query's embedding itself (no picture at all), and the
-generated pictures dealt out to the wrong items (chance).
+generated pictures dealt out to the wrong items (chance). ``--judge`` names another frozen encoder, one that had
+no part in the conditioning, as a third judge (``outside``).
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ from fusemix.adapters import FusionModel
 from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge
 from fusemix.encoders import Encoder, load_encoder
 from fusemix.files import read_json, write_json
-from fusemix.generate import Generator, rank_images
+from fusemix.generate import Generator, nearest_pictures, rank_images
 from fusemix.latents import MANIFEST_NAME, LatentStore
 from fusemix.metrics import bootstrap, ranks, summarise
 from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # pictures drawn at once
+SPACES = ("latent", "shared", "outside")  # of the judges
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ class HeldOut:
         images: The real photos.
         latents: (N, D_x) of the frozen image encoder, at full resolution.
         queries: Modality -> (shared-space embeddings (Q, D), rows (Q,) of their photos).
+        paths: Of the photos.
     """
 
     name: str
     images: list[Image.Image]
     latents: Tensor
     queries: dict[str, tuple[Tensor, np.ndarray]]
+    paths: list[str]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -94,10 +98,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder", default=str(ROOT / "checkpoints/unclip-small"), help="decoder: folder or Hub id")
     parser.add_argument("--queries", type=int, default=200, help="at most so many per modality")
     parser.add_argument("--candidates", type=int, default=1000, help="at most so many held-out photos to find among")
+    parser.add_argument("--judge", help="another image encoder to judge with, e.g. efficientnet-lite2")
     parser.add_argument("--bridge-queries", type=int, default=100, help="queries per bridge and modality; 0: no table")
     parser.add_argument(
         "--best-of", type=int, default=1, help="also: the best of so many, chosen by the encoder; 1: not"
     )
+    parser.add_argument("--from-gallery", type=Path, help="also: begun from this index's nearest pictures")
+    parser.add_argument("--strength", type=float, default=0.6, help="then: how much is drawn over them")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="by default the decoder's own")
     parser.add_argument("--noise-level", type=int, default=0)
@@ -225,7 +232,7 @@ def load_held_out(
         chosen = [items[i] for i in np.sort(rng.permutation(len(items))[: args.queries])]
         embeddings = model.embed(modality, encoders[modality].encode([item.value for item in chosen]))
         queries[modality] = (embeddings, np.array([row_of[item.group] for item in chosen]))
-    return HeldOut(name, images, latents, queries)
+    return HeldOut(name, images, latents, queries, [photo.value for photo in photos])
 
 
 # ---- measuring --------------------------------------------------------------------------------
@@ -252,25 +259,42 @@ def drawer(generator: Generator, args: argparse.Namespace) -> Draw:
 
 
 class Judge:
-    """Finds the right photo for a picture, in the frozen encoder's space and in the shared one."""
+    """Finds the right photo for a picture: in the frozen encoder's space, the shared one, and another encoder's."""
 
-    def __init__(self, held_out: HeldOut, model: FusionModel, encoder: Encoder) -> None:
-        self.model, self.encoder = model, encoder
+    def __init__(
+        self, held_out: HeldOut, model: FusionModel, encoder: Encoder, outsider: Encoder | None = None
+    ) -> None:
+        self.model, self.encoder, self.outsider = model, encoder, outsider
         self.mean = held_out.latents.mean(0)
-        self.latent = F.normalize(held_out.latents - self.mean, dim=1)
-        self.shared = model.embed("image", held_out.latents)
+        self.galleries = {
+            "latent": F.normalize(held_out.latents - self.mean, dim=1),
+            "shared": model.embed("image", held_out.latents),
+        }
+        if outsider is not None:
+            others = torch.from_numpy(outsider.encode(held_out.images))
+            self.outside_mean = others.mean(0)
+            self.galleries["outside"] = F.normalize(others - self.outside_mean, dim=1)
         self.groups = np.arange(len(held_out.latents))
 
-    def pictures(self, images: list[Image.Image], rows: np.ndarray) -> dict[str, Any]:
-        """Recall of pictures that should find photo ``rows[i]``."""
-        return self.latents(torch.from_numpy(self.encoder.encode(images)), rows)
-
-    def latents(self, latents: Tensor, rows: np.ndarray) -> dict[str, Any]:
-        """The same for pictures already encoded."""
-        return {
-            "latent": recall(F.normalize(latents - self.mean, dim=1), self.latent, rows, self.groups),
-            "shared": recall(self.model.embed("image", latents), self.shared, rows, self.groups),
+    def see(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """Pictures in every space, (N, D) each, unit length."""
+        latents = torch.from_numpy(self.encoder.encode(images))
+        seen = {
+            "latent": F.normalize(latents - self.mean, dim=1),
+            "shared": self.model.embed("image", latents),
         }
+        if self.outsider is not None:
+            others = torch.from_numpy(self.outsider.encode(images))
+            seen["outside"] = F.normalize(others - self.outside_mean, dim=1)
+        return seen
+
+    def find(self, seen: dict[str, Tensor], rows: np.ndarray) -> dict[str, Any]:
+        """Recall, in every space, of pictures that should find photo ``rows[i]``."""
+        return {space: recall(queries, self.galleries[space], rows, self.groups) for space, queries in seen.items()}
+
+    def pictures(self, images: list[Image.Image], rows: np.ndarray) -> dict[str, Any]:
+        """:meth:`find` of what :meth:`see` makes."""
+        return self.find(self.see(images), rows)
 
 
 def recall(queries: Tensor, gallery: Tensor, rows: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
@@ -291,7 +315,7 @@ def measure(
     console: Console,
 ) -> dict[str, Any]:
     """One protocol: what generated pictures, ceilings and baselines find, and how near they are to training ones."""
-    judge = Judge(held_out, model, encoder)
+    judge = Judge(held_out, model, encoder, load_encoder(args.judge) if args.judge else None)
     side = generator.side
     out: dict[str, Any] = {"conditioned_on": {}}
     sheet: list[list[Image.Image]] = []
@@ -299,31 +323,65 @@ def measure(
         console.print(f"{held_out.name}: {len(rows)} pictures from {modality}", highlight=False)
         embeds = generator.conditioner(modality, embeddings)
         images = draw(embeds, args.seed)
-        latents = torch.from_numpy(encoder.encode(images))
+        seen = judge.see(images)
         wrong = np.roll(rows, len(rows) // 2)
         nearest = (embeddings @ train.image.T).argmax(1).tolist()
         values = {
-            "generated": judge.latents(latents, rows),
-            "shuffled": judge.latents(latents, wrong),
+            "generated": judge.find(seen, rows),
+            "shuffled": judge.find(seen, wrong),
             "real_at_this_size": judge.pictures([shrunk(held_out.images[r], side) for r in rows], rows),
             "nearest_training_picture": judge.pictures([shrunk_file(train.paths[i], side) for i in nearest], rows),
-            "embedding_itself": {"shared": recall(embeddings, judge.shared, rows, judge.groups)},
-            "copying": copying(latents, train, judge.mean),
+            "embedding_itself": judge.find({"shared": embeddings}, rows),
+            "copying": copying(seen["latent"], train, judge.mean),
         }
         if args.best_of > 1:
             values[f"best_of_{args.best_of}"] = judge.pictures(
                 best_of(embeddings, embeds, draw, model, encoder, args), rows
             )
+        if args.from_gallery:
+            paths = begun_from(embeddings, held_out, model, args)
+            begun = judge.see(draw_over(paths, embeds, generator, args))
+            values[f"from_gallery_{args.strength:g}"] = judge.find(begun, rows)
+            values["gallery_picture_itself"] = judge.pictures([shrunk_file(str(p), side) for p in paths], rows)
+            start = judge.see([shrunk_file(str(p), side) for p in paths])["latent"]
+            values["cosine_to_where_it_began"] = float((begun["latent"] * start).sum(1).median())
         out["conditioned_on"][modality] = values
         sheet += [[shrunk(held_out.images[r], side) for r in rows[:12]], images[:12]]
     rows = held_out.queries["image"][1]
     real = [shrunk(held_out.images[r], side) for r in rows]
     out["autoencoder"] = judge.pictures(reconstructed(real, generator), rows)
-    out["copying_of_real_held_out"] = copying(torch.from_numpy(encoder.encode(real)), train, judge.mean)
+    out["copying_of_real_held_out"] = copying(judge.see(real)["latent"], train, judge.mean)
     if args.grid:
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(sheet, args.grid.with_stem(f"{args.grid.stem}-{held_out.name}"))
     return out
+
+
+def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: argparse.Namespace) -> list[Path]:
+    """The index's picture nearest to each query, held-out ones aside."""
+    from fusemix.index import EmbeddingIndex
+
+    index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
+    aside = {Path(path).resolve() for path in held_out.paths}
+    return [nearest_pictures(index, row.numpy(), 1, exclude=aside)[0][0] for row in embeddings]
+
+
+def draw_over(paths: list[Path], embeds: Tensor, generator: Generator, args: argparse.Namespace) -> list[Image.Image]:
+    """One picture a query, begun from its file."""
+    from fusemix.media import load_image
+
+    images: list[Image.Image] = []
+    for start in range(0, len(embeds), BATCH):
+        images += generator.from_image_embeds(
+            embeds[start : start + BATCH],
+            steps=args.steps,
+            guidance=args.guidance,
+            noise_level=args.noise_level,
+            seed=args.seed + start,
+            start=[load_image(str(path)) for path in paths[start : start + BATCH]],
+            strength=args.strength,
+        )
+    return images
 
 
 def best_of(
@@ -334,10 +392,10 @@ def best_of(
     return [rank_images([made[i] for made in rounds], wanted[i], model, encoder)[0][0] for i in range(len(embeds))]
 
 
-def copying(latents: Tensor, train: Train, mean: Tensor) -> dict[str, float]:
-    """Cosine of each picture's centred latent to its nearest training picture's: percentiles."""
+def copying(centred: Tensor, train: Train, mean: Tensor) -> dict[str, float]:
+    """Cosine of each picture's centred latent, unit length, to its nearest training picture's: percentiles."""
     gallery = F.normalize(train.latents - mean, dim=1)
-    nearest = (F.normalize(latents - mean, dim=1) @ gallery.T).amax(1).numpy()
+    nearest = (centred @ gallery.T).amax(1).numpy()
     return {f"p{p}": float(np.percentile(nearest, p)) for p in (5, 50, 95, 100)}
 
 
@@ -364,7 +422,7 @@ def bridges(
             width = embeddings.shape[1]
             embeds = Conditioner({modality: bridge}, embed_dim=width, image_embeds_dim=width)(modality, embeddings)
             out[modality][kind] = {
-                "retrieval": recall(embeds, judge.shared, rows, judge.groups),
+                "retrieval": judge.find({"shared": embeds}, rows)["shared"],
                 "generation": judge.pictures(draw(generator.conditioner("image", embeds), args.seed), rows),
             }
     return out
@@ -425,11 +483,11 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     for name, protocol in result["protocols"].items():
         table = Table(title=f"{name}: R@1 / R@10, %", title_justify="left")
-        for column in ("conditioned on", "picture", "latent", "shared", "n"):
+        for column in ("conditioned on", "picture", "latent", "shared", "outside", "n"):
             table.add_column(column)
         for modality, values in protocol["conditioned_on"].items():
             for what, spaces in values.items():
-                if what != "copying":
+                if isinstance(spaces, dict) and what != "copying":
                     table.add_row(modality, what, *cells(spaces))
         table.add_row("", "autoencoder", *cells(protocol["autoencoder"]))
         for modality, kinds in protocol.get("bridges", {}).items():
@@ -441,10 +499,10 @@ def show(result: dict[str, Any]) -> None:
 
 
 def cells(spaces: dict[str, Any]) -> list[str]:
-    """The two recalls of each space, and n."""
+    """The two recalls of each space that judged, and n."""
     texts = [
         f"{100 * spaces[s]['recall_at_1']:.1f} / {100 * spaces[s]['recall_at_10']:.1f}" if s in spaces else ""
-        for s in ("latent", "shared")
+        for s in SPACES
     ]
     return [*texts, str(next(iter(spaces.values()))["n"])]
 

@@ -45,7 +45,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--candidates", type=int, default=1, help="draw so many and keep the one the encoder likes best")
     how.add_argument("--start", type=Path, help="begin from this picture, noised, instead of from pure noise")
-    how.add_argument("--strength", type=float, default=0.7, help="with --start: how much is drawn over it, 0 to 1")
+    how.add_argument(
+        "--from-gallery",
+        nargs="?",
+        type=Path,
+        const=ROOT / "demo/index",
+        help="begin from the pictures of this index (default demo/index) that are nearest to the input",
+    )
+    how.add_argument("--strength", type=float, default=0.6, help="then: how much is drawn over them, above 0 to 1")
     how.add_argument("--scheduler", choices=SCHEDULERS, help="by default the decoder's own")
     how.add_argument("--prompt", default="", help="extra text prompt, for a decoder with a text encoder")
     how.add_argument("--negative-prompt", default="", help="what to keep away from, for the same")
@@ -89,6 +96,8 @@ def given(args: argparse.Namespace) -> dict[str, object]:
         raise ValueError(f"There is no folder {args.out.resolve().parent} to write {args.out.name} into.")
     if not 0 <= args.weight <= 1:
         raise ValueError(f"--weight must be 0 to 1, got {args.weight}.")
+    if args.start is not None and args.from_gallery is not None:
+        raise ValueError("Give --start or --from-gallery, not both.")
     if args.size is not None and not 16 <= args.size <= 4096:
         raise ValueError(f"--size must be 16 to 4096 pixels, got {args.size}.")
     return queries
@@ -99,7 +108,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     queries = given(args)
     from fusemix.adapters import FusionModel
     from fusemix.encoders import Encoder, load_encoder
-    from fusemix.generate import Generator, blend_weights, rank_images
+    from fusemix.generate import Generator, blend_weights, nearest_pictures, rank_images
     from fusemix.media import load_image
     from fusemix.retrieve import blend
 
@@ -116,6 +125,16 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     )
     weights = blend_weights(list(queries), args.weight)
     embeds = generator.condition(embeddings, weights)
+    wanted = blend({name: row.numpy() for name, row in embeddings.items()}, weights)
+    start: list[Image.Image] | None = [load_image(str(args.start))] if args.start else None
+    begun = ""
+    if args.from_gallery is not None:
+        from fusemix.index import EmbeddingIndex
+
+        index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
+        nearest = nearest_pictures(index, wanted, args.candidates)
+        start = [load_image(str(path)) for path, _ in nearest]
+        begun = ", begun from " + ", ".join(str(path.name) for path, _ in nearest)
     started = time.perf_counter()
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -130,15 +149,15 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
             prompt=args.prompt,
             negative_prompt=args.negative_prompt,
             scheduler=args.scheduler,
-            start=load_image(str(args.start)) if args.start else None,
+            start=start,
             strength=args.strength,
             on_step=lambda done, total, preview: progress.update(task, completed=done, total=total),
         )
     seconds = time.perf_counter() - started
-    note = f"{generator.side} x {generator.side} pixels from {' + '.join(queries)} by {args.decoder} in {seconds:.1f} s"
+    size = f"{generator.side} x {generator.side} pixels"
+    note = f"{size} from {' + '.join(queries)} by {args.decoder} in {seconds:.1f} s{begun}"
     if args.candidates == 1:
         return images[0], note
-    wanted = blend({name: row.numpy() for name, row in embeddings.items()}, weights)
     ranked = rank_images(images, wanted, model, encoder_of("image"))
     return ranked[0][0], f"{note}, the best of {args.candidates} by the image encoder (similarity {ranked[0][1]:.2f})"
 

@@ -3,23 +3,27 @@
     python app.py --port 7860 &
     python scripts/load_test.py --url http://127.0.0.1:7860 --visitors 50 --seconds 300 --pid $! --json load.json
 
-Each visitor asks, waits for the answer, thinks, asks again: words, pictures, sounds, and now and then a drawing.
-Latencies are what a visitor waits, from the question to the last byte of the answer. Every question is a session of
-its own, the dearest case for the server. With --pid the file also holds a sample of the server's memory every half
-minute, and how much it grew from minute 5 (of a short run: from its fifth part) to the end. The exit status is 1 if any
-question failed.
+Each visitor asks, waits for the answer, thinks, asks again: words, pictures, sounds, and now and then a drawing, files
+of their own (sent, embedded, searched, deleted) or a small training. Latencies are what a visitor waits, from the
+question to the last byte of the answer. Every question is a session of its own, the dearest case for the server. With
+--pid the file also holds a sample of the server's memory every half minute, and how much it grew from minute 5 (of a
+short run: from its fifth part) to the end. The exit status is 1 if any question failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import random
+import secrets
 import sys
 import time
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +43,11 @@ PICTURE = ROOT / "demo/gallery/images"
 SOUND = ROOT / "demo/examples/spoken-cake.mp3"
 SETTLED_S = 300.0  # from here on memory should be flat; in a run of less than twice that, from its fifth part
 SAMPLE_S = 30.0  # between two samples of memory written down
-SHARES = {"text": 0.7, "image": 0.15, "audio": 0.13, "draw": 0.02}  # of the questions
+SHARES = {"text": 0.65, "image": 0.15, "audio": 0.13, "draw": 0.02, "own": 0.03, "train": 0.02}  # of the questions
+SEARCHES = ("text", "image", "audio")
+CAPTIONS = b"a red apple\na green pear\nrain on a roof\na dog asleep\n"  # of one's own, beside OWN_PICTURES pictures
+OWN_PICTURES = 4
+PAIRS, WIDTH, EPOCHS = 200, 32, 10  # of a small training
 
 
 @dataclass
@@ -65,7 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--think", type=float, default=8, help="seconds a visitor looks at an answer, on average")
     parser.add_argument("--pid", type=int, help="process of the app, to watch its memory (Linux)")
-    parser.add_argument("--no-drawing", action="store_true", help="search only")
+    parser.add_argument("--search-only", action="store_true", help="the first tab alone")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args(argv)
 
@@ -90,39 +98,150 @@ async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
     raise RuntimeError(f"{name}: the answer broke off after event {event!r}")
 
 
-async def upload(client: httpx.AsyncClient, path: Path) -> dict[str, Any]:
+async def upload(client: httpx.AsyncClient, name: str, content: bytes) -> dict[str, Any]:
     """A file as an endpoint takes it."""
-    sent = await client.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
+    sent = await client.post("/gradio_api/upload", files={"files": (name, content)})
     sent.raise_for_status()
-    return {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
+    return {"path": sent.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-async def ask(client: httpx.AsyncClient, kind: str, dice: random.Random, pictures: list[Path]) -> None:
-    """One question of a kind; a picture or a sound is sent each time, as a visitor would."""
+async def upload_file(client: httpx.AsyncClient, path: Path) -> dict[str, Any]:
+    """The same, of a file here."""
+    return await upload(client, path.name, path.read_bytes())
+
+
+class Page:
+    """A page as a browser has it: what needs a session has no endpoint and is a widget's event."""
+
+    def __init__(self, client: httpx.AsyncClient, config: dict[str, Any]) -> None:
+        self._client = client
+        self._ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+        self._events = config["dependencies"]
+        self._session = secrets.token_hex(8)
+
+    async def fire(self, elem_id: str, event: str, data: list[Any], *, then: list[Any] | None = None) -> str:
+        """What the page gets back, as JSON: of the event, or of the one that follows it, with its own data.
+
+        Raises:
+            RuntimeError: If the app answered with an error or an apology.
+        """
+        target = [self._ids[elem_id], event]
+        (first,) = [one for one in self._events if target in one["targets"]]
+        answer = await self._run(first, data)
+        if then is not None:
+            (second,) = [one for one in self._events if one["trigger_after"] == first["id"]]
+            answer = await self._run(second, then)
+        if "fm-apology" in answer:
+            raise RuntimeError(f"{elem_id}: {answer}")
+        return answer
+
+    async def _run(self, event: dict[str, Any], data: list[Any]) -> str:
+        body = {"data": data, "fn_index": event["id"], "session_hash": self._session}
+        if not event["queue"]:
+            done = await self._client.post("/gradio_api/run/predict", json=body)
+            done.raise_for_status()
+            return done.text
+        (await self._client.post("/gradio_api/queue/join", json=body)).raise_for_status()
+        said = ""  # a sentence stands in one of the messages, the last of them says only what changed since
+        params = {"session_hash": self._session}
+        async with self._client.stream("GET", "/gradio_api/queue/data", params=params) as stream:
+            async for line in stream.aiter_lines():
+                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                said += json.dumps(message.get("output"), ensure_ascii=False) if message.get("output") else ""
+                if message.get("msg") == "process_completed":
+                    if not message["success"]:
+                        raise RuntimeError(said)
+                    return said
+        raise RuntimeError(f"the answer broke off after {said[-200:]!r}")
+
+
+@asynccontextmanager
+async def timed(record: Record, kind: str) -> AsyncIterator[None]:
+    """Write down how long the block took, unless it failed."""
+    started = time.monotonic()
+    yield
+    record.waits[kind].append(time.monotonic() - started)
+
+
+def expect(words: str, answer: str) -> None:
+    """Raise RuntimeError if the words are not in the answer."""
+    if words not in answer:
+        raise RuntimeError(f"{words!r} is not in {answer[-200:]!r}")
+
+
+async def own_files(page: Page, client: httpx.AsyncClient, record: Record, pictures: list[Path]) -> None:
+    """Send a few files, wait until they are embedded, search them, delete them."""
+    async with timed(record, "own, embedding"):
+        files = [await upload_file(client, path) for path in pictures]
+        files.append(await upload(client, "captions.txt", CAPTIONS))
+        answer = await page.fire("fm-own-files", "upload", [files], then=[None])
+        expect(f"{len(pictures) + CAPTIONS.count(10)} files and captions in", answer)
+    async with timed(record, "own, search"):
+        expect("Nearest to", await page.fire("fm-own-go", "click", ["a red apple"]))
+    expect("are deleted", await page.fire("fm-own-delete", "click", []))
+
+
+async def training(page: Page, client: httpx.AsyncClient, record: Record, dice: random.Random) -> None:
+    """Send two small files of latents, wait for the checkpoint, delete it."""
+    async with timed(record, "train"):
+        given: list[Any] = []
+        for name in ("image", "text"):
+            latents = io.BytesIO()
+            rows = np.random.default_rng(dice.randrange(2**32)).normal(size=(PAIRS, WIDTH))
+            np.save(latents, rows.astype(np.float32))
+            given += [name, await upload(client, f"{name}.npy", latents.getvalue())]
+        expect("Recall@1 among", await page.fire("fm-train", "click", given, then=[None, EPOCHS, False]))
+    expect("are deleted", await page.fire("fm-train-delete", "click", []))
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    kind: str,
+    dice: random.Random,
+    pictures: list[Path],
+    record: Record,
+    config: dict[str, Any],
+) -> None:
+    """One question of a kind; files are sent each time, as a visitor would."""
+    if kind == "own":
+        await own_files(Page(client, config), client, record, dice.sample(pictures, OWN_PICTURES))
+    elif kind == "train":
+        await training(Page(client, config), client, record, dice)
+    else:
+        async with timed(record, kind):
+            await ask_endpoint(client, kind, dice, pictures)
+
+
+async def ask_endpoint(client: httpx.AsyncClient, kind: str, dice: random.Random, pictures: list[Path]) -> None:
+    """A search or a drawing.
+
+    Raises:
+        RuntimeError: If the app answered with an error or with nothing.
+    """
     if kind == "text":
         [answer] = await call(client, "search_text", [dice.choice(WORDS), 10])
     elif kind == "image":
-        [answer] = await call(client, "search_image", [await upload(client, dice.choice(pictures)), 10])
+        [answer] = await call(client, "search_image", [await upload_file(client, dice.choice(pictures)), 10])
     elif kind == "audio":
-        [answer] = await call(client, "search_audio", [await upload(client, SOUND), 10])
+        [answer] = await call(client, "search_audio", [await upload_file(client, SOUND), 10])
     else:
         answer = await call(client, "generate", [None, dice.choice(WORDS), None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7])
     if not answer:
         raise RuntimeError(f"{kind}: an empty answer")
 
 
-async def visitor(number: int, args: argparse.Namespace, record: Record, until: float, pictures: list[Path]) -> None:
+async def visitor(
+    number: int, args: argparse.Namespace, record: Record, until: float, pictures: list[Path], config: dict[str, Any]
+) -> None:
     """Ask and think until the time is over."""
     dice = random.Random(number)
-    kinds = [kind for kind in SHARES if kind != "draw" or not args.no_drawing]
+    kinds = SEARCHES if args.search_only else tuple(SHARES)
     async with httpx.AsyncClient(base_url=args.url, timeout=120) as client:
         await asyncio.sleep(dice.random() * args.think)  # not all in the same moment
         while time.monotonic() < until:
             kind = dice.choices(kinds, [SHARES[k] for k in kinds])[0]
-            started = time.monotonic()
             try:
-                await ask(client, kind, dice, pictures)
-                record.waits[kind].append(time.monotonic() - started)
+                await ask(client, kind, dice, pictures, record, config)
             except (httpx.HTTPError, RuntimeError, ValueError) as error:
                 record.failures.append(f"{kind}: {type(error).__name__} {error}"[:300])
             await asyncio.sleep(dice.expovariate(1 / args.think))
@@ -142,7 +261,9 @@ async def visit(args: argparse.Namespace) -> Record:
     record, started = Record(), time.monotonic()
     pictures = sorted(PICTURE.glob("*"))[::50]
     watching = asyncio.create_task(watch(args.pid, record, started)) if args.pid else None
-    visitors = [visitor(i, args, record, started + args.seconds, pictures) for i in range(args.visitors)]
+    async with httpx.AsyncClient(base_url=args.url, timeout=120) as client:
+        config = (await client.get("/config")).raise_for_status().json()
+    visitors = [visitor(i, args, record, started + args.seconds, pictures, config) for i in range(args.visitors)]
     await asyncio.gather(*visitors)
     if watching:
         watching.cancel()

@@ -240,8 +240,8 @@ def _cca(pairs: Path, encoders: dict[str, str], folders: dict[tuple[str, str], P
     from fusemix.cca import fit_cca
     from fusemix.evaluate import evaluate
     from fusemix.latents import LatentStore
+    from fusemix.pair_set import PairSet
     from fusemix.pairs import PairTable
-    from fusemix.train import PairSet
 
     train = PairSet.join({m: LatentStore.open(folders[m, "train"]) for m in encoders})
     dev = {m: LatentStore.open(folders[m, "dev"]) for m in encoders}

@@ -108,7 +108,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Join the latents, train with a progress bar, save the checkpoint."""
     from fusemix.adapters import FusionModel
     from fusemix.card import model_card
-    from fusemix.train import STATE_NAME, PairSet, save_result, train
+    from fusemix.pair_set import PairSet
+    from fusemix.train import STATE_NAME, save_result, train
 
     hold = bytes_of(args.hold_latents) if args.hold_latents else None
     opened: dict[str, LatentStore] = {}

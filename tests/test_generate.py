@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from fusemix.adapters import FusionModel
 from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge, space_identity
 from fusemix.config import ModelConfig
-from fusemix.generate import Generator, blend_weights, rank_images
+from fusemix.generate import Generator, blend_weights, nearest_pictures, rank_images
+from fusemix.index import EmbeddingIndex
 from fusemix.sampling import SCHEDULERS, Cancelled, Watch, start_late
 from fusemix.unclip import (
     new_autoencoder,
@@ -296,6 +297,31 @@ def test_a_start_shortens_the_drawing():
     assert seen == [(1, 2), (2, 2)]
 
 
+def test_several_starts_take_turns(monkeypatch):
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    far = {(255, 0, 0): 40.0, (0, 0, 255): -40.0}  # an untrained autoencoder sees no colours
+    monkeypatch.setattr(Generator, "encode", lambda self, x: torch.full((1, 4, 4, 4), far[x.getpixel((0, 0))]))
+    drawn, settings = Generator(tiny_small_pipeline(8)), {"steps": 20, "strength": 0.1}
+    both = drawn.generate(embedding(8), n_images=3, start=[red, blue], **settings)
+    for i, (mine, other) in enumerate(((red, blue), (blue, red), (red, blue))):
+        alone, unlike = (drawn.generate(embedding(8), seed=i, start=start, **settings)[0] for start in (mine, other))
+        assert np.abs(pixels(both[i]) - pixels(alone)).max() <= 1
+        assert np.abs(pixels(both[i]) - pixels(unlike)).max() > 10
+
+
+def test_the_nearest_pictures_have_files_and_are_not_held_out(tmp_path):
+    index = EmbeddingIndex(2, model_identity="m", root=tmp_path)
+    angles = np.linspace(0, 1, 6)
+    items = [{"path": f"{i}.png", "title": str(i)} for i in range(5)] + [{"title": "no file"}]
+    index.add("image", np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), items)
+    query = np.array([1.0, 0.0], dtype=np.float32)
+    found = nearest_pictures(index, query, 2, exclude={(tmp_path / "1.png").resolve()})
+    assert [(path.name, item["title"]) for path, item in found] == [("0.png", "0"), ("2.png", "2")]
+    assert [path.name for path, _ in nearest_pictures(index, query, 9)] == [f"{i}.png" for i in range(5)]
+    with pytest.raises(ValueError, match="no picture to begin from"):
+        nearest_pictures(index, query, 1, exclude={(tmp_path / f"{i}.png").resolve() for i in range(5)})
+
+
 def test_on_step_can_stop_the_drawing():
     generator, seen = Generator(tiny_small_pipeline(8)), []
     with pytest.raises(Cancelled, match="after 2 of 9"):
@@ -314,6 +340,7 @@ def test_on_step_can_stop_the_drawing():
         ({"scheduler": "heun"}, "No scheduler is called 'heun'"),
         ({"prompt": "a dog"}, "no text encoder"),
         ({"start": Image.new("RGB", (4, 4)), "strength": 0.0}, "strength must be above 0"),
+        ({"start": []}, "start holds no picture"),
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong, message):

@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
+from demo.lanes import Lanes
 from demo.studio import DEFAULT_DECODER, Request, Studio
 from fusemix.generate import Generator
 from fusemix.index import Hit
-from fusemix.threads import Workers
 from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ class FakeService:
             encoders={"image": BrightnessEncoder()},
             index=FakeIndex(),
         )
-        self.workers = Workers(1)
+        self.lanes = Lanes()
 
     def embed_parts(self, **queries):
         return {modality: self.embed(**{modality: value}) for modality, value in queries.items()}

@@ -17,8 +17,9 @@ from fusemix import latents as latents_module
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore, write_latents
 from fusemix.losses import info_nce, info_nce_rows
+from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from fusemix.train import PairSet, _Run
+from fusemix.train import _Run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = """

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.lanes import AT_ONCE
 from demo.query import Query
-from demo.service import AT_ONCE, Service
+from demo.service import Service
 from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +103,16 @@ def test_many_visitors_at_once_get_their_own_answers(service):
     assert [answer.hits["text"][0].item["text"] for answer in answers] == asked
 
 
+def test_a_picture_that_two_packages_share_is_found_once_and_the_library_keeps_both(shipped):
+    twins = {"openclipart-food-fruit-lemon", "tuxpaint-food-fruit-cartoon-lemon"}
+    lemon = shipped.root / "images/openclipart-food-fruit-lemon.webp"
+    assert twins <= {hit.item["id"] for hit in shipped.retriever.search(image=lemon, top_k=12)["image"]}
+    for answer in (shipped.search_image(lemon, top_k=12), shipped.search(Query(image=str(lemon)), top_k=12)):
+        found = answer.hits["image"]
+        assert len(twins & {hit.item["id"] for hit in found}) == 1 and len(found) == 12
+        assert [hit.rank for hit in found] == list(range(1, 13))
+
+
 def median_ms(search, query, *, repeats=15):
     return statistics.median(search(query).seconds * 1000 for _ in range(repeats))
 
@@ -125,7 +136,7 @@ def test_warm_queries_answer_in_a_blink(shipped):
 
 def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
-        "import resource, sys; from demo.service import AT_ONCE, Service; import demo.ui\n"
+        "import resource, sys; from demo.service import Service; import demo.ui\n"
         "Service.from_pretrained('checkpoints/default', 'demo/index')\n"
         "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start
         "assert not slow, slow\n"

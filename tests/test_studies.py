@@ -14,8 +14,8 @@ from PIL import Image
 from fusemix.config import TrainConfig
 from fusemix.latents import LatentStore, write_latents
 from fusemix.losses import info_nce
+from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from fusemix.train import PairSet
 from studies import ablations, common, encoders, interpolation, low_data, modalities, robustness
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)

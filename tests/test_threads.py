@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusemix.threads import Workers, one_thread
+from fusemix.threads import Workers, give_way, one_thread
 
 
 def in_a_new_thread(function):
@@ -64,6 +65,20 @@ def test_the_limit_holds_for_its_own_thread_alone():
         with one_thread():
             limited.set()
             assert answer.result(timeout=60) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a niceness for a thread")
+def test_a_thread_that_gives_way_leaves_the_others_as_they_are():
+    def own():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def niceness():
+        give_way()
+        return own()
+
+    before = own()
+    assert in_a_new_thread(niceness) == Workers(1, giving_way=True).run(own) > Workers(1).run(own) == before
+    assert own() == before
 
 
 def test_the_workers_compute_in_their_own_threads_each_limited_to_one():

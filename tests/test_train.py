@@ -14,9 +14,10 @@ import torch
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore, write_latents
+from fusemix.pair_set import PairSet
 from fusemix.plan import plan
 from fusemix.processes import join_processes
-from fusemix.train import PairSet, train
+from fusemix.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)

@@ -1,8 +1,12 @@
+import asyncio
 import importlib
+import random
 import re
+import threading
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -10,14 +14,15 @@ from gradio_client import Client, handle_file
 import app
 from demo import search_tab, ui
 from demo.explore_tab import Explorer, map_component
+from demo.lanes import AT_ONCE
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
-from demo.service import AT_ONCE, Answer, Service
+from demo.service import Answer, Service
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.index import Hit
 from fusemix.media import MediaError
-from scripts import build_index
+from scripts import build_index, load_test
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'
 
@@ -282,6 +287,44 @@ def test_the_api_answers_bad_input_with_its_sentence_and_goes_on(client, tmp_pat
         with pytest.raises(Exception, match=sentence):
             client.predict(query, 3, api_name=f"/search_{name}")
         assert client.predict("red", 1, api_name="/search_text")["hits"]
+
+
+def test_words_do_not_wait_behind_pictures(client, service, pairs, monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+
+    def stuck(prepared):
+        begun.set()
+        assert release.wait(60)
+        return encode(prepared)
+
+    encode = service.retriever.encoders["image"].encode_prepared
+    monkeypatch.setattr(service.retriever.encoders["image"], "encode_prepared", stuck)
+    picture = handle_file(pairs.parent / "green.png")
+    waiting = [client.submit(picture, 1, api_name="/search_image") for _ in range(2 * AT_ONCE)]
+    try:
+        assert begun.wait(20)
+        answer = client.submit("a red square", 1, api_name="/search_text").result(timeout=10)
+    finally:
+        release.set()
+    assert answer["hits"]["text"][0]["id"] == "red"
+    assert [job.result(timeout=30)["hits"]["image"][0]["id"] for job in waiting] == ["green"] * 2 * AT_ONCE
+
+
+def test_the_load_test_visits_the_tabs_that_need_a_session(page, pairs, monkeypatch):
+    monkeypatch.setattr(load_test, "EPOCHS", 1)
+    monkeypatch.setattr(load_test, "OWN_PICTURES", 2)
+    record, pictures = load_test.Record(), [pairs.parent / "red.png", pairs.parent / "blue.png"]
+
+    async def visit():
+        async with httpx.AsyncClient(base_url=page.local_url, timeout=60) as client:
+            config = (await client.get("config")).json()
+            for kind in ("own", "train"):
+                await load_test.ask(client, kind, random.Random(0), pictures, record, config)
+            with pytest.raises(RuntimeError, match="not here any more"):  # deleted, or another session's
+                await load_test.Page(client, config).fire("fm-own-go", "click", ["a red square"])
+
+    asyncio.run(visit())
+    assert list(record.waits) == ["own, embedding", "own, search", "train"] and not record.failures
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])

@@ -11,8 +11,9 @@ import pytest
 
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import write_latents
+from fusemix.pair_set import PairSet
 from fusemix.profiling import STAGES, profile
-from fusemix.train import PairSet, Progress
+from fusemix.train import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(batch_size=64, epochs=4, val_fraction=0.2)

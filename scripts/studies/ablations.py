@@ -47,12 +47,13 @@ class Unshared(StudyRun):
 
     def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
         """As FuseMix, but for the coefficients."""
-        halves, _ = self.draw(number, self.step)
+        loader = self.loaders[number]
+        halves = loader.draw(self.step)
         assert self.config.mixup_alpha is not None
         out = {}
         for name in self.sets[number].stores:
             lam = draw_lam(self.config.mixup_alpha, len(halves[0]), rng, per_row=False)
-            (out[name],) = mix([self.latents(number, self.step, name, halves)], lam)
+            (out[name],) = mix([loader.latents(name, self.step)], lam)
         return out, None
 
 

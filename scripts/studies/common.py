@@ -16,7 +16,8 @@ from rich.console import Console
 
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore
-from fusemix.train import PairSet, _Run, validation_recall
+from fusemix.pair_set import PairSet
+from fusemix.train import _Run, validation_recall
 
 ROOT = Path(__file__).resolve().parents[2]
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t

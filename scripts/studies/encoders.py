@@ -23,8 +23,8 @@ from fusemix.config import TrainConfig
 from fusemix.diagnose import diagnose_pair, sample_pairs
 from fusemix.latents import LatentStore, write_latents
 from fusemix.metrics import ranks
+from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from fusemix.train import PairSet
 from studies.common import StudyRun, console, joined, kept, latents, model_config, points, summary, trained, write
 
 PHOTOS = 2000

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from fusemix.cca import whitener
 from fusemix.config import TrainConfig
 from fusemix.metrics import ranks
-from fusemix.train import PairSet
+from fusemix.pair_set import PairSet
 from studies.common import (
     StudyRun,
     console,

@@ -32,8 +32,8 @@ from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore
 from fusemix.metrics import ranks
+from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from fusemix.train import PairSet
 from studies.common import StudyRun, call, console, kept, latents, points, summary, write
 
 ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}

@@ -27,8 +27,8 @@ from fusemix.ensemble import join_models
 from fusemix.evaluate import evaluate, stored_items
 from fusemix.latents import LatentStore
 from fusemix.metrics import ranks
+from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from fusemix.train import PairSet
 from studies.common import call, console, latents, write
 
 DIRECTIONS = (("text", "image"), ("image", "text"))

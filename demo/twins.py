@@ -1,0 +1,67 @@
+"""The same picture once: what two packages of clip-art share is one hit on the page, not two.
+
+The index, and every evaluation, keep both. Nearness in the shared space alone does not make two pictures the same: an
+arrow to the left and one to the right are at cosine 0.997 there. So the few that are near are looked at as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from fusemix.index import Hit
+from fusemix.media import MediaError, load_image
+
+NEAR = 0.98  # cosine of two embeddings from which on their pictures are looked at
+PATCHES = 16  # a picture, cut to what is on it, is looked at in so many rows and columns
+MOST_APART = 255 / 6  # of the mean colours of a patch; two emoji with other mouths are farther apart
+_BLANK = 24  # of 255: what differs less from white is margin
+
+
+def distinct(
+    hits: Sequence[Hit],
+    embedding_of: Callable[[Hit], np.ndarray],
+    path_of: Callable[[dict[str, Any]], Path | None],
+) -> list[Hit]:
+    """Leave out every picture that looks like one before it, and count the ranks anew.
+
+    Args:
+        hits: Pictures, nearest first.
+        embedding_of: The embedding of a hit, shape (D,), unit length.
+        path_of: The file of an item.
+    """
+    kept: list[Hit] = []
+    rows: list[np.ndarray] = []
+    for hit in hits:
+        row = embedding_of(hit)
+        near = [other for other, e in zip(kept, rows, strict=True) if float(e @ row) >= NEAR]
+        if any(_alike(path_of(hit.item), path_of(other.item)) for other in near):
+            continue
+        kept.append(replace(hit, rank=len(kept) + 1))
+        rows.append(row)
+    return kept
+
+
+def _alike(a: Path | None, b: Path | None) -> bool:
+    if a is None or b is None:
+        return False
+    try:
+        return bool(np.abs(_patches(a) - _patches(b)).max() < MOST_APART)
+    except MediaError:  # a file that is gone or damaged looks like nothing
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _patches(path: Path) -> np.ndarray:
+    """Mean colours of a picture on white without its margin: shape (16, 16, 3), float32, 0 to 255."""
+    image = load_image(str(path))
+    margin = ImageChops.difference(image, Image.new("RGB", image.size, "white")).convert("L")
+    box = margin.point(lambda value: 255 * (value > _BLANK)).getbbox()
+    small = image.crop(box).resize((PATCHES, PATCHES), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
