@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from demo.service import Service
-from demo.studio import DECODER_VARIABLE, Frame, Request, Studio, loudness
+from demo.studio import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
 from fusemix.index import Hit
 from fusemix.media import MediaError, shown
 
@@ -106,7 +106,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     gr.Markdown("Say something, or play a sound, and see a picture made from it. Words or a picture can be blended in.")
     with gr.Row():
         with gr.Column():
-            inputs = _inputs(service.understood)
+            inputs = _inputs(service.understood, studio.from_gallery)
             if "audio" in service.understood:
                 gr.Examples(
                     [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
@@ -204,7 +204,7 @@ def _number(name: str, value: Any) -> float:
     return value
 
 
-def _inputs(understood: frozenset[str]) -> list[Any]:
+def _inputs(understood: frozenset[str], from_gallery: bool) -> list[Any]:
     """The widgets, in the order of :func:`request_of`."""
     audio = gr.Audio(
         label="A sound",
@@ -231,6 +231,6 @@ def _inputs(understood: frozenset[str]) -> list[Any]:
         seed = gr.Number(0, label="Seed", precision=0)
         count = gr.Slider(1, 8, 4, step=1, label="Pictures")
         candidates = gr.Slider(1, 16, 8, step=1, label="Candidates: draw so many, show the nearest")
-        gallery = gr.Checkbox(False, label="Begin from the gallery's nearest picture instead of noise")
-        strength = gr.Slider(0.1, 1, 0.7, step=0.05, label="Then: how much is drawn over it")
+        gallery = gr.Checkbox(from_gallery, label="Draw over the gallery's nearest pictures, not from noise alone")
+        strength = gr.Slider(0.1, 1, STRENGTH, step=0.05, label="Then: how much is drawn over them")
     return [audio, text, image, share, steps, guidance, noise, seed, count, candidates, gallery, strength]

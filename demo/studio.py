@@ -31,6 +31,8 @@ CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditio
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
 HEARD = 5  # captions shown
+STARTS = 4  # of the gallery's pictures that drawings begin from, at most
+STRENGTH = 0.6  # what was begun from is still seen, and no longer itself
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Request:
         n_images: Pictures shown.
         candidates: Pictures drawn, of which the ``n_images`` nearest to the request are shown; at
             least ``n_images`` are.
-        from_gallery: Begin from the nearest picture of the gallery, noised, instead of pure noise.
-        strength: Then, how much is drawn over it, in (0, 1].
+        from_gallery: Begin from the gallery's nearest pictures, noised, in turn, instead of from pure noise.
+        strength: Then, how much is drawn over them, in (0, 1].
     """
 
     audio: str | None = None
@@ -64,7 +66,7 @@ class Request:
     n_images: int = 1
     candidates: int = 1
     from_gallery: bool = False
-    strength: float = 0.7
+    strength: float = STRENGTH
 
     def queries(self) -> dict[str, str]:
         """Modality -> query, for those given."""
@@ -91,10 +93,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Start:
-    """The gallery's picture that a drawing begins from, and its title."""
+    """A picture of the gallery that a drawing begins from, its title, and whose it is under which licence."""
 
     image: Image.Image
     title: str
+    credit: str
 
 
 class Studio:
@@ -145,8 +148,15 @@ class Studio:
         side, count = values["side"], values["data"]["pictures"]
         return (
             f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: an early sketch that catches colours and kind of scene, hardly the object."
+            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So it draws "
+            "over the gallery's nearest pictures, unless you let it begin from noise."
         )
+
+    @property
+    def from_gallery(self) -> bool:
+        """Whether drawings begin from the gallery unless asked otherwise: a small decoder's do, if it has pictures."""
+        index = self.service.retriever.index
+        return (Path(self.source) / "train_config.json").is_file() and index.counts.get("image", 0) > 0
 
     def generator(self) -> Generator:
         """The decoder, loaded once.
@@ -202,10 +212,11 @@ class Studio:
         weights = blend_weights(list(queries), request.share)
         embeds = generator.condition(embeddings, weights)
         blended = np.sum([weights[m] * embedding for m, embedding in embeddings.items()], axis=0)
-        start = self.nearest(blended) if request.from_gallery else None
+        drawn = max(request.n_images, request.candidates)
+        starts = self.nearest(blended, min(drawn, STARTS)) if request.from_gallery else []
         frames: queue.Queue[Frame | BaseException] = queue.Queue()
         stop = self._stops[visitor] = threading.Event()
-        drawing = _Drawing(self, generator, embeds, blended, start, request, frames, stop)
+        drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop)
         threading.Thread(target=drawing.work, daemon=True).start()
         try:
             while True:
@@ -220,18 +231,23 @@ class Studio:
             if self._stops.get(visitor) is stop:
                 del self._stops[visitor]
 
-    def nearest(self, embedding: np.ndarray) -> Start:
-        """The gallery's picture nearest to an embedding (D,).
+    def nearest(self, embedding: np.ndarray, count: int) -> list[Start]:
+        """The gallery's pictures nearest to an embedding (D,), at most ``count``.
 
         Raises:
             ValueError: If the index holds no pictures with files.
         """
-        index = self.service.retriever.index
-        hits = index.search("image", embedding[None], top_k=1)[0]
-        path = index.path_of(hits[0].item) if hits else None
-        if path is None:
-            raise ValueError("This index holds no picture to begin from; switch that setting off.")
-        return Start(load_image(str(path)), str(hits[0].item.get("title") or hits[0].item.get("caption") or ""))
+        from fusemix.generate import nearest_pictures
+
+        found = nearest_pictures(self.service.retriever.index, embedding, count)
+        return [
+            Start(
+                load_image(str(path)),
+                str(item.get("title") or item.get("caption") or path.stem),
+                ", ".join(str(item[key]) for key in ("credit", "licence") if item.get(key)),
+            )
+            for path, item in found
+        ]
 
     def ranked(self, images: list[Image.Image], embedding: np.ndarray) -> list[tuple[Image.Image, float]]:
         """Pictures with their similarity to an embedding (D,), nearest first."""
@@ -249,7 +265,7 @@ class _Drawing:
     generator: Generator
     embeds: Any
     blended: Any  # (D,), in the shared space
-    start: Start | None
+    starts: list[Start]
     request: Request
     frames: queue.Queue[Frame | BaseException]
     stop: threading.Event
@@ -283,14 +299,18 @@ class _Drawing:
             noise_level=request.noise_level,
             seed=request.seed,
             n_images=drawn,
-            start=self.start.image if self.start else None,
+            start=[start.image for start in self.starts] or None,
             strength=request.strength,
             on_step=on_step,
         )
-        shown = [(image, "") for image in images]
+        shown = [(image, self._after(i)) for i, image in enumerate(images)]
         if request.candidates > 1:
+            after = {id(image): caption for image, caption in shown}
             ranked = self.studio.ranked(images, self.blended)[: request.n_images]
-            shown = [(image, f"similarity {similarity:.2f}") for image, similarity in ranked]
+            shown = [
+                (image, ", ".join(filter(None, (f"similarity {similarity:.2f}", after[id(image)]))))
+                for image, similarity in ranked
+            ]
         sentence = self._sentence(len(shown), drawn, time.perf_counter() - started)
         return Frame(sentence, [(enlarged(image), caption) for image, caption in shown], 1.0, done=True)
 
@@ -298,9 +318,14 @@ class _Drawing:
         parts = [f"{shown} picture{'s' if shown > 1 else ''} in {seconds:.1f} s, seed {self.request.seed}."]
         if self.request.candidates > 1:
             parts.append(f"The nearest of {drawn} drawn, chosen by the same image encoder that steers the decoder.")
-        if self.start:
-            parts.append(f"Begun from the gallery's picture “{self.start.title}”.")
+        if self.starts:
+            named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
+            parts.append(f"Drawn over the gallery's {', '.join(named)}.")
         return " ".join(parts)
+
+    def _after(self, number: int) -> str:
+        """What picture ``number`` was drawn over, for its caption."""
+        return f"after “{self.starts[number % len(self.starts)].title}”" if self.starts else ""
 
 
 def enlarged(image: Image.Image) -> Image.Image:

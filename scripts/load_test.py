@@ -75,6 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pid", type=int, help="process of the app, to watch its memory (Linux)")
     parser.add_argument("--search-only", action="store_true", help="the first tab alone")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--note", default="", help="about the machine and what else ran, to be written down")
     return parser.parse_args(argv)
 
 
@@ -281,6 +282,7 @@ def figures(record: Record, args: argparse.Namespace) -> dict[str, Any]:
         for kind, seconds in sorted(record.waits.items())
     }
     values: dict[str, Any] = {
+        "note": args.note,
         "visitors": args.visitors,
         "seconds": args.seconds,
         "think_seconds": args.think,

@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import gradio as gr
 import numpy as np
@@ -42,10 +43,13 @@ class BrightnessModel:
 
 
 class FakeIndex:
-    """One picture, found by everything."""
+    """Two pictures, found by everything in this order."""
+
+    counts: ClassVar = {"image": 2}
 
     def search(self, modality, queries, *, top_k):
-        return [[Hit("image", {"title": "Apple"}, 0.9, 1)]]
+        items = [{"title": "Apple", "licence": "CC0", "credit": "Ann"}, {"title": "Pear"}]
+        return [[Hit("image", item, 0.9, i) for i, item in enumerate(items[:top_k], start=1)]]
 
     def path_of(self, item):
         return APPLE
@@ -170,20 +174,34 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
     assert chosen.images[0][1].startswith("similarity ")
 
 
-def test_a_drawing_can_begin_from_the_gallery_and_says_so(studio):
-    last = list(studio.draw(Request(text="apple", steps=10, from_gallery=True, strength=0.2)))
+def test_drawings_over_the_gallery_take_turns_and_name_what_they_are_drawn_over(studio):
+    last = list(studio.draw(Request(text="apple", steps=10, n_images=3, from_gallery=True, strength=0.2)))
     assert len(last) == 3  # two of ten steps, and the end
-    assert "Begun from the gallery's picture “Apple”" in last[-1].sentence
+    assert "Drawn over the gallery's “Apple” (Ann, CC0), “Pear”." in last[-1].sentence
+    assert [caption for _, caption in last[-1].images] == ["after “Apple”", "after “Pear”", "after “Apple”"]
+    chosen = list(studio.draw(Request(text="apple", steps=5, candidates=2, from_gallery=True)))[-1]
+    assert re.fullmatch(r"similarity [\d.-]+, after “(Apple|Pear)”", chosen.images[0][1])
+    alone = list(studio.draw(Request(text="apple", steps=2)))[-1]
+    assert "Drawn over" not in alone.sentence and alone.images[0][1] == ""
+
+
+def test_only_a_small_decoder_with_a_gallery_draws_over_it_unasked(studio, monkeypatch):
+    small = Studio(studio.service)  # the decoder that ships
+    assert small.from_gallery
+    monkeypatch.setattr(FakeIndex, "counts", {"text": 3})
+    assert not small.from_gallery
+    monkeypatch.undo()
+    assert not studio.from_gallery  # tiny, but nothing says that it is a sketch
 
 
 def test_a_visitors_stop_ends_only_that_visitors_drawing(studio):
-    mine, theirs = (studio.draw(Request(text="a dog", steps=200), visitor) for visitor in ("me", "them"))
+    mine, theirs = (studio.draw(Request(text="a dog", steps=1000), visitor) for visitor in ("me", "them"))
     next(mine), next(theirs)
     studio.stop("me")
     studio.stop("nobody")
     sentences = [frame.sentence for frame in mine]
     assert sentences[-1] == "Stopped."
-    assert len(sentences) < 100
+    assert len(sentences) < 900
     assert next(theirs).sentence.startswith("Step")
     theirs.close()
     assert not studio._stops
