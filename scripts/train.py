@@ -197,7 +197,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     plot(result.history, args.out / "training.png")
     (args.out / STATE_NAME).unlink(missing_ok=True)
-    print(f"{args.out}: best epoch {result.best['epoch']}, mean recall@1 {result.best['score']:.3f} on validation")
+    print(f"{args.out}: epoch {result.best['epoch']} kept, mean recall@1 {result.best['score']:.3f} on validation")
     return 0
 
 

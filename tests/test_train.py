@@ -17,7 +17,7 @@ from fusemix.latents import LatentStore, write_latents
 from fusemix.pair_set import PairSet
 from fusemix.plan import plan
 from fusemix.processes import join_processes
-from fusemix.train import train
+from fusemix.train import _Run, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)
@@ -175,10 +175,19 @@ def test_a_size_that_is_none_is_refused_with_a_sentence(stores, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_best_epoch_on_validation_is_kept(stores, tmp_path):
-    two = pick(stores, "image", "text")
-    result = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
-    assert result.best["score"] == max(entry["score"] for entry in result.history)
+def test_the_last_epoch_that_none_before_clearly_beats_is_kept(stores, tmp_path, monkeypatch):
+    two, scores = pick(stores, "image", "text"), iter([0.5, 0.8, 0.76, 0.4])
+    monkeypatch.setattr("fusemix.train.validation_recall", lambda *_: {"image+text/text_to_image": next(scores)})
+    config = dataclasses.replace(CONFIG, epochs=4, eval_every=1)
+    run = _Run([PairSet.join(two)], model_config(two), config, tmp_path)
+    assert 30 < run.val_groups < 90  # one standard error of 0.8 is then 0.04 to 0.07
+    kept = []
+    evaluate = run.evaluate
+    run.evaluate = lambda epoch: (evaluate(epoch), kept.append(run.model.state_dict()["temperature"].item()))[0]
+    result = run.go(None, None)
+    assert [entry["score"] for entry in result.history] == [0.5, 0.8, 0.76, 0.4]
+    assert (result.best["epoch"], result.best["score"]) == (3, 0.76)
+    assert result.model.state_dict()["temperature"].item() == kept[2] != kept[3]
 
 
 def test_test_rows_are_neither_trained_nor_validated_on(tmp_path):
