@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from demo.service import Service
+from demo.twins import alike
 from fusemix.files import read_json
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
@@ -232,21 +233,24 @@ class Studio:
                 del self._stops[visitor]
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Start]:
-        """The gallery's pictures nearest to an embedding (D,), at most ``count``.
+        """The gallery's pictures nearest to an embedding (D,), at most ``count``, none twice.
 
         Raises:
             ValueError: If the index holds no pictures with files.
         """
         from fusemix.generate import nearest_pictures
 
-        found = nearest_pictures(self.service.retriever.index, embedding, count)
+        found: list[tuple[Path, dict[str, Any]]] = []
+        for path, item in nearest_pictures(self.service.retriever.index, embedding, 2 * count):
+            if not any(alike(path, other) for other, _ in found):
+                found.append((path, item))
         return [
             Start(
                 load_image(str(path)),
-                str(item.get("title") or item.get("caption") or path.stem),
+                str(item.get("caption") or item.get("title") or path.stem),
                 ", ".join(str(item[key]) for key in ("credit", "licence") if item.get(key)),
             )
-            for path, item in found
+            for path, item in found[:count]
         ]
 
     def ranked(self, images: list[Image.Image], embedding: np.ndarray) -> list[tuple[Image.Image, float]]:

@@ -41,14 +41,15 @@ def distinct(
     for hit in hits:
         row = embedding_of(hit)
         near = [other for other, e in zip(kept, rows, strict=True) if float(e @ row) >= NEAR]
-        if any(_alike(path_of(hit.item), path_of(other.item)) for other in near):
+        if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
             continue
         kept.append(replace(hit, rank=len(kept) + 1))
         rows.append(row)
     return kept
 
 
-def _alike(a: Path | None, b: Path | None) -> bool:
+def alike(a: Path | None, b: Path | None) -> bool:
+    """Whether two picture files look the same, their margins aside."""
     if a is None or b is None:
         return False
     try:

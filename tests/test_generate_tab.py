@@ -23,6 +23,7 @@ from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
 ROOT = Path(__file__).resolve().parents[1]
 DOG = str(ROOT / "demo/examples/spoken-dog.mp3")
 APPLE = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-apple-red.*"))
+BANANA = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-banana.*"))
 
 
 class BrightnessEncoder:
@@ -43,16 +44,16 @@ class BrightnessModel:
 
 
 class FakeIndex:
-    """Two pictures, found by everything in this order."""
+    """A picture, the same from another package, and another; found by everything in this order."""
 
-    counts: ClassVar = {"image": 2}
+    counts: ClassVar = {"image": 3}
 
     def search(self, modality, queries, *, top_k):
-        items = [{"title": "Apple", "licence": "CC0", "credit": "Ann"}, {"title": "Pear"}]
+        items = [{"caption": "Apple", "licence": "CC0", "credit": "Ann"}, {"title": "apple again"}, {"title": "Banana"}]
         return [[Hit("image", item, 0.9, i) for i, item in enumerate(items[:top_k], start=1)]]
 
     def path_of(self, item):
-        return APPLE
+        return BANANA if item.get("title") == "Banana" else APPLE
 
 
 class FakeService:
@@ -177,10 +178,10 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
 def test_drawings_over_the_gallery_take_turns_and_name_what_they_are_drawn_over(studio):
     last = list(studio.draw(Request(text="apple", steps=10, n_images=3, from_gallery=True, strength=0.2)))
     assert len(last) == 3  # two of ten steps, and the end
-    assert "Drawn over the gallery's “Apple” (Ann, CC0), “Pear”." in last[-1].sentence
-    assert [caption for _, caption in last[-1].images] == ["after “Apple”", "after “Pear”", "after “Apple”"]
+    assert "Drawn over the gallery's “Apple” (Ann, CC0), “Banana”." in last[-1].sentence
+    assert [caption for _, caption in last[-1].images] == ["after “Apple”", "after “Banana”", "after “Apple”"]
     chosen = list(studio.draw(Request(text="apple", steps=5, candidates=2, from_gallery=True)))[-1]
-    assert re.fullmatch(r"similarity [\d.-]+, after “(Apple|Pear)”", chosen.images[0][1])
+    assert re.fullmatch(r"similarity [\d.-]+, after “(Apple|Banana)”", chosen.images[0][1])
     alone = list(studio.draw(Request(text="apple", steps=2)))[-1]
     assert "Drawn over" not in alone.sentence and alone.images[0][1] == ""
 
