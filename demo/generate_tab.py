@@ -124,7 +124,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
                 columns=2,
                 object_fit="contain",
                 format="png",
-                height=590,  # two rows of two
+                height="auto",
                 elem_id="fm-made",
                 visible=False,  # an empty one is a large blank, and its label means nothing to a screen reader
             )

@@ -111,7 +111,7 @@ def draw(film: Film) -> None:
     page = film.page
     page.get_by_role("tab", name="Sound to picture").click()
     page.wait_for_timeout(800)
-    page.get_by_label("Blend with words (or draw from words alone)").fill("a dog running on green grass")
+    page.get_by_label("Blend with words (or draw from words alone)").fill("a birthday cake")
     film.take(900)
     page.locator("#fm-draw").click()
     for _ in range(6):

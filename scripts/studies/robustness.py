@@ -309,7 +309,7 @@ def plot(results: dict[str, Any], args: argparse.Namespace) -> None:
         left.plot(range(4), [100 * s for s in shares], style, marker="o", ms=4, label=name)
     left.set_xticks(range(4), ["none", "weak", "middle", "strong"])
     left.set_ylabel("R@1 kept, % of the clean query's")
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=2)
     colours = {"whole model": "#1f7a5c", "closed form alone": "#6b5bd2"}
     for name, colour in colours.items():
         if name in results["attacks"]:
