@@ -23,7 +23,8 @@ from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
 from fusemix.conditioner import Conditioner
 from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
-from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_late
+from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_from_noise, start_late
+from fusemix.steering import Steering
 from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Generator:
         self.side: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.is_small = self.side <= _SMALL_SIDE
         self._default_scheduler = pipeline.scheduler
+        pipeline.vae.requires_grad_(False)  # frozen: steering's gradients pass through, none is kept for its weights
 
     @classmethod
     def from_pretrained(
@@ -176,6 +178,7 @@ class Generator:
         scheduler: str | None = None,
         start: Image.Image | Sequence[Image.Image] | None = None,
         strength: float = 0.7,
+        steering: Steering | None = None,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Pictures of image embeddings that are already the decoder's own, of :meth:`condition`.
@@ -197,6 +200,7 @@ class Generator:
                 i-th, and after the last from the first again.
             strength: With ``start``, the share of the steps that is taken, in (0, 1]: little
                 keeps the picture, 1 keeps next to nothing of it.
+            steering: What the steps are moved towards; by default the condition alone draws.
             on_step: Called after every step with (steps done, steps in all, preview of the first
                 picture or None); return True to stop. Small decoders preview every step.
 
@@ -233,6 +237,13 @@ class Generator:
             clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
             turns = torch.arange(len(rows)) % len(clean)
             latents = start_late(pipe.scheduler, clean[turns.to(clean.device)], latents, steps, taken)
+        else:
+            latents = start_from_noise(pipe.scheduler, latents, steps)
+        watch = Watch(self, pipe.scheduler, taken, on_step) if on_step else None
+        if steering is not None:
+            if len(steering.wanted) not in (1, len(rows)):
+                raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
+            steering.steer(pipe.scheduler, self._pixels, seed)
         pipe.set_progress_bar_config(disable=True)
         with one_thread(self.is_small and device.type == "cpu"):
             result = pipe(
@@ -243,7 +254,7 @@ class Generator:
                 noise_level=noise_level,
                 generator=generators,
                 latents=latents,
-                callback=Watch(self, pipe.scheduler, latents, taken, on_step) if on_step else None,
+                callback=watch,
             )
         return list(result.images)
 
@@ -293,9 +304,13 @@ class Generator:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (N, C, s, s) at the scale the UNet works at."""
+        return list(self.pipeline.image_processor.postprocess(self._pixels(latents) * 2 - 1, output_type="pil"))
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), about [0, 1], of latents at the scale the UNet works at; gradients pass through."""
         vae = self.pipeline.vae
-        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return list(self.pipeline.image_processor.postprocess(pixels, output_type="pil"))
+        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return (pixels + 1) / 2
 
 
 def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:

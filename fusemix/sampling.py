@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
         taken: 1 to ``steps``.
 
     Returns:
-        What to hand to the pipeline as ``latents``, (N, C, s, s): it multiplies them by ``init_noise_sigma``.
+        What to hand to the pipeline as ``latents``, (N, C, s, s); given latents it takes as they are.
 
     Source:
         SDEdit, arXiv:2108.01073; diffusers' image-to-image pipelines.
@@ -73,37 +74,78 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
     scheduler.set_timesteps(steps, device=noise.device)
     times = scheduler.timesteps[:1].expand(len(noise))
     noised: Tensor = scheduler.add_noise(clean.expand_as(noise), noise, times)
-    return noised / scheduler.init_noise_sigma
+    return noised
+
+
+def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
+    """Standard normal noise (N, C, s, s) brought to a scheduler's own size, which the pipeline does not do with given latents."""
+    scheduler.set_timesteps(steps, device=noise.device)
+    return noise * scheduler.init_noise_sigma
 
 
 class Watch:
     """The pipeline's callback: counts steps, previews the first picture, stops on request.
 
-    With DDIM the preview is the picture the current step points at: two successive latents lie on
-    one line a x0 + s eps, so both unknowns follow from them. Other schedulers preview the noisy latents.
+    The preview is the clean picture that the step just taken pointed at.
     """
 
-    def __init__(self, generator: Decoder, scheduler: Any, latents: Tensor, steps: int, on_step: OnStep) -> None:
-        self.generator, self.scheduler, self.steps, self.on_step = generator, scheduler, steps, on_step
-        self.previous = latents[:1] * self.scheduler.init_noise_sigma
+    def __init__(self, generator: Decoder, scheduler: Any, steps: int, on_step: OnStep) -> None:
+        """Look over a scheduler's shoulder.
+
+        Args:
+            generator: Decodes the previews.
+            scheduler: Its ``step`` is watched from here on; changed in place. Whoever else changes it comes after, so that
+                the preview shows their changes.
+            steps: To be taken.
+            on_step: Whom to tell.
+        """
+        self.generator, self.steps, self.on_step = generator, steps, on_step
         self.done = 0
+        self.clean: Tensor | None = None  # (1, C, s, s)
+        whole = scheduler.step
+
+        @functools.wraps(whole)  # the pipeline asks for the signature
+        def step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+            self.clean = clean_latents(scheduler, model_output[:1], timestep, sample[:1])
+            return whole(model_output, timestep, sample, *rest, **named)
+
+        scheduler.step = step
 
     def __call__(self, step: int, timestep: Tensor, latents: Tensor) -> None:
         """After a step, as diffusers calls it."""
-        preview = self.generator.decode(self.clean(latents[:1]))[0] if self.generator.is_small else None
-        self.previous = latents[:1].clone()
+        shown = latents[:1] if self.clean is None else self.clean
+        preview = self.generator.decode(shown)[0] if self.generator.is_small else None
         self.done += 1
         if self.on_step(min(self.done, self.steps), self.steps, preview):
             raise Cancelled(f"stopped after {self.done} of {self.steps} steps")
 
-    def clean(self, latents: Tensor) -> Tensor:
-        """The picture's latents that the current step points at, with DDIM; else the noisy ones."""
-        if not isinstance(self.scheduler, DDIMScheduler):
-            return latents
-        scheduler: Any = self.scheduler
-        times, alphas = scheduler.timesteps, scheduler.alphas_cumprod
-        before = alphas[times[self.done]].item()
-        last = self.done + 1 >= len(times)
-        after = scheduler.final_alpha_cumprod.item() if last else alphas[times[self.done + 1]].item()
-        (a, s), (b, r) = ((alpha**0.5, (1 - alpha) ** 0.5) for alpha in (before, after))
-        return (r * self.previous - s * latents) / (r * a - s * b)
+
+def levels(scheduler: Any, timestep: Any) -> tuple[float, float, bool]:
+    """a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler's does."""
+    alphas = scheduler.alphas_cumprod
+    alpha = float(alphas[min(round(float(timestep)), len(alphas) - 1)])
+    return alpha**0.5, (1 - alpha) ** 0.5, type(scheduler).__name__.startswith("Euler")
+
+
+def clean_latents(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """The clean latents x0 (N, C, s, s) that a step points at.
+
+    Args:
+        scheduler: Predicting v, noise or the sample.
+        model_output: Of the network, (N, C, s, s).
+        timestep: Of the step.
+        sample: The noisy latents as the scheduler keeps them, (N, C, s, s).
+
+    Raises:
+        ValueError: If the scheduler predicts something else.
+    """
+    kind = scheduler.config.prediction_type
+    a, s, over_a = levels(scheduler, timestep)
+    x = sample * a if over_a else sample
+    if kind == "v_prediction":
+        return a * x - s * model_output
+    if kind == "epsilon":
+        return (x - s * model_output) / a
+    if kind == "sample":
+        return model_output
+    raise ValueError(f"A scheduler that predicts {kind!r} is not known here; expected v, noise or the sample.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import load_image
@@ -58,6 +59,26 @@ class EfficientNetLite0(Encoder):
             for part in torch.stack(list(prepared)).split(_forward_batch())
         ]
         latents: np.ndarray = torch.cat(parts).numpy()
+        return latents
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Latents that gradients pass through, for steering (fusemix/steering.py).
+
+        Args:
+            pixels: RGB, (B, 3, H, W), float32 in [0, 1]; values beyond are cut off, as a picture cuts them.
+
+        Returns:
+            (B, D_x), float32; those of :meth:`encode` for a picture of these pixels, up to the rounding of its resizing.
+        """
+        return self._seen(self._resized(pixels)).float()
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        size = (self._SIDE, self._SIDE)
+        x = F.interpolate(pixels.to(self._device).clamp(0, 1), size=size, mode="bicubic", antialias=True)
+        return ((x.clamp(0, 1) * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        latents: Tensor = self._network.extract_features(x).mean(dim=(2, 3))
         return latents
 
 
@@ -113,6 +134,10 @@ class EfficientNetLite0Deep(EfficientNetLite0):
             parts.append(((straight + mirrored) / 2).float().cpu())
         latents: np.ndarray = torch.cat(parts).numpy()
         return latents
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Of the picture alone, without its mirror image: who steers mirrors every other look, at half the price."""
+        return torch.cat([_mean_and_std(m) for m in self._maps(x)], dim=1)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
         network = self._network
