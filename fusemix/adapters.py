@@ -57,44 +57,72 @@ class Adapter(nn.Sequential):
 
 
 class TwoPathAdapter(nn.Module):
-    """A linear map found in closed form and a trained adapter, side by side.
+    """A linear map found in closed form and trained adapters, side by side.
 
-    Each path's output has unit length, so that the cosine of two embeddings is the mean of the two
+    Each path's output has unit length, so that the cosine of two embeddings is the mean of the
     paths' cosines: an ensemble in one space. The closed form is fitted before training
-    (:mod:`fusemix.closed_form`) and stays as it is; the trained path reads principal components, whitened or
-    as they are, and the loss sees that path alone (:meth:`trained`).
+    (:mod:`fusemix.closed_form`) and stays as it is. A trained path reads a view of the latents, and the loss sees
+    each of them alone (:meth:`trained`):
 
-    A departure from the paper, whose adapter is the trained path on the latents as they are.
+    - ``whitened``: principal components of the standardised latents, whitened;
+    - ``components``: principal components of the latents, at their own scale;
+    - ``root``: the latents, each value's root with its sign, which tames the few large ones.
+
+    What several paths make of different views errs in different places, for one training's passes over the pairs.
+    A departure from the paper, whose adapter is one trained path on the latents as they are.
     """
 
     mean: Tensor
     linear: Tensor
     whiten: Tensor
+    rotate: Tensor
+    floor: Tensor
 
     def __init__(self, latent_dim: int, config: ModelConfig) -> None:
         super().__init__()
         width = min(config.whiten_dim, latent_dim)
+        self.parts, self.views = config.trained_parts, config.views
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("linear", torch.zeros(latent_dim, config.closed_form_dim))
-        self.register_buffer("whiten", torch.zeros(latent_dim, width))
-        self.mlp = Adapter(
-            width,
-            config.embed_dim - config.closed_form_dim,
-            depth=config.depth,
-            expansion=config.expansion,
-            dropout=config.dropout,
-        )
+        if not config.views or "whitened" in config.views:
+            self.register_buffer("whiten", torch.zeros(latent_dim, width))
+        if "components" in config.views:
+            self.register_buffer("rotate", torch.zeros(latent_dim, width))
+        if "root" in config.views:
+            self.register_buffer("floor", torch.ones(()))
+        adapters = [
+            Adapter(
+                latent_dim if view == "root" else width,
+                part.stop - part.start,
+                depth=config.depth,
+                expansion=config.expansion,
+                dropout=config.dropout,
+            )
+            for view, part in zip(config.views or ("",), self.parts, strict=True)
+        ]
+        if config.views:
+            self.paths = nn.ModuleList(adapters)
+        else:
+            (self.mlp,) = adapters
 
     def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
-        """The trained path alone, not normalised."""
-        out: Tensor = self.mlp((x - self.mean) @ self.whiten)
-        return out
+        """The trained paths alone, one after another, not normalised."""
+        if not self.views:
+            out: Tensor = self.mlp((x - self.mean) @ self.whiten)
+            return out
+        return torch.cat([path(self.view(name, x)) for name, path in zip(self.views, self.paths, strict=True)], dim=1)
+
+    def view(self, name: str, x: Tensor) -> Tensor:
+        """What a trained path reads of latents (B, D_x): (B, whiten_dim), of ``root`` (B, D_x)."""
+        if name == "root":
+            return x * (x.abs() + self.floor).rsqrt()  # has a slope at 0, which a plain root has not
+        return (x - self.mean) @ (self.whiten if name == "whitened" else self.rotate)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D)
-        """Both paths, each of unit length."""
-        return torch.cat(
-            [F.normalize((x - self.mean) @ self.linear, dim=1), F.normalize(self.trained(x), dim=1)], dim=1
-        )
+        """All paths, each of unit length."""
+        trained = self.trained(x)
+        paths = [(x - self.mean) @ self.linear, *(trained[:, part] for part in self.parts)]
+        return torch.cat([F.normalize(path, dim=1) for path in paths], dim=1)
 
 
 class EnsembleAdapter(nn.Module):
@@ -107,7 +135,7 @@ class EnsembleAdapter(nn.Module):
     def __init__(self, latent_dim: int, members: tuple[ModelConfig, ...]) -> None:
         super().__init__()
         self.members = nn.ModuleList(_adapter(latent_dim, config) for config in members)
-        self.weights = [(2.0 if config.closed_form_dim else 1.0) ** 0.5 for config in members]
+        self.weights = [config.n_paths**0.5 for config in members]
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, sum of the members' D)
         """The members' embeddings, one after another."""

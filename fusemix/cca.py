@@ -55,6 +55,9 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
 
 def whitener(covariance: np.ndarray, ridge: float) -> np.ndarray:
     """The symmetric inverse square root of a covariance plus ``ridge`` times its mean variance: (D_x, D_x)."""
-    loaded = covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(loaded)
-    return np.asarray(vectors / np.sqrt(values) @ vectors.T)
+    return inverse_root(*np.linalg.eigh(covariance), ridge)
+
+
+def inverse_root(values: np.ndarray, vectors: np.ndarray, ridge: float) -> np.ndarray:
+    """:func:`whitener` of a covariance of these eigenvalues (D_x,) and eigenvectors (D_x, D_x)."""
+    return np.asarray(vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from fusemix.adapters import FusionModel, TwoPathAdapter
-from fusemix.cca import whitener
+from fusemix.cca import inverse_root
 
 MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
 CHUNK = 8192  # pairs held in float64 at once
+ROOT_FLOOR = 1e-4  # of a latent's typical value: where the root view becomes a line
 REGRESSION_RIDGE = 0.1  # a later modality has a target to hit, and needs less restraint than CCA
 
 Latents = np.ndarray  # (N, D_x) float32
@@ -38,8 +39,8 @@ def fit_closed_form(
     """Fit the closed-form part of every two-path adapter of ``model``, in place.
 
     The first two modalities met get a regularised CCA on standardised latents; every later one the
-    ridge regression onto the linear embedding of a modality that is fitted. All get their own principal
-    components, whitened or as they are (``config.whiten``). Nothing here is random.
+    ridge regression onto the linear embedding of a modality that is fitted. All get what the views of their trained
+    paths need: principal components, whitened or as they are, and the floor of the root. Nothing here is random.
 
     Args:
         model: With ``config.closed_form_dim > 0``; otherwise nothing is done.
@@ -102,21 +103,21 @@ def _fit_cca(
         xx += u.T @ u / len(x)
         xy += u.T @ v / len(x)
         yy += v.T @ v / len(x)
-    white_x = whitener(xx, ridge)
+    parts_x = decompose(xx)
+    white_x = inverse_root(*parts_x, ridge)
     go_on()
-    white_y = whitener(yy, ridge)
+    parts_y = decompose(yy)
+    white_y = inverse_root(*parts_y, ridge)
     go_on()
     left, correlation, right = np.linalg.svd(white_x.T @ xy @ white_y, full_matrices=False)
     dim = model.config.closed_form_dim
     weight = np.sqrt(correlation[:dim])
     go_on()
-    _store(
-        model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None], _components(model, xx, ridge, x_scale)
-    )
+    _store(model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None])
+    _store_views(model, a, x, xx, parts_x, ridge, x_scale)
     go_on()
-    _store(
-        model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None], _components(model, yy, ridge, y_scale)
-    )
+    _store(model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None])
+    _store_views(model, b, y, yy, parts_y, ridge, y_scale)
 
 
 def _fit_ridge(
@@ -129,8 +130,7 @@ def _fit_ridge(
     go_on: Callable[[], None],
 ) -> None:
     ridge, whiten_ridge = ridges
-    adapter = model.adapters[pivot]
-    assert isinstance(adapter, TwoPathAdapter)
+    adapter = _adapter(model, pivot)
     mean, scale = _standard(x)
     y_mean, linear = adapter.mean.double().numpy(), adapter.linear.double().numpy()
     dim = model.config.closed_form_dim
@@ -144,30 +144,71 @@ def _fit_ridge(
         xt += u.T @ target / len(x)
     go_on()
     loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
-    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None], _components(model, xx, whiten_ridge, scale))
+    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None])
+    _store_views(model, new, x, xx, None, whiten_ridge, scale)
 
 
-def _components(model: FusionModel, covariance: np.ndarray, ridge: float, scale: np.ndarray) -> np.ndarray:
-    """Maps centred latents to their principal components: shape (D_x, width).
-
-    Whitened, those of the standardised latents, of unit mean variance; else those of the latents, a rotation.
-    """
-    width = min(model.config.whiten_dim, len(covariance))
-    if not model.config.whiten:
-        _, vectors = np.linalg.eigh(covariance * scale[:, None] * scale)
-        return np.asarray(vectors[:, ::-1][:, :width])
+def decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, rising, and eigenvectors: the dearest step of the fit, once for each covariance."""
     values, vectors = np.linalg.eigh(covariance)
+    return values, vectors
+
+
+def _store(model: FusionModel, modality: str, mean: np.ndarray, linear: np.ndarray) -> None:
+    adapter = _adapter(model, modality)
+    adapter.mean.copy_(_tensor(mean))
+    adapter.linear.copy_(_tensor(linear))
+
+
+def _store_views(
+    model: FusionModel,
+    modality: str,
+    x: Latents,
+    covariance: np.ndarray,
+    parts: tuple[np.ndarray, np.ndarray] | None,
+    ridge: float,
+    scale: np.ndarray,
+) -> None:
+    """Set what the views of a modality's latents need.
+
+    Args:
+        model: Changed in place.
+        modality: Of the latents.
+        x: The latents.
+        covariance: Of the standardised latents.
+        parts: Its :func:`decompose`, if that is known.
+        ridge: Of the whitening.
+        scale: By which the latents were divided, (D_x,).
+    """
+    config, adapter = model.config, _adapter(model, modality)
+    width = min(config.whiten_dim, len(covariance))
+    if "whitened" in config.views or (not config.views and config.whiten):
+        values, vectors = parts or decompose(covariance)
+        adapter.whiten.copy_(_tensor(_whitened(values, vectors, width, ridge) / scale[:, None]))
+    if "components" in config.views or (not config.views and not config.whiten):
+        _, vectors = decompose(covariance * scale[:, None] * scale)  # of the latents themselves: a rotation
+        (adapter.rotate if config.views else adapter.whiten).copy_(_tensor(vectors[:, ::-1][:, :width]))
+    if "root" in config.views:
+        adapter.floor.copy_(torch.tensor(ROOT_FLOOR * float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))))
+
+
+def _whitened(values: np.ndarray, vectors: np.ndarray, width: int, ridge: float) -> np.ndarray:
+    """Standardised latents -> their first principal components, whitened, of unit mean variance: (D_x, width)."""
+    mean = values.mean()
     values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
-    gain = 1 / np.sqrt(values + ridge * np.trace(covariance) / len(covariance))
+    gain = 1 / np.sqrt(values + ridge * mean)
     gain /= np.sqrt(np.mean(np.maximum(values, 0) * gain**2))
-    return np.asarray(vectors * gain / scale[:, None])
+    return np.asarray(vectors * gain)
 
 
-def _store(model: FusionModel, modality: str, mean: np.ndarray, linear: np.ndarray, whiten: np.ndarray) -> None:
+def _adapter(model: FusionModel, modality: str) -> TwoPathAdapter:
     adapter = model.adapters[modality]
     assert isinstance(adapter, TwoPathAdapter)
-    for buffer, values in ((adapter.mean, mean), (adapter.linear, linear), (adapter.whiten, whiten)):
-        buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)).float())
+    return adapter
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).float()
 
 
 def _standard(x: Latents) -> tuple[np.ndarray, np.ndarray]:

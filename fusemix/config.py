@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+VIEWS = ("whitened", "components", "root")  # what trained paths beside a closed form can read of a latent
 EncoderInfo = dict[str, Any]  # name, revision, fingerprint, dim, modality
 
 
@@ -24,6 +25,8 @@ class ModelConfig:
             closed form fills (:mod:`fusemix.closed_form`); 0 is the paper's adapter alone.
         whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
         whiten: Whether those components are whitened; if not, they keep the latents' own scale.
+        views: Some of :data:`VIEWS`: a trained path for each, beside the closed form, that reads the latents so
+            (:class:`fusemix.adapters.TwoPathAdapter`). Empty: one path, of components as ``whiten`` says.
         members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
             (:mod:`fusemix.ensemble`); empty for a model that was trained.
     """
@@ -37,6 +40,7 @@ class ModelConfig:
     closed_form_dim: int = 0
     whiten_dim: int = 512
     whiten: bool = True
+    views: tuple[str, ...] = ()
     members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,7 +64,29 @@ class ModelConfig:
             )
         if self.whiten_dim < 1:
             raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
-        object.__setattr__(self, "members", tuple(self.members))  # JSON gives a list
+        for name in ("members", "views"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if unknown := [view for view in self.views if view not in VIEWS]:
+            raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
+        if self.views and not self.closed_form_dim:
+            raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
+        if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
+            raise ValueError(
+                f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
+                f"{self.closed_form_dim} cannot be so divided."
+            )
+
+    @property
+    def trained_parts(self) -> list[slice]:
+        """Where in the trained paths' output each path's stands; the loss compares them one by one."""
+        paths = max(1, len(self.views))
+        width = (self.embed_dim - self.closed_form_dim) // paths
+        return [slice(i * width, (i + 1) * width) for i in range(paths)]
+
+    @property
+    def n_paths(self) -> int:
+        """Paths whose cosines an embedding's cosine is the mean of."""
+        return len(self.trained_parts) + (self.closed_form_dim > 0)
 
     def check_encoder(self, modality: str, info: EncoderInfo) -> None:
         """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
@@ -76,10 +102,11 @@ class ModelConfig:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; ``members`` and ``whiten`` only where they say something: identities hang on it."""
+        """Plain JSON-ready values; newer keys only where they say something, because identities hang on it."""
         values = dataclasses.asdict(self)
-        if not self.members:
-            del values["members"]
+        for name in ("members", "views"):
+            if not values[name]:
+                del values[name]
         if self.whiten:
             del values["whiten"]
         return values

@@ -90,7 +90,9 @@ def _bytes_of_a_row(sets: list[PairSet], model: ModelConfig) -> int:
     for modality in {m for s in sets for m in s.stores}:
         width = model.latent_dims[modality]
         inner = min(width, model.whiten_dim) if model.closed_form_dim else width
-        total += width + model.depth * (3 * inner + 5 * model.expansion * inner) + 4 * model.embed_dim
+        for read in [width if view == "root" else inner for view in model.views] or [inner]:
+            total += model.depth * (3 * read + 5 * model.expansion * read)
+        total += width + 4 * model.embed_dim
     return int(FLOAT * total)
 
 

@@ -310,18 +310,20 @@ class _Run:
         return self.mean(loss)
 
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
-        """This process's share of the set's loss, already divided among the sets."""
+        """This process's share of the set's loss, the mean over the trained paths, already divided among the sets."""
         with self.stage("loss"):
             temperature, losses = self.model.temperature, []
             whole = {name: gather(x) for name, x in out.items()} if self.processes > 1 else out
-            for a, b in itertools.combinations(out, 2):
+            parts = self.model.config.trained_parts
+            for (a, b), part in itertools.product(itertools.combinations(out, 2), parts):
+                mine = out[a][:, part], out[b][:, part]
                 if self.processes == 1:
-                    losses.append(info_nce(out[a], out[b], temperature=temperature, groups=groups))
+                    losses.append(info_nce(*mine, temperature=temperature, groups=groups))
                     continue
-                share = out[a], out[b], whole[a], whole[b]
+                share = *mine, whole[a][:, part], whole[b][:, part]
                 first = self.rank * len(out[a])
                 losses.append(info_nce_rows(*share, first=first, temperature=temperature, groups=groups))
-            return torch.stack(losses).sum() / sum(math.comb(len(s.stores), 2) for s in self.sets)
+            return torch.stack(losses).sum() / len(parts) / sum(math.comb(len(s.stores), 2) for s in self.sets)
 
     def mean(self, loss: Tensor) -> float:
         """A loss as a number, its mean over the processes."""

@@ -27,7 +27,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fusemix.config import ModelConfig, TrainConfig
+from fusemix.config import VIEWS, ModelConfig, TrainConfig
 from fusemix.files import bytes_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights")
 
     p.add_argument(
-        "--recipe", choices=("two-path", "paper"), default="two-path",
-        help="two-path: a closed form (CCA, ridge) beside the trained blocks; paper: the paper's adapters alone",
+        "--recipe", choices=("views", "two-path", "paper"), default="views",
+        help="views: a closed form (CCA, ridge) beside three trained paths, each with a view of the latents of its own; "
+        "two-path: beside one; paper: the paper's adapters alone",
     )  # fmt: skip
 
     model = p.add_argument_group("adapters")
@@ -54,7 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--depth", type=int, default=1, help="inverted-bottleneck blocks per adapter (paper: 4)")
     model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
     model.add_argument("--dropout", type=float, default=0.6)
-    model.add_argument("--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: half)")
+    model.add_argument("--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: a path's share)")
     model.add_argument("--whiten-dim", type=int, default=512, help="principal components the trained blocks read")
     model.add_argument("--whiten", action=argparse.BooleanOptionalAction, default=True, help="whiten those components")
     model.add_argument("--closed-form-ridge", type=float, default=DEFAULTS.closed_form_ridge)
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         closed_form_dim=_closed_form_dim(args, dims),
         whiten_dim=args.whiten_dim,
         whiten=args.whiten,
+        views=VIEWS if args.recipe == "views" else (),
     )
     config = _train_config(args)
     if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():
@@ -276,9 +278,19 @@ def _stores(pieces: list[str], opened: dict[str, LatentStore]) -> dict[str, Late
 def _closed_form_dim(args: argparse.Namespace, dims: dict[str, int]) -> int:
     if args.recipe == "paper":
         if args.closed_form_dim:
-            raise ValueError("--closed-form-dim belongs to --recipe two-path; the paper's adapters have none.")
+            raise ValueError("--closed-form-dim belongs to --recipe views or two-path; the paper's adapters have none.")
         return 0
-    return args.closed_form_dim if args.closed_form_dim is not None else min(args.embed_dim // 2, *dims.values())
+    if args.closed_form_dim is not None:
+        return args.closed_form_dim
+    trained = len(VIEWS) if args.recipe == "views" else 1
+    widest = min(args.embed_dim // (trained + 1), *dims.values())
+    even = [width for width in range(1, widest + 1) if (args.embed_dim - width) % trained == 0]
+    if not even:
+        raise ValueError(
+            f"An --embed-dim of {args.embed_dim} cannot be shared by a closed form of at most {widest} dimensions and "
+            f"{trained} trained paths; choose another --embed-dim, or --recipe two-path."
+        )
+    return even[-1]
 
 
 def _train_config(args: argparse.Namespace) -> TrainConfig:
