@@ -106,7 +106,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     gr.Markdown("Say something, or play a sound, and see a picture made from it. Words or a picture can be blended in.")
     with gr.Row():
         with gr.Column():
-            inputs = _inputs(service.understood, studio.from_gallery)
+            inputs = _inputs(service.understood, studio)
             if "audio" in service.understood:
                 gr.Examples(
                     [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
@@ -170,6 +170,7 @@ def request_of(
     candidates: float,
     from_gallery: bool,
     strength: float,
+    steering: float = 0.0,
 ) -> Request:
     """The widgets' values as a request.
 
@@ -189,6 +190,7 @@ def request_of(
         candidates=int(_number("The number of candidates", candidates)),
         from_gallery=bool(from_gallery),
         strength=_number("How much is drawn over", strength),
+        steering=_number("The steering", steering),
     )
 
 
@@ -204,7 +206,7 @@ def _number(name: str, value: Any) -> float:
     return value
 
 
-def _inputs(understood: frozenset[str], from_gallery: bool) -> list[Any]:
+def _inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
     """The widgets, in the order of :func:`request_of`."""
     audio = gr.Audio(
         label="A sound",
@@ -231,6 +233,16 @@ def _inputs(understood: frozenset[str], from_gallery: bool) -> list[Any]:
         seed = gr.Number(0, label="Seed", precision=0)
         count = gr.Slider(1, 8, 4, step=1, label="Pictures")
         candidates = gr.Slider(1, 16, 8, step=1, label="Candidates: draw so many, show the nearest")
-        gallery = gr.Checkbox(from_gallery, label="Draw over the gallery's nearest pictures, not from noise alone")
+        gallery = gr.Checkbox(
+            studio.from_gallery, label="Draw over the gallery's nearest pictures, not from noise alone"
+        )
         strength = gr.Slider(0.1, 1, STRENGTH, step=0.05, label="Then: how much is drawn over them")
-    return [audio, text, image, share, steps, guidance, noise, seed, count, candidates, gallery, strength]
+        steering = gr.Slider(
+            0,
+            0.5,
+            studio.steering,
+            step=0.01,
+            label="Steering: how far the image encoder moves each second step towards what you asked for",
+            visible=studio.steering > 0,
+        )
+    return [audio, text, image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering]

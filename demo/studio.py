@@ -54,6 +54,7 @@ class Request:
             least ``n_images`` are.
         from_gallery: Begin from the gallery's nearest pictures, noised, in turn, instead of from pure noise.
         strength: Then, how much is drawn over them, in (0, 1].
+        steering: How far every second step is moved towards the request, as the image encoder sees it; 0: not.
     """
 
     audio: str | None = None
@@ -68,6 +69,7 @@ class Request:
     candidates: int = 1
     from_gallery: bool = False
     strength: float = STRENGTH
+    steering: float = 0.0
 
     def queries(self) -> dict[str, str]:
         """Modality -> query, for those given."""
@@ -149,8 +151,8 @@ class Studio:
         side, count = values["side"], values["data"]["pictures"]
         return (
             f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So it draws "
-            "over the gallery's nearest pictures, unless you let it begin from noise."
+            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So the image "
+            "encoder steers it, and it draws over the gallery's nearest pictures unless you let it begin from noise."
         )
 
     @property
@@ -158,6 +160,15 @@ class Studio:
         """Whether drawings begin from the gallery unless asked otherwise: a small decoder's do, if it has pictures."""
         index = self.service.retriever.index
         return (Path(self.source) / "train_config.json").is_file() and index.counts.get("image", 0) > 0
+
+    @property
+    def steering(self) -> float:
+        """How strongly drawings are steered unless asked otherwise; 0 where the image encoder cannot steer."""
+        from fusemix.steering import STRENGTH as AS_MEASURED
+        from fusemix.steering import Seeing
+
+        small = (Path(self.source) / "train_config.json").is_file()
+        return AS_MEASURED if small and isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
 
     def generator(self) -> Generator:
         """The decoder, loaded once.
@@ -287,6 +298,10 @@ class _Drawing:
             self.frames.put(error)
 
     def _draw(self) -> Frame:
+        import torch
+
+        from fusemix.steering import Steering
+
         request, started = self.request, time.perf_counter()
         drawn = max(request.n_images, request.candidates)
 
@@ -296,6 +311,11 @@ class _Drawing:
             self.frames.put(Frame(sentence, shown, done / total))
             return self.stop.is_set()
 
+        steering = None
+        if request.steering:
+            retriever = self.studio.service.retriever
+            wanted = torch.as_tensor(np.asarray(self.blended), dtype=torch.float32)
+            steering = Steering(retriever.model, retriever.encoders["image"], wanted, request.steering)
         images = self.generator.from_image_embeds(
             self.embeds,
             steps=request.steps,
@@ -305,6 +325,7 @@ class _Drawing:
             n_images=drawn,
             start=[start.image for start in self.starts] or None,
             strength=request.strength,
+            steering=steering,
             on_step=on_step,
         )
         shown = [(image, self._after(i)) for i, image in enumerate(images)]

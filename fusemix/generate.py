@@ -24,7 +24,7 @@ from fusemix.conditioner import Conditioner
 from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
 from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_from_noise, start_late
-from fusemix.steering import Steering
+from fusemix.steering import STRENGTH, Seeing, Steering
 from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
@@ -311,6 +311,11 @@ class Generator:
         vae = self.pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return (pixels + 1) / 2
+
+
+def default_steering(generator: Generator, encoder: Any) -> float:
+    """How strongly drawings are steered unless asked otherwise: a small decoder's, if its encoder can steer."""
+    return STRENGTH if generator.is_small and isinstance(encoder, Seeing) else 0.0
 
 
 def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:

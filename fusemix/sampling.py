@@ -78,7 +78,7 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
 
 
 def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
-    """Standard normal noise (N, C, s, s) brought to a scheduler's own size, which the pipeline does not do with given latents."""
+    """Standard normal noise (N, C, s, s) at the size a scheduler begins with; the pipeline does not scale given latents."""
     scheduler.set_timesteps(steps, device=noise.device)
     return noise * scheduler.init_noise_sigma
 
@@ -94,8 +94,8 @@ class Watch:
 
         Args:
             generator: Decodes the previews.
-            scheduler: Its ``step`` is watched from here on; changed in place. Whoever else changes it comes after, so that
-                the preview shows their changes.
+            scheduler: Its ``step`` is watched from here on; changed in place. Whoever else changes it comes after,
+                so that the preview shows their changes.
             steps: To be taken.
             on_step: Whom to tell.
         """
@@ -121,7 +121,7 @@ class Watch:
 
 
 def levels(scheduler: Any, timestep: Any) -> tuple[float, float, bool]:
-    """a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler's does."""
+    """The a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler's does."""
     alphas = scheduler.alphas_cumprod
     alpha = float(alphas[min(round(float(timestep)), len(alphas) - 1)])
     return alpha**0.5, (1 - alpha) ** 0.5, type(scheduler).__name__.startswith("Euler")

@@ -1,12 +1,12 @@
 """Sampling that looks at what it draws: each step is moved towards what was asked for, as the frozen encoder sees it.
 
-A small decoder hears its condition poorly. The frozen image encoder and its adapter can say, at every step, how far
-the clean picture that the step points at is from what was asked for, and in which direction it would come
-nearer. The networks learn nothing; the decoder's own prior and the encoder's view share the work.
+A small decoder hears its condition poorly. The frozen image encoder and its adapter can say, at every step, how
+far the clean picture that the step points at is from what was asked for, and in which direction it would come
+nearer. No network learns anything; the decoder's own prior and the encoder's view share the work.
 
 Source: classifier guidance (arXiv:2105.05233) on the clean picture of the step, as in universal guidance
-(arXiv:2302.07121) and FreeDoM (arXiv:2303.09833), with a cosine of the shared space in place of a classifier. Not in the
-paper, which draws by conditioning alone.
+(arXiv:2302.07121) and FreeDoM (arXiv:2303.09833), with a cosine of the shared space in place of a classifier. Not in
+the paper, which draws by conditioning alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fusemix.sampling import clean_latents, levels
 
 logger = logging.getLogger(__name__)
 
+STRENGTH = 0.12  # of a step's move, as a share of its clean latents; chosen on train photos (docs/results.md)
 EVERY = 2  # steps between two looks: half the price, and as good as a look at every one
 AT_ONCE = 4  # pictures looked at together; more leave the cache
 SHIFT = 4  # pixels of the decoder's, at most, by which a look is moved up or down and sideways
@@ -58,7 +59,7 @@ class Steering:
     model: FusionModel
     encoder: Any
     wanted: Tensor
-    strength: float = 0.12
+    strength: float = STRENGTH
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, Seeing):

@@ -9,7 +9,9 @@ the size it was made, and has to find its item's real photo among the held-out o
 the encoder's centred latents (``latent``) and of the image adapter's embeddings (``shared``). Beside it
 stand the real photo at the decoder's resolution (ceiling) and through the autoencoder, the training
 picture nearest to the query (copying), the query's embedding itself (no picture at all), and the
-generated pictures dealt out to the wrong items (chance). ``--judge`` names another frozen encoder, one that had
+generated pictures dealt out to the wrong items (chance). Beside the steered pictures (fusemix/steering.py) stand
+those drawn by the condition alone, and both made half as large and enlarged again, which takes fine patterns away.
+``--judge`` names another frozen encoder, one that had
 no part in the conditioning, as a third judge (``outside``).
 """
 
@@ -42,6 +44,7 @@ from fusemix.generate import Generator, nearest_pictures, rank_images
 from fusemix.latents import MANIFEST_NAME, LatentStore
 from fusemix.metrics import bootstrap, ranks, summarise
 from fusemix.pairs import PairTable
+from fusemix.steering import STRENGTH, Steering
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # pictures drawn at once
@@ -108,6 +111,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="by default the decoder's own")
     parser.add_argument("--noise-level", type=int, default=0)
+    parser.add_argument(
+        "--steering", type=float, default=STRENGTH, help="towards the query (fusemix/steering.py); 0: not"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="torch device of the decoder")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/generation.json", help="JSON to write")
@@ -138,13 +144,17 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     encoders = {m: load_encoder(model.config.encoders[m]["name"]) for m in model.modalities}
     generator = Generator.from_pretrained(args.decoder, model, device=args.device)
     train = load_train(PairTable.read(args.train_pairs), args.latents, model)
-    draw = drawer(generator, args)
+    draw = drawer(generator, model, encoders["image"], args)
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "decoder": {"folder": str(args.decoder), "side": generator.side} | training_of(args.decoder),
         "settings": {"steps": args.steps, "guidance": args.guidance or generator.default_guidance}
-        | {"noise_level": args.noise_level, "seed": args.seed},
-        "seconds": timing(generator, generator.conditioner("image", train.image[:1])),
+        | {"noise_level": args.noise_level, "seed": args.seed, "steering": args.steering},
+        "seconds": timing(
+            generator,
+            generator.conditioner("image", train.image[:1]),
+            Steering(model, encoders["image"], train.image[0], args.steering) if args.steering else None,
+        ),
         "protocols": {},
     }
     for spec in args.held_out:
@@ -237,21 +247,30 @@ def load_held_out(
 
 # ---- measuring --------------------------------------------------------------------------------
 
-Draw = Callable[[Tensor, int], list[Image.Image]]  # image embeddings (Q, D), first seed -> one picture each
+# image embeddings (Q, D_out), what to steer towards (Q, D) or None, first seed, files to begin from -> a picture each
+Draw = Callable[..., list[Image.Image]]
 
 
-def drawer(generator: Generator, args: argparse.Namespace) -> Draw:
-    """A function that draws one picture for each row of conditioned embeddings."""
+def drawer(generator: Generator, model: FusionModel, encoder: Encoder, args: argparse.Namespace) -> Draw:
+    """A function that draws one picture for each row of conditioned embeddings, from noise or over a file."""
+    from fusemix.media import load_image
 
-    def draw(embeds: Tensor, seed: int) -> list[Image.Image]:
+    def draw(embeds: Tensor, wanted: Tensor | None, seed: int, over: list[Path] | None = None) -> list[Image.Image]:
         images: list[Image.Image] = []
-        for start in range(0, len(embeds), BATCH):
+        for begin in range(0, len(embeds), BATCH):
+            part = slice(begin, begin + BATCH)
+            steering = None
+            if wanted is not None and args.steering:
+                steering = Steering(model, encoder, wanted[part], args.steering)
             images += generator.from_image_embeds(
-                embeds[start : start + BATCH],
+                embeds[part],
                 steps=args.steps,
                 guidance=args.guidance,
                 noise_level=args.noise_level,
-                seed=seed + start,
+                seed=seed + begin,
+                start=None if over is None else [load_image(str(path)) for path in over[part]],
+                strength=args.strength,
+                steering=steering,
             )
         return images
 
@@ -322,26 +341,35 @@ def measure(
     for modality, (embeddings, rows) in held_out.queries.items():
         console.print(f"{held_out.name}: {len(rows)} pictures from {modality}", highlight=False)
         embeds = generator.conditioner(modality, embeddings)
-        images = draw(embeds, args.seed)
+        images = draw(embeds, embeddings, args.seed)
         seen = judge.see(images)
         wrong = np.roll(rows, len(rows) // 2)
         nearest = (embeddings @ train.image.T).argmax(1).tolist()
         values = {
             "generated": judge.find(seen, rows),
+            "generated_halved": judge.pictures(halved(images), rows),
             "shuffled": judge.find(seen, wrong),
             "real_at_this_size": judge.pictures([shrunk(held_out.images[r], side) for r in rows], rows),
             "nearest_training_picture": judge.pictures([shrunk_file(train.paths[i], side) for i in nearest], rows),
             "embedding_itself": judge.find({"shared": embeddings}, rows),
             "copying": copying(seen["latent"], train, judge.mean),
         }
+        if args.steering:
+            alone = draw(embeds, None, args.seed)
+            values["not_steered"] = judge.pictures(alone, rows)
+            values["not_steered_halved"] = judge.pictures(halved(alone), rows)
+            values["copying_not_steered"] = copying(judge.see(alone)["latent"], train, judge.mean)
         if args.best_of > 1:
             values[f"best_of_{args.best_of}"] = judge.pictures(
                 best_of(embeddings, embeds, draw, model, encoder, args), rows
             )
         if args.from_gallery:
             paths = begun_from(embeddings, held_out, model, args)
-            begun = judge.see(draw_over(paths, embeds, generator, args))
+            begun = judge.see(draw(embeds, embeddings, args.seed, paths))
             values[f"from_gallery_{args.strength:g}"] = judge.find(begun, rows)
+            if args.steering:
+                alone = draw(embeds, None, args.seed, paths)
+                values[f"from_gallery_{args.strength:g}_not_steered"] = judge.pictures(alone, rows)
             values["gallery_picture_itself"] = judge.pictures([shrunk_file(str(p), side) for p in paths], rows)
             start = judge.see([shrunk_file(str(p), side) for p in paths])["latent"]
             values["cosine_to_where_it_began"] = float((begun["latent"] * start).sum(1).median())
@@ -366,29 +394,11 @@ def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: 
     return [nearest_pictures(index, row.numpy(), 1, exclude=aside)[0][0] for row in embeddings]
 
 
-def draw_over(paths: list[Path], embeds: Tensor, generator: Generator, args: argparse.Namespace) -> list[Image.Image]:
-    """One picture a query, begun from its file."""
-    from fusemix.media import load_image
-
-    images: list[Image.Image] = []
-    for start in range(0, len(embeds), BATCH):
-        images += generator.from_image_embeds(
-            embeds[start : start + BATCH],
-            steps=args.steps,
-            guidance=args.guidance,
-            noise_level=args.noise_level,
-            seed=args.seed + start,
-            start=[load_image(str(path)) for path in paths[start : start + BATCH]],
-            strength=args.strength,
-        )
-    return images
-
-
 def best_of(
     wanted: Tensor, embeds: Tensor, draw: Draw, model: FusionModel, encoder: Encoder, args: argparse.Namespace
 ) -> list[Image.Image]:
     """For each query the picture of several that the encoder finds closest to what was asked for."""
-    rounds = [draw(embeds, args.seed + 10_000 * i) for i in range(args.best_of)]
+    rounds = [draw(embeds, wanted, args.seed + 10_000 * i) for i in range(args.best_of)]
     return [rank_images([made[i] for made in rounds], wanted[i], model, encoder)[0][0] for i in range(len(embeds))]
 
 
@@ -423,28 +433,35 @@ def bridges(
             embeds = Conditioner({modality: bridge}, embed_dim=width, image_embeds_dim=width)(modality, embeddings)
             out[modality][kind] = {
                 "retrieval": judge.find({"shared": embeds}, rows)["shared"],
-                "generation": judge.pictures(draw(generator.conditioner("image", embeds), args.seed), rows),
+                "generation": judge.pictures(draw(generator.conditioner("image", embeds), None, args.seed), rows),
             }
     return out
 
 
-def timing(generator: Generator, embeds: Tensor) -> dict[str, float]:
+def timing(generator: Generator, embeds: Tensor, steering: Steering | None) -> dict[str, float]:
     """Seconds to the first preview and to the picture, warm, one picture at 25 steps: medians of five."""
-    runs = np.array([_timed(generator, embeds, seed) for seed in range(6)][1:])
+    runs = np.array([_timed(generator, embeds, steering, seed) for seed in range(6)][1:])
     first, whole = np.median(runs, axis=0)
     return {"first_preview": float(first), "picture": float(whole)}
 
 
-def _timed(generator: Generator, embeds: Tensor, seed: int) -> tuple[float, float]:
+def _timed(generator: Generator, embeds: Tensor, steering: Steering | None, seed: int) -> tuple[float, float]:
     seen: list[float] = []
     started = time.perf_counter()
-    generator.from_image_embeds(embeds, steps=25, seed=seed, on_step=lambda *_: seen.append(time.perf_counter()))
+    generator.from_image_embeds(
+        embeds, steps=25, seed=seed, steering=steering, on_step=lambda *_: seen.append(time.perf_counter())
+    )
     return seen[0] - started, time.perf_counter() - started
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
     """A photo at the decoder's resolution, squashed to a square as the encoder squashes it."""
     return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def halved(images: list[Image.Image]) -> list[Image.Image]:
+    """Pictures at half their side and back: what fine patterns alone had gained is gone."""
+    return [shrunk(shrunk(image, image.width // 2), image.width) for image in images]
 
 
 def shrunk_file(path: str, side: int) -> Image.Image:
@@ -487,7 +504,7 @@ def show(result: dict[str, Any]) -> None:
             table.add_column(column)
         for modality, values in protocol["conditioned_on"].items():
             for what, spaces in values.items():
-                if isinstance(spaces, dict) and what != "copying":
+                if isinstance(spaces, dict) and not what.startswith("copying"):
                     table.add_row(modality, what, *cells(spaces))
         table.add_row("", "autoencoder", *cells(protocol["autoencoder"]))
         for modality, kinds in protocol.get("bridges", {}).items():

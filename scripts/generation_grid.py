@@ -3,8 +3,8 @@
     python scripts/generation_grid.py --spoken runs/default/speech-gallery/pairs.csv --sounds demo/gallery/pairs.csv
 
 Three rows each: the gallery's picture nearest to the clip (pictures of the split do not count), what the decoder draws
-over it, and what it draws from noise alone. Clips are chosen at random by the seed, the first drawing is shown;
-nothing is picked by eye.
+over it, and what it draws from noise alone, both steered as the tab does. Clips are chosen at
+random by the seed, the first drawing is shown; nothing is picked by eye.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain clone
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fusemix.adapters import FusionModel
@@ -25,6 +26,7 @@ from fusemix.index import EmbeddingIndex
 from fusemix.media import load_image
 from fusemix.pairs import PairTable
 from fusemix.retrieve import load_encoders
+from fusemix.steering import STRENGTH, Steering
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, LABEL, MARGIN, COLUMNS = 132, 40, 104, 10  # pixels, pixels, pixels, pictures in a row
@@ -41,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder", default=str(ROOT / "checkpoints/unclip-small"))
     parser.add_argument("--index", type=Path, default=ROOT / "demo/index", help="whose pictures are drawn over")
     parser.add_argument("--strength", type=float, default=0.6, help="how much is drawn over them")
+    parser.add_argument("--steering", type=float, default=STRENGTH, help="towards the clip, 0 for none")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the pictures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/generation.png")
@@ -59,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     """Draw the rows and save the sheet."""
     args = parse(argv)
     model = FusionModel.from_pretrained(args.checkpoint)
-    encoder = load_encoders(model.config)["audio"]
+    encoders = load_encoders(model.config)
+    encoder, eyes = encoders["audio"], encoders["image"]
     generator = Generator.from_pretrained(args.decoder, model)
     index = EmbeddingIndex.load(args.index, model_identity=model.identity)
     aside = {Path(item.value).resolve() for item in PairTable.read(args.sounds).items("image", args.split)}
@@ -76,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         for column, (embedding, (_, caption)) in enumerate(zip(embeddings, clips, strict=True)):
             ((path, _),) = nearest_pictures(index, embedding, 1, exclude=aside)
             start = load_image(str(path))
-            settings = {"modality": "audio", "steps": args.steps, "seed": args.seed}
+            steering = Steering(model, eyes, torch.from_numpy(embedding), args.steering)
+            settings = {"modality": "audio", "steps": args.steps, "seed": args.seed, "steering": steering}
             (over,) = generator.generate(embedding, start=start, strength=args.strength, **settings)
             (alone,) = generator.generate(embedding, **settings)
             x, y = MARGIN + column * SIDE, number * block

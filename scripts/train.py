@@ -46,16 +46,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     p.add_argument(
         "--recipe", choices=("views", "two-path", "paper"), default="views",
-        help="views: a closed form (CCA, ridge) beside three trained paths, each with a view of the latents of its own; "
+        help="views: a closed form (CCA, ridge) beside three trained paths, each with its own view of the latents; "
         "two-path: beside one; paper: the paper's adapters alone",
     )  # fmt: skip
 
     model = p.add_argument_group("adapters")
-    model.add_argument("--embed-dim", type=int, default=512, help="width of the shared space")
+    model.add_argument(
+        "--embed-dim", type=int, help="width of the shared space (default: 512, with --recipe views 1024, 256 a path)"
+    )
     model.add_argument("--depth", type=int, default=1, help="inverted-bottleneck blocks per adapter (paper: 4)")
     model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
     model.add_argument("--dropout", type=float, default=0.6)
-    model.add_argument("--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: a path's share)")
+    model.add_argument(
+        "--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: a path's share)"
+    )
     model.add_argument("--whiten-dim", type=int, default=512, help="principal components the trained blocks read")
     model.add_argument("--whiten", action=argparse.BooleanOptionalAction, default=True, help="whiten those components")
     model.add_argument("--closed-form-ridge", type=float, default=DEFAULTS.closed_form_ridge)
@@ -95,6 +99,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Train; 0 when finished, 2 on bad input, 130 when interrupted (the state is saved)."""
     args = parse(argv)
+    if args.embed_dim is None:
+        args.embed_dim = 1024 if args.recipe == "views" else 512
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -250,20 +250,34 @@ def test_drawings_at_the_same_time_are_those_drawn_alone():
     assert np.array_equal(pixels(inner[0]), pixels(wanted[12]))
 
 
-def test_the_preview_is_the_picture_the_step_points_at():
-    """On a line x_t = a x0 + s eps both unknowns follow from two points: here x0 is known."""
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in sorted(SCHEDULERS)
+        for kind in ("v_prediction", "epsilon", "sample")
+        if (name, kind) != ("euler-a", "sample")  # which diffusers itself does not know
+    ],
+)
+def test_the_preview_is_the_picture_the_step_points_at(name, kind):
+    """With the right output of the network at every step, that is the picture begun with."""
     generator = Generator(tiny_small_pipeline(8))
-    scheduler = generator.pipeline.scheduler
-    scheduler.set_timesteps(5)
-    clean, noise = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
-    points = [
-        scheduler.alphas_cumprod[t].sqrt() * clean + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise
-        for t in scheduler.timesteps
-    ]
-    watch = Watch(generator, scheduler, points[0], 5, lambda *_: False)
-    for i in (1, 2, 3):
-        assert torch.allclose(watch.clean(points[i]), clean, atol=1e-3)
-        watch(i - 1, scheduler.timesteps[i - 1], points[i])
+    config = {**generator.pipeline.scheduler.config, "prediction_type": kind}
+    scheduler = SCHEDULERS[name].from_config(config)
+    clean, noise, shown = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), []
+    generator.decode = lambda latents: shown.append(latents) or [None]
+    x = start_late(scheduler, clean, noise, 8, 4)
+    watch = Watch(generator, scheduler, 4, lambda *_: False)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        a = scheduler.alphas_cumprod[int(t)]
+        eps = (seen - a.sqrt() * clean) / (1 - a).sqrt()
+        output = {"v_prediction": a.sqrt() * eps - (1 - a).sqrt() * clean, "epsilon": eps, "sample": clean}[kind]
+        x = scheduler.step(output, t, x).prev_sample
+        watch(0, t, x)
+    assert len(shown) == 4
+    for latents in shown:
+        assert torch.allclose(latents, clean[:1], atol=2e-3)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
@@ -273,7 +287,6 @@ def test_a_late_start_begins_with_the_noised_latents_and_its_steps_lead_back_to_
     clean, noise = torch.randn(1, 4, 4, 4), torch.randn(2, 4, 4, 4)
     x = start_late(scheduler, clean, noise, 10, 4)
     scheduler.set_timesteps(10)  # as the pipeline does
-    x = x * scheduler.init_noise_sigma
     assert [round(float(t)) for t in scheduler.timesteps] == [399, 299, 199, 99]
     for i, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(x, t)
@@ -283,6 +296,14 @@ def test_a_late_start_begins_with_the_noised_latents_and_its_steps_lead_back_to_
         v = a.sqrt() * (seen - a.sqrt() * clean) / (1 - a).sqrt() - (1 - a).sqrt() * clean
         x = scheduler.step(v, t, x).prev_sample
     assert torch.allclose(x, clean.expand(2, -1, -1, -1), atol=0.05)
+
+
+def test_euler_takes_the_steps_of_ddim_from_the_same_noise():
+    """The pipeline does not scale latents that it is given, so noise has to arrive at Euler's own size."""
+    generator = Generator(tiny_small_pipeline(8))
+    ddim, euler = (generator.generate(embedding(8), steps=10, seed=3, scheduler=s)[0] for s in ("ddim", "euler"))
+    other = generator.generate(embedding(8), steps=10, seed=4, scheduler="ddim")[0]
+    assert np.abs(pixels(ddim) - pixels(euler)).mean() < 0.1 < 1 < np.abs(pixels(ddim) - pixels(other)).mean()
 
 
 def test_a_start_shortens_the_drawing():

@@ -68,7 +68,7 @@ class EfficientNetLite0(Encoder):
             pixels: RGB, (B, 3, H, W), float32 in [0, 1]; values beyond are cut off, as a picture cuts them.
 
         Returns:
-            (B, D_x), float32; those of :meth:`encode` for a picture of these pixels, up to the rounding of its resizing.
+            (B, D_x), float32; those of :meth:`encode` for a picture of these pixels, up to the rounding of its size.
         """
         return self._seen(self._resized(pixels)).float()
 

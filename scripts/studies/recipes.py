@@ -4,6 +4,8 @@
 - ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
 - ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
 - ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
+- ``views``: a closed form beside three trained paths with views of their own (the default of scripts/train.py), in one
+  training, on the plain latents; ``views-deep``: the same on the latents of several depths;
 - ``components``: two paths, whose trained blocks read 256 principal components as they are, not whitened;
 - ``paper-narrow``: the paper's recipe, its middle an eighth as wide; ``both-narrow``: it beside ``two-path``;
 - ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
@@ -47,6 +49,11 @@ RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
     "components": (
         "efficientnet-lite0",
         ("--recipe", "two-path", "--no-whiten", "--whiten-dim", 256, "--expansion", 4, *SAME),
+    ),
+    "views": ("efficientnet-lite0", ("--recipe", "views", "--expansion", 1, "--closed-form-ridge", 1, *SAME)),
+    "views-deep": (
+        "efficientnet-lite0-deep",
+        ("--recipe", "views", "--expansion", 0.25, "--closed-form-ridge", 1, *SAME),
     ),
     "paper-narrow": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 0.5, *SAME)),
     "two-path-deep": ("efficientnet-lite0-deep", ("--recipe", "two-path", "--expansion", 2, *SAME)),
