@@ -78,7 +78,7 @@ def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: 
 
 
 def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
-    """Standard normal noise (N, C, s, s) at the size a scheduler begins with; the pipeline does not scale given latents."""
+    """Standard normal noise (N, C, s, s) at the size a scheduler begins with; the pipeline scales none it is given."""
     scheduler.set_timesteps(steps, device=noise.device)
     return noise * scheduler.init_noise_sigma
 

@@ -7,7 +7,7 @@ import torch
 from fusemix.adapters import FusionModel
 from fusemix.cca import fit_cca
 from fusemix.closed_form import Stopped, fit_closed_form
-from fusemix.config import ModelConfig
+from fusemix.config import VIEWS, ModelConfig
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(400, 5))
@@ -24,7 +24,8 @@ LATENTS = {"image": seen(12, scale=3.0), "text": seen(9), "audio": seen(7, scale
 def new_model(**changes):
     torch.manual_seed(0)
     dims = {name: values.shape[1] for name, values in LATENTS.items()}
-    return FusionModel(ModelConfig(latent_dims=dims, embed_dim=10, closed_form_dim=4, whiten_dim=6, **changes)).eval()
+    shape = {"embed_dim": 10, "closed_form_dim": 4, "whiten_dim": 6, **changes}
+    return FusionModel(ModelConfig(latent_dims=dims, **shape)).eval()
 
 
 def linear_path(model, modality):
@@ -78,6 +79,80 @@ def test_configurations_from_before_whitening_was_a_choice_keep_their_identity()
     assert "whiten" not in config.to_dict() and ModelConfig.from_dict(config.to_dict()).whiten
     plain = ModelConfig(latent_dims={"image": 3, "text": 3}, whiten=False)
     assert ModelConfig.from_dict(plain.to_dict()) == plain
+
+
+def test_every_view_is_read_by_a_path_of_its_own():
+    model = new_model(embed_dim=13, views=VIEWS)
+    latents = {m: x * np.logspace(-1, 1, x.shape[1], dtype=np.float32) for m, x in LATENTS.items()}
+    fit_closed_form(model, [latents], ridge=1e-6)
+    one = new_model()
+    fit_closed_form(one, [latents], ridge=1e-6)
+    turned = new_model(whiten=False)
+    fit_closed_form(turned, [latents], ridge=1e-6)
+    for modality, values in latents.items():
+        adapter, x = model.adapters[modality], torch.from_numpy(values)
+        torch.testing.assert_close(adapter.linear, one.adapters[modality].linear)
+        for name, other in (("whitened", one), ("components", turned)):
+            expected = (x - adapter.mean) @ other.adapters[modality].whiten
+            torch.testing.assert_close(adapter.view(name, x), expected, atol=1e-4, rtol=1e-4)
+        rooted = adapter.view("root", x)
+        far = x.abs() > 0.1 * x.std()
+        torch.testing.assert_close(rooted[far], (x.sign() * x.abs().sqrt())[far], atol=0, rtol=2e-3)
+        out = model({modality: x})[modality]
+        read = [adapter.view(name, x) for name in VIEWS]
+        for part, path, seen in zip(model.config.trained_parts, adapter.paths, read, strict=True):
+            torch.testing.assert_close(out[:, part], path(seen))
+
+
+def test_the_root_view_has_a_slope_at_zero_and_follows_the_latents_scale():
+    for scale in (1e-3, 1.0, 1e3):
+        model = new_model(embed_dim=13, views=VIEWS)
+        fit_closed_form(model, [{m: x * np.float32(scale) for m, x in LATENTS.items()}])
+        adapter, x = model.adapters["image"], torch.zeros(1, 12, requires_grad=True)
+        (slope,) = torch.autograd.grad(adapter.view("root", x).sum(), x)
+        assert torch.isfinite(slope).all() and (slope > 0).all()
+        typical = torch.from_numpy(LATENTS["image"]) * scale
+        rooted = adapter.view("root", typical).abs().median() / scale**0.5
+        assert rooted == pytest.approx(torch.from_numpy(LATENTS["image"]).abs().sqrt().median().item(), rel=1e-2)
+
+
+def test_the_cosine_is_the_mean_of_the_paths_and_a_later_modality_gets_its_views_too():
+    model = new_model(embed_dim=13, views=VIEWS)
+    sets = [{"image": LATENTS["image"], "text": LATENTS["text"]}, {"audio": LATENTS["audio"], "text": LATENTS["text"]}]
+    fit_closed_form(model, sets)
+    a, b = (model.embed(m, LATENTS[m]) for m in ("audio", "text"))
+    ends = (0, 4, 7, 10, 13)
+    each = [
+        (torch.nn.functional.normalize(a[:, i:j], dim=1) * torch.nn.functional.normalize(b[:, i:j], dim=1)).sum(1)
+        for i, j in itertools.pairwise(ends)
+    ]
+    torch.testing.assert_close((a * b).sum(1), torch.stack(each).mean(0))
+    adapter, x = model.adapters["audio"], torch.from_numpy(LATENTS["audio"])
+    assert adapter.whiten.any() and 0 < adapter.floor < 1e-3
+    torch.testing.assert_close(adapter.rotate.T @ adapter.rotate, torch.eye(6), atol=1e-5, rtol=0)
+    assert torch.isfinite(adapter(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"views": ("whitened", "upside down")}, "must be among .*'upside down'"),
+        ({"views": VIEWS, "closed_form_dim": 0}, "stand beside a closed form"),
+        ({"views": VIEWS, "embed_dim": 12}, "12 - 4 cannot be so divided"),
+    ],
+)
+def test_views_that_make_no_model_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**{"latent_dims": {"a": 9, "b": 9}, "embed_dim": 13, "closed_form_dim": 4, **changes})
+
+
+def test_a_model_with_views_is_saved_and_loaded_and_older_ones_keep_their_identity(tmp_path):
+    model = new_model(embed_dim=13, views=VIEWS)
+    fit_closed_form(model, [LATENTS])
+    loaded = FusionModel.from_pretrained(model.save_pretrained(tmp_path))
+    assert loaded.config == model.config and loaded.identity == model.identity
+    assert torch.equal(loaded.embed("image", LATENTS["image"]), model.embed("image", LATENTS["image"]))
+    assert "views" not in new_model().config.to_dict()
 
 
 def test_both_paths_weigh_the_same_and_only_the_trained_one_is_given_to_the_loss():

@@ -35,6 +35,15 @@ def test_every_path_counts_alike():
     assert torch.allclose(both.embed("image", x) @ both.embed("text", y).T, wanted, atol=1e-5)
 
 
+def test_a_member_with_views_counts_for_each_of_its_paths():
+    views, paper = model(0, closed_form_dim=4, whiten_dim=6, views=("whitened", "root")), model(1)
+    both = join_models([views, paper])
+    x, y = torch.randn(7, 12), torch.randn(7, 9)
+    wanted = 0.75 * views.embed("image", x) @ views.embed("text", y).T
+    wanted += 0.25 * paper.embed("image", x) @ paper.embed("text", y).T
+    assert torch.allclose(both.embed("image", x) @ both.embed("text", y).T, wanted, atol=1e-5)
+
+
 def test_the_command_makes_a_checkpoint_that_loads(tmp_path, capsys):
     models = [model(0, closed_form_dim=4), model(1), model(2)]
     sources = [str(m.save_pretrained(tmp_path / str(i))) for i, m in enumerate(models)]

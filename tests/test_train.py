@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig, TrainConfig
+from fusemix.config import VIEWS, ModelConfig, TrainConfig
 from fusemix.latents import LatentStore, write_latents
+from fusemix.losses import info_nce
 from fusemix.pair_set import PairSet
 from fusemix.plan import plan
 from fusemix.processes import join_processes
@@ -247,7 +248,33 @@ def test_a_third_modality_joins_a_two_path_space_that_stays_as_it_is(stores, tmp
         assert found.float().mean() > 0.3
 
 
-@pytest.mark.parametrize(("recipe", "signals"), [("two-path", ["KILL", "KILL", "TERM", "KILL"]), ("paper", ["INT"])])
+def test_the_loss_is_the_mean_over_the_trained_paths_each_compared_alone(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    shape = {"closed_form_dim": 4, "whiten_dim": 12, "views": VIEWS}
+    run = _Run([PairSet.join(two)], model_config(two, **shape), CONFIG, tmp_path / "run")
+    out = {name: torch.randn(6, 12, requires_grad=True) for name in two}
+    each = [
+        info_nce(out["image"][:, i : i + 4], out["text"][:, i : i + 4], temperature=run.model.temperature)
+        for i in (0, 4, 8)
+    ]
+    torch.testing.assert_close(run.loss(out, None), torch.stack(each).mean())
+
+
+def test_views_learn_and_each_path_finds_pairs_alone(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    shape = {"closed_form_dim": 4, "whiten_dim": 12, "views": VIEWS}
+    config = dataclasses.replace(CONFIG, epochs=40)
+    model = train([PairSet.join(two)], model_config(two, **shape), config, tmp_path / "run").model
+    a, b = (model.embed(m, stores[m].all()) for m in two)
+    for path in (slice(i, i + 4) for i in range(0, 16, 4)):  # chance is 0.003
+        assert ((a[:, path] @ b[:, path].T).argmax(1) == torch.arange(300)).float().mean() > 0.2
+    assert ((a @ b.T).argmax(1) == torch.arange(300)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "signals"),
+    [("views", ["KILL", "TERM"]), ("two-path", ["KILL", "KILL", "TERM", "KILL"]), ("paper", ["INT"])],
+)
 def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, recipe, signals):
     def command(out):
         return [

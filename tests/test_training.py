@@ -74,14 +74,14 @@ def test_a_checkpoint_that_loads_and_finds_partners_comes_out(training, files, t
 def test_cancel_ends_the_closed_form_before_its_next_decomposition(training, files, monkeypatch):
     from fusemix import closed_form
 
-    whitener, cancelled = closed_form.whitener, threading.Event()
+    decompose, cancelled = closed_form.decompose, threading.Event()
 
     def slow(*arguments):
         assert cancelled.wait(60)
-        return whitener(*arguments)
+        return decompose(*arguments)
 
-    monkeypatch.setattr(closed_form, "whitener", slow)
-    monkeypatch.setattr(closed_form, "_components", None)  # would be called later, and fail
+    monkeypatch.setattr(closed_form, "decompose", slow)
+    monkeypatch.setattr(closed_form, "_store_views", None)  # would be called later, and fail
     training.arrive(files, link=False)
     for stage in training.run(3):
         if "closed form" in stage.sentence:
