@@ -21,8 +21,19 @@ from torch.nn import functional as F
 from fusemix.adapters import FusionModel
 from fusemix.config import TrainConfig
 from fusemix.mixup import draw_lam, mix
-from fusemix.train import _parameter_groups
-from studies.common import StudyRun, console, joined, latents, model_config, points, subset, summary, trained, write
+from studies.common import (
+    Rebuilt,
+    StudyRun,
+    console,
+    joined,
+    latents,
+    model_config,
+    points,
+    subset,
+    summary,
+    trained,
+    write,
+)
 
 Batch = tuple[dict[str, Tensor], Tensor | None]
 
@@ -55,22 +66,6 @@ class Unshared(StudyRun):
             lam = draw_lam(self.config.mixup_alpha, len(halves[0]), rng, per_row=False)
             (out[name],) = mix([loader.latents(name, self.step)], lam)
         return out, None
-
-
-class Rebuilt(StudyRun):
-    """A run whose model is changed before its optimiser is made."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        torch.manual_seed(self.config.seed)
-        self.change()
-        groups = _parameter_groups(self.model, self.config.weight_decay)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        plain = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
-        self.optimizer = self.accelerator.prepare_optimizer(plain)
-
-    def change(self) -> None:
-        """Change ``self.model``."""
 
 
 class Sigmoid(Rebuilt):
@@ -196,6 +191,7 @@ VARIANTS = [
     Variant("adapter", "none: a linear map", model={"depth": 0}),
     Variant("adapter", "depth 2", model={"depth": 2}),
     Variant("adapter", "gated", kind=Gated),
+    Variant("depth", "4", model={"depth": 4}),
     Variant("dropout", "0", model={"dropout": 0.0}),
     Variant("alpha", "0.2", {"mixup_alpha": 0.2}),
     Variant("alpha", "4", {"mixup_alpha": 4.0}),
@@ -203,6 +199,9 @@ VARIANTS = [
     Variant("optimiser", "learning rate 3e-3", {"learning_rate": 3e-3}),
     Variant("optimiser", "no mixing, half the pairs a step, learning rate 3e-3", {**HALF, "learning_rate": 3e-3}),
     Variant("optimiser", "sigmoid, learning rate 3e-3", {"learning_rate": 3e-3}, kind=Sigmoid),
+    Variant("weight decay", "0", {"weight_decay": 0.0}),
+    Variant("weight decay", "0.01", {"weight_decay": 0.01}),
+    Variant("weight decay", "1", {"weight_decay": 1.0}),
     Variant("batch", "a quarter", {"batch_size": 0.25}),
 ]
 
