@@ -13,6 +13,9 @@ on both sides. On these drawings, among one another, every direction:
 - ``image-text + code-text``: jointly, code and picture meeting only in captions, so that code -> picture was never
   trained.
 
+CCA's ``code-text`` is measured once more within each collection alone: OpenMoji is of one hand and one style, so that
+there a drawing's code can say no more of its author than another's.
+
 A tenth of the pairs a step, the last weights. ``chance`` is exact; ``source`` is what knowing only of which of the two
 collections a drawing is would reach, which its code and often its caption give away.
 """
@@ -140,15 +143,22 @@ def measured(args: argparse.Namespace, stores: dict[str, LatentStore], source: n
         split = partial(_split, stores, held)
         sizes.append({"pairs": len(split(("code", "text"))[0]), "test_pairs": len(split(("code", "text"))[1])})
         by_luck = luck(split(("code", "text", "image"))[1], source)
+        for collection in sorted(set(source)):
+            pairs, test = split(("code", "text"))
+            alone = _of_collection(test, source == collection)
+            by_luck[f"chance, {collection} alone"] = luck(alone, source)["chance"]
+            by_luck[f"code-text, CCA, {collection} alone"] = kept(
+                args.work / f"code-text, CCA, {collection}-seed{seed}.json", partial(_closed_form, pairs, alone)
+            )
         for arm, names in ARMS.items():
             sets, tests = zip(*(split(pair) for pair in names), strict=True)
             entries = {f"{arm}, {recipe}": partial(_trained, args, list(sets), recipe, seed) for recipe in RECIPES}
             if len(names) == 1:
-                entries[f"{arm}, CCA"] = partial(_closed_form, sets[0], tests[0])
+                entries[f"{arm}, CCA"] = lambda test, _, pairs=sets[0]: _closed_form(pairs, test)
             for name, make in entries.items():
                 test = tests[0] if len(names) == 1 else split(("code", "text", "image"))[1]
-                folder = args.work / f"{args.epochs}-{name.replace('/', '')}-seed{seed}"
-                values = kept(folder / "result.json", lambda make=make, test=test, at=folder: make(test, at))
+                folder = args.work / f"{args.epochs}-{name}-seed{seed}"
+                values = kept(folder / "result.json", partial(make, test, folder))
                 found.setdefault(name, []).append(values)
                 console.print(f"seed {seed}, {name}", {d: f"{100 * v['recall_at_10']:.1f}" for d, v in values.items()})
         for name, values in by_luck.items():
@@ -168,11 +178,19 @@ def held_out(groups: np.ndarray, seed: int) -> np.ndarray:
 def _split(stores: dict[str, LatentStore], held: np.ndarray, names: tuple[str, ...]) -> tuple[PairSet, PairSet]:
     """Pairs to train on, and to test on, of these modalities."""
     whole = PairSet.join({name: stores[name] for name in names})
-    parts = []
-    for rows in (~np.isin(whole.groups, held), np.isin(whole.groups, held)):
-        items = {name: values[rows] for name, values in whole.items.items()}
-        parts.append(PairSet(whole.stores, items, whole.groups[rows], whole.splits[rows]))
-    return parts[0], parts[1]
+    test = np.isin(whole.groups, held)
+    return _some(whole, ~test), _some(whole, test)
+
+
+def _of_collection(pairs: PairSet, chosen: np.ndarray) -> PairSet:
+    """The pairs whose drawing stands in chosen rows of the table; ``chosen``: (rows of the table,) booleans."""
+    rows = pairs.stores["code"].rows
+    return _some(pairs, np.isin(pairs.items["code"], rows["item"][chosen[rows["row"].to_numpy()]]))
+
+
+def _some(pairs: PairSet, rows: np.ndarray) -> PairSet:
+    items = {name: values[rows] for name, values in pairs.items.items()}
+    return PairSet(pairs.stores, items, pairs.groups[rows], pairs.splits[rows])
 
 
 def _trained(
@@ -196,8 +214,8 @@ def _trained(
     return {f"{a} to {b}": _recall(ranks(sides[a][0], sides[b][0], sides[a][1], sides[b][1])) for a, b in pairs}
 
 
-def _closed_form(pairs: PairSet, dev: PairSet, test: PairSet, folder: Path) -> dict[str, dict[str, float]]:
-    return {name.replace("_", " "): _recall(rank) for name, rank in cca_ranks(pairs, dev, **CCA).items()}
+def _closed_form(pairs: PairSet, test: PairSet) -> dict[str, dict[str, float]]:
+    return {name.replace("_", " "): _recall(rank) for name, rank in cca_ranks(pairs, test, **CCA).items()}
 
 
 def _recall(rank: np.ndarray) -> dict[str, float]:
@@ -220,7 +238,8 @@ def luck(test: PairSet, source: np.ndarray) -> dict[str, dict[str, dict[str, flo
             ]
             sizes = [(int(among.sum()), int((sides[b][0][among] == g).sum())) for among, g in seen]
             out[name][f"{a} to {b}"] = {
-                f"recall_at_{k}": float(np.mean([1 - comb(n - m, k) / comb(n, k) for n, m in sizes])) for k in RECALL_AT
+                f"recall_at_{k}": float(np.mean([1 - comb(n - m, min(k, n)) / comb(n, min(k, n)) for n, m in sizes]))
+                for k in RECALL_AT
             }
     return out
 

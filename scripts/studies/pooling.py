@@ -19,7 +19,8 @@ Attention leaves the adapter as wide as ``mean`` does; ``++`` doubles what it re
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ from studies.encoders import some_photos
 PHOTOS = 2000
 POSITIONS = 7 * 7  # of the last map
 SEGMENTS = 32  # of a clip
+WIDTHS = {"image": 1280, "audio": 384}  # of a token
 SPLITS = ("train", "dev")
 AT = (1, 10)
 CCA = {"directions": 128, "ridge": 1.0}
@@ -68,7 +70,7 @@ class LastMap(EfficientNetLite0):
     """EfficientNet-Lite0's last map, not pooled: 49 positions of 1,280, one after another."""
 
     name = "efficientnet-lite0-map"
-    dim = POSITIONS * 1280
+    dim = POSITIONS * WIDTHS["image"]
     fingerprint = "rgb on white; squash to 224x224, bicubic; (x-127)/128; 7x7 positions"
 
     @torch.inference_mode()
@@ -86,7 +88,7 @@ class Segments(WhisperTinyEn):
     """Whisper's frames, averaged in 32 segments of equal length: 32 x 384, one after another."""
 
     name = "whisper-tiny.en-segments"
-    dim = SEGMENTS * 384
+    dim = SEGMENTS * WIDTHS["audio"]
     fingerprint = "mono 16 kHz; log-mel 80 of the real samples; 30 s windows, unpadded; 32 segments"
 
     @torch.inference_mode()
@@ -116,7 +118,8 @@ def mean_and_max(tokens: Tensor) -> Tensor:  # (N, T, D) -> (N, 2D)
 
 def generalised_mean(tokens: Tensor, exponent: float | Tensor = 3.0) -> Tensor:  # (N, T, D) -> (N, D)
     """Between mean (1) and maximum; tokens >= 0. Source: Radenovic et al., arXiv:1711.02512; its first exponent 3."""
-    return tokens.clamp_min(1e-4).pow(exponent).mean(dim=1).pow(1 / exponent)
+    powers = (exponent * tokens.clamp_min(1e-4).log()).exp()  # pow's gradient would take the logarithm again
+    return (powers.mean(dim=1).log() / exponent).exp()
 
 
 class GeneralisedMean(nn.Module):
@@ -164,6 +167,7 @@ LEARNED: dict[str, Callable[[int], nn.Module]] = {
     "attention, one query": partial(Attention, queries=1),
     "attention, four queries": partial(Attention, queries=4),
 }
+SLOW = "generalised mean, learned exponent"  # takes a power of every token at every step
 NOT_NEGATIVE = {name for name in (*FIXED, *LEARNED) if name.startswith("generalised")}
 
 
@@ -247,18 +251,21 @@ def recalls(rank: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Pictures, then speech; JSON and tables."""
+    """Speech, then pictures; JSON and tables."""
     photos = args.photos or PHOTOS
     args.work = args.work / f"pooling-{photos}"
-    source, out = PairTable.read(args.pairs), {}
+    source = PairTable.read(args.pairs)
     args.pairs = some_photos(args.pairs, photos, args.work / "pairs.csv")
     spoken = np.flatnonzero((source.frame["audio"] != "") & np.isin(source.splits(), SPLITS))
     speech = argparse.Namespace(**vars(args) | {"work": args.work / "speech"})
     speech.pairs = write_rows(source, spoken, ("audio", "text"), speech.work / "pairs.csv")
-    for part, encoder in ((args, LastMap), (speech, Segments)):
-        tokens = _tokens(part.pairs, encoder, part.work)
-        out[encoder.modality] = measured(part, tokens, latents(part, "text", "minilm-l6"))
-        write(args.out, {"epochs": args.epochs, "seeds": args.seeds, "metric": "recall on dev, last epoch", **out})
+    out: dict[str, Any] = {"epochs": args.epochs, "seeds": args.seeds, "metric": "recall on dev, last epoch"}
+    for part, encoder in ((speech, Segments), (args, LastMap)):
+        tokens, text = _tokens(part.pairs, encoder, part.work), latents(part, "text", "minilm-l6")
+        for found in measured(part, tokens, text):
+            write(args.out, out | {encoder.modality: found})
+        out[encoder.modality] = found
+        show(found["poolings"], encoder.modality)
 
 
 def _tokens(pairs: Path, encoder: Callable[[], Any], work: Path) -> dict[str, LatentStore]:
@@ -269,9 +276,12 @@ def _tokens(pairs: Path, encoder: Callable[[], Any], work: Path) -> dict[str, La
     }
 
 
-def measured(args: argparse.Namespace, tokens: dict[str, LatentStore], text: dict[str, Path]) -> dict[str, Any]:
-    """Every pooling of one modality with every seed; its table printed."""
-    modality, width = tokens["train"].modality, 1280 if tokens["train"].modality == "image" else 384
+def measured(
+    args: argparse.Namespace, tokens: dict[str, LatentStore], text: dict[str, Path]
+) -> Iterator[dict[str, Any]]:
+    """Every pooling of one modality with every seed, the slow one last; what there is, after each run."""
+    modality = tokens["train"].modality
+    width = WIDTHS[modality]
     names = [n for n in (*FIXED, *LEARNED) if modality == "image" or n not in NOT_NEGATIVE]
     table = PairTable.read(args.pairs)
     sets: dict[str, tuple[PairSet, PairSet]] = {}
@@ -279,21 +289,21 @@ def measured(args: argparse.Namespace, tokens: dict[str, LatentStore], text: dic
         stores = {split: pooled(store, name, width, table, args.work) for split, store in tokens.items()}
         both = {modality: stores, "text": text}
         sets[name] = joined(both, "train"), joined(both, "dev")
-    batch = min(4096, len(sets[BASE][0]) // 10) // 4 * 4
     closed = {n: kept(args.work / f"cca-{n}.json", lambda p=p: recalls(cca_ranks(*p, **CCA))) for n, p in sets.items()}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for seed in args.seeds:
-        for name in names:
-            pairs, dev = sets.get(name, sets[BASE])
-            config = TrainConfig(epochs=args.epochs, batch_size=batch, eval_every=5, val_fraction=0.02, seed=seed)
-            kind = partial(Learned, LEARNED[name], tokens) if name in LEARNED else Measured
-            folder = args.work / f"{args.epochs}-{name}-seed{seed}"
-            found.setdefault(name, []).append(trained(kind, pairs, dev, model_config(pairs), config, folder))
-            console.print(f"seed {seed}, {modality}, {name}: {100 * found[name][-1]['mean']:.1f}")
+    pairs, dev = sets[BASE]
+    batch = min(4096, len(pairs) // 10) // 4 * 4
     head = {"pairs": len(pairs), "dev_pairs": len(dev), "batch_size": batch, "tokens": tokens["train"].dim // width}
-    out = head | {"poolings": {name: _entry(found[name], found[BASE], closed.get(name)) for name in names}}
-    show(out["poolings"], modality)
-    return out
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed, name in sorted(itertools.product(args.seeds, names), key=lambda job: job[1] == SLOW):
+        pairs, dev = sets.get(name, sets[BASE])
+        config = TrainConfig(
+            epochs=args.epochs, batch_size=batch, eval_every=args.epochs, val_fraction=0.02, seed=seed
+        )  # fmt: skip
+        kind = partial(Learned, LEARNED[name], tokens) if name in LEARNED else Measured
+        folder = args.work / f"{args.epochs}-{name}-seed{seed}"
+        found.setdefault(name, []).append(trained(kind, pairs, dev, model_config(pairs), config, folder))
+        console.print(f"seed {seed}, {modality}, {name}: {100 * found[name][-1]['mean']:.1f}")
+        yield head | {"poolings": {n: _entry(found[n], found[BASE], closed.get(n)) for n in names if n in found}}
 
 
 def pooled(tokens: LatentStore, name: str, width: int, table: PairTable, work: Path) -> Path:
@@ -310,7 +320,7 @@ def pooled(tokens: LatentStore, name: str, width: int, table: PairTable, work: P
 def _entry(runs: list[dict[str, Any]], base: list[dict[str, Any]], cca: dict[str, float] | None) -> dict[str, Any]:
     values = {key: summary([run[key] for run in runs]) for key in runs[0] if "@" in key or key == "mean"}
     more = {key: [run[key] for run in runs] for key in ("exponent", "positions") if key in runs[0]}
-    less = summary([run["mean"] - other["mean"] for run, other in zip(runs, base, strict=True)])
+    less = summary([run["mean"] - other["mean"] for run, other in zip(runs, base, strict=False)])
     return {"recall": values, "difference": less, "seconds": [run["seconds"] for run in runs], "cca": cca, **more}
 
 
