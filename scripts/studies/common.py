@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from rich.console import Console
+from torch import Tensor
 
+from fusemix.cca import fit_cca
 from fusemix.config import ModelConfig, TrainConfig
 from fusemix.latents import LatentStore
+from fusemix.metrics import ranks
 from fusemix.pair_set import PairSet
-from fusemix.train import _Run, validation_recall
+from fusemix.pairs import PairTable
+from fusemix.train import _parameter_groups, _Run, validation_recall
 
 ROOT = Path(__file__).resolve().parents[2]
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
@@ -42,6 +49,15 @@ def latents(args: argparse.Namespace, column: str, encoder: str) -> dict[str, Pa
 def joined(stores: dict[str, dict[str, Path]], split: str) -> PairSet:
     """The pairs of a split, latents of both modalities."""
     return PairSet.join({modality: LatentStore.open(paths[split]) for modality, paths in stores.items()})
+
+
+def write_rows(table: PairTable, rows: np.ndarray, columns: Sequence[str], path: Path) -> Path:
+    """A table of these rows of another, file cells as absolute paths, with their splits; kept if it is there."""
+    if not path.exists():
+        cells = {c: [table.value(c, r) if table.frame[c].iat[r] else "" for r in rows] for c in columns}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(cells).assign(split=table.splits()[rows]).to_csv(path, index=False)
+    return path
 
 
 def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
@@ -79,6 +95,22 @@ class StudyRun(_Run):
         return recall
 
 
+class Rebuilt(StudyRun):
+    """A run whose model is changed before its optimiser is made."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        torch.manual_seed(self.config.seed)
+        self.change()
+        groups = _parameter_groups(self.model, self.config.weight_decay)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        plain = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
+        self.optimizer = self.accelerator.prepare_optimizer(plain)
+
+    def change(self) -> None:
+        """Change ``self.model``."""
+
+
 def recall_at_1(model: Any, pairs: PairSet) -> dict[str, float]:
     """Recall@1 by direction, any right answer of a group, each item once, and their ``mean``."""
     found = validation_recall(model, [pairs], [np.arange(len(pairs))])
@@ -86,8 +118,37 @@ def recall_at_1(model: Any, pairs: PairSet) -> dict[str, float]:
     return {**directions, "mean": float(np.mean(list(directions.values())))}
 
 
+def rank_by_direction(pairs: PairSet, embed: Callable[[str, np.ndarray], Tensor]) -> dict[str, np.ndarray]:
+    """Direction (``image_to_text``) -> rank of each query's best right answer, each item standing once.
+
+    Args:
+        pairs: Whose items are searched with and in; any item of the group is right.
+        embed: (modality, item numbers) -> embeddings (N, D), unit length.
+    """
+    sides = {}
+    for modality, items in pairs.items.items():
+        distinct, first = np.unique(items, return_index=True)
+        sides[modality] = embed(modality, distinct), pairs.groups[first]
+    found = {}
+    for a, b in itertools.permutations(sides, 2):
+        found[f"{a}_to_{b}"] = ranks(sides[a][0], sides[b][0], sides[a][1], sides[b][1])
+    return found
+
+
+def cca_ranks(pairs: PairSet, dev: PairSet, *, directions: int, ridge: float) -> dict[str, np.ndarray]:
+    """As :func:`rank_by_direction` on ``dev``, of regularised CCA fitted on ``pairs`` (of two modalities)."""
+    names = list(pairs.stores)
+    x, y = (pairs.latents(m, pairs.items[m]).numpy() for m in names)
+    cca = fit_cca(x, y, dim=min(directions, x.shape[1], y.shape[1]), ridge=ridge)
+
+    def embed(modality: str, items: np.ndarray) -> Tensor:
+        return torch.from_numpy(cca.embed(names.index(modality), dev.latents(modality, items).numpy()))
+
+    return rank_by_direction(dev, embed)
+
+
 def trained(
-    kind: type[StudyRun], pairs: PairSet, dev: PairSet, model: ModelConfig, config: TrainConfig, folder: Path
+    kind: Callable[..., StudyRun], pairs: PairSet, dev: PairSet, model: ModelConfig, config: TrainConfig, folder: Path
 ) -> dict[str, Any]:
     """Train, unless it has been: the last recall, its curve and the seconds; nothing but those is kept."""
 

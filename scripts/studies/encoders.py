@@ -14,18 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 from rich.table import Table
 
-from fusemix.cca import fit_cca
 from fusemix.config import TrainConfig
 from fusemix.diagnose import diagnose_pair, sample_pairs
 from fusemix.latents import LatentStore, write_latents
-from fusemix.metrics import ranks
 from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
-from studies.common import StudyRun, console, joined, kept, latents, model_config, points, summary, trained, write
+from studies.common import (
+    StudyRun,
+    cca_ranks,
+    console,
+    joined,
+    kept,
+    latents,
+    model_config,
+    points,
+    summary,
+    trained,
+    write,
+    write_rows,
+)
 
 PHOTOS = 2000
 CCA = (128, 1.0)  # directions, ridge
@@ -80,16 +89,12 @@ def measured(args: argparse.Namespace, stores: dict[str, dict[str, dict[str, Pat
 
 def some_photos(source: Path, photos: int, path: Path) -> Path:
     """A table of so many train photos, drawn once, and of all dev photos, with their captions."""
-    if not path.exists():
-        table = PairTable.read(source)
-        groups, splits = np.asarray(table.groups), np.asarray(table.splits())
-        train = np.unique(groups[splits == "train"])
-        chosen = np.random.default_rng([0, photos]).choice(train, min(photos, len(train)), replace=False)
-        rows = np.flatnonzero(np.isin(groups, chosen) | (splits == "dev"))
-        columns = {c: [table.value(c, r) if table.frame[c].iat[r] else "" for r in rows] for c in ("image", "text")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(columns).assign(split=splits[rows]).to_csv(path, index=False)
-    return path
+    table = PairTable.read(source)
+    groups, splits = np.asarray(table.groups), np.asarray(table.splits())
+    train = np.unique(groups[splits == "train"])
+    chosen = np.random.default_rng([0, photos]).choice(train, min(photos, len(train)), replace=False)
+    rows = np.flatnonzero(np.isin(groups, chosen) | (splits == "dev"))
+    return write_rows(table, rows, ("image", "text"), path)
 
 
 def together(folders: list[Path], table: PairTable, out: Path) -> Path:
@@ -109,17 +114,10 @@ def together(folders: list[Path], table: PairTable, out: Path) -> Path:
 
 def figures(pairs: PairSet, dev: PairSet) -> dict[str, Any]:
     """CCA's mean recall@1 on dev, and what scripts/diagnose.py measures on the training pairs."""
-    sides = [pairs.latents(m, pairs.items[m]).numpy() for m in pairs.stores]
-    cca = fit_cca(*sides, dim=min(CCA[0], *(x.shape[1] for x in sides)), ridge=CCA[1])
-    embedded, groups = [], []
-    for side, modality in enumerate(pairs.stores):
-        distinct, first = np.unique(dev.items[modality], return_index=True)
-        embedded.append(torch.from_numpy(cca.embed(side, dev.latents(modality, distinct).numpy())))
-        groups.append(dev.groups[first])
-    rank = [ranks(embedded[a], embedded[b], groups[a], groups[b]) for a, b in ((0, 1), (1, 0))]
+    rank = cca_ranks(pairs, dev, directions=CCA[0], ridge=CCA[1])
     chosen = sample_pairs(pairs.groups, 5000)
-    diagnosed = diagnose_pair(*(x[chosen] for x in sides))
-    return {"cca_on_dev": float(np.mean([(r == 1).mean() for r in rank])), "diagnose": diagnosed}
+    diagnosed = diagnose_pair(*(pairs.latents(m, items[chosen]).numpy() for m, items in pairs.items.items()))
+    return {"cca_on_dev": float(np.mean([(r == 1).mean() for r in rank.values()])), "diagnose": diagnosed}
 
 
 def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]], known: dict[str, Any]) -> dict[str, Any]:
