@@ -27,7 +27,7 @@ from fusemix.sampling import clean_latents, levels
 logger = logging.getLogger(__name__)
 
 STRENGTH = 0.12  # of a step's move, as a share of its clean latents; chosen on train photos (docs/results.md)
-EVERY = 2  # steps between two looks: half the price, and as good as a look at every one
+EVERY = 2  # steps from one look to the next; a look costs more than a step
 AT_ONCE = 4  # pictures looked at together; more leave the cache
 SHIFT = 4  # pixels of the decoder's, at most, by which a look is moved up or down and sideways
 

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from fusemix.latents import LatentStore
 
 DEFAULTS = TrainConfig()
+# what stands for flags that are left out
+RECIPES: dict[str, dict[str, float]] = {
+    "views": {"embed_dim": 1024, "expansion": 1.0, "closed_form_ridge": 1.0},
+    "two-path": {"embed_dim": 512, "expansion": 4.0, "closed_form_ridge": DEFAULTS.closed_form_ridge},
+    "paper": {"embed_dim": 512, "expansion": 4.0, "closed_form_ridge": DEFAULTS.closed_form_ridge},
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights")
 
     p.add_argument(
-        "--recipe", choices=("views", "two-path", "paper"), default="views",
+        "--recipe", choices=tuple(RECIPES), default="views",
         help="views: a closed form (CCA, ridge) beside three trained paths, each with its own view of the latents; "
         "two-path: beside one; paper: the paper's adapters alone",
     )  # fmt: skip
@@ -55,14 +61,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--embed-dim", type=int, help="width of the shared space (default: 512, with --recipe views 1024, 256 a path)"
     )
     model.add_argument("--depth", type=int, default=1, help="inverted-bottleneck blocks per adapter (paper: 4)")
-    model.add_argument("--expansion", type=float, default=4.0, help="hidden width of a block / latent width")
+    model.add_argument(
+        "--expansion", type=float, help="hidden width of a block / width it reads (default: 4, with --recipe views 1)"
+    )
     model.add_argument("--dropout", type=float, default=0.6)
     model.add_argument(
         "--closed-form-dim", type=int, help="of embed-dim, filled by the closed form (default: a path's share)"
     )
     model.add_argument("--whiten-dim", type=int, default=512, help="principal components the trained blocks read")
     model.add_argument("--whiten", action=argparse.BooleanOptionalAction, default=True, help="whiten those components")
-    model.add_argument("--closed-form-ridge", type=float, default=DEFAULTS.closed_form_ridge)
+    model.add_argument("--closed-form-ridge", type=float, help="of its covariances (default: 2, with --recipe views 1)")
 
     model.add_argument("--init", help="start from this checkpoint's adapters (folder or Hub id)")
     model.add_argument("--frozen", nargs="+", default=(), metavar="MODALITY", help="adapters of --init to keep as is")
@@ -99,8 +107,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Train; 0 when finished, 2 on bad input, 130 when interrupted (the state is saved)."""
     args = parse(argv)
-    if args.embed_dim is None:
-        args.embed_dim = 1024 if args.recipe == "views" else 512
+    for name, value in RECIPES[args.recipe].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -28,7 +28,7 @@ from fusemix.pairs import PairTable
 ROOT = Path(__file__).resolve().parents[1]
 # member -> flags of scripts/train.py, and what is added to the seed; small enough for 60 MB in all
 MEMBERS: dict[str, tuple[tuple[object, ...], int]] = {
-    "two-path": (("--embed-dim", 512, "--expansion", 4), 0),
+    "two-path": (("--recipe", "two-path", "--embed-dim", 512, "--expansion", 4), 0),
     "paper-1": (("--recipe", "paper", "--embed-dim", 512, "--expansion", 0.25), 1),
     "paper-2": (("--recipe", "paper", "--embed-dim", 256, "--expansion", 0.2), 2),
 }
