@@ -300,6 +300,7 @@ drawings = st.tuples(
     mostly(st.integers(1, 3), st.sampled_from([None, 0, -1, 10**9, "x", float("inf")])),  # candidates
     st.booleans(),
     mostly(st.floats(0.1, 1)),  # strength
+    mostly(st.sampled_from([0, 0, 0, 0, 0.1]), st.sampled_from([None, -1, 3, "x", float("nan")])),  # steering
 )
 
 # name -> (share of all inputs, strategy, what is done with a value and the fixtures)

@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -16,8 +17,11 @@ import torch
 from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
 from demo.lanes import Lanes
 from demo.studio import DEFAULT_DECODER, Request, Studio
+from fusemix.adapters import FusionModel
+from fusemix.config import ModelConfig
 from fusemix.generate import Generator
 from fusemix.index import Hit
+from fusemix.steering import STRENGTH
 from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +106,32 @@ def test_drawing_shows_every_step_and_ends_with_the_pictures(studio):
     assert frames[0].sentence.startswith("Step 1 of 3")
     assert len(frames[-1].images) == 2
     assert frames[-1].images[0][0].size == (320, 320)
+
+
+def test_a_drawing_is_steered_towards_the_blend_where_the_encoder_lets_it(monkeypatch):
+    service, given = FakeService(), []
+    service.retriever.model = FusionModel(ModelConfig(latent_dims={"image": 3, "text": 3}, embed_dim=8, depth=0)).eval()
+    torch.manual_seed(0)
+    parts = new_unet(4, 4, (8, 16), 8), new_autoencoder(4, 8, (0, 0, 0, 0)), torch.zeros(1, 8), torch.ones(1, 8)
+    generator = Generator(small_pipeline(*parts))
+    plain = Studio(service, source=str(DEFAULT_DECODER), generator=generator)
+    assert plain.steering == 0  # this encoder lets no gradients through
+    with pytest.raises(ValueError, match="no method `see`"):
+        list(plain.draw(Request(text="a dog", steps=2, steering=0.1)))
+    service.retriever.encoders["image"] = SimpleNamespace(
+        see=lambda pixels: pixels.mean((2, 3)),
+        encode=lambda images: np.stack([np.asarray(i, dtype=np.float32).mean((0, 1)) / 255 for i in images]),
+    )
+    assert plain.steering == STRENGTH and Studio(service, source="tiny", generator=generator).steering == 0
+    draw = generator.from_image_embeds
+    monkeypatch.setattr(generator, "from_image_embeds", lambda *a, **k: given.append(k["steering"]) or draw(*a, **k))
+    request = Request(text="a dog", audio=DOG, share=0.75, steps=2, candidates=2)
+    for frames in (plain.draw(request), plain.draw(replace(request, steering=0.1))):
+        assert list(frames)[-1].done
+    assert given[0] is None and given[1].strength == 0.1
+    expected = np.zeros(8, dtype=np.float32)
+    expected[:2] = 0.75, 0.25  # the sound's share first
+    torch.testing.assert_close(given[1].wanted[0], torch.from_numpy(expected / np.linalg.norm(expected)))
 
 
 def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
@@ -241,9 +271,9 @@ def test_unexpected_failures_are_noted_and_hidden(studio, monkeypatch, caplog):
 
 
 def test_widget_values_become_a_request():
-    request = request_of("a.wav", None, None, 0.5, 20.0, 3.0, 10.0, None, 2.0, 6.0, True, 0.4)
+    request = request_of("a.wav", None, None, 0.5, 20.0, 3.0, 10.0, None, 2.0, 6.0, True, 0.4, 0.2)
     assert request == Request(
-        audio="a.wav", steps=20, noise_level=10, n_images=2, candidates=6, from_gallery=True, strength=0.4
+        audio="a.wav", steps=20, noise_level=10, n_images=2, candidates=6, from_gallery=True, strength=0.4, steering=0.2
     )
     assert request.queries() == {"audio": "a.wav"}
 
