@@ -232,7 +232,7 @@ def _inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
         noise = gr.Slider(0, 600, 0, step=10, label="Noise level: more keeps less of what was heard")
         seed = gr.Number(0, label="Seed", precision=0)
         count = gr.Slider(1, 8, 4, step=1, label="Pictures")
-        candidates = gr.Slider(1, 16, 8, step=1, label="Candidates: draw so many, show the nearest")
+        candidates = gr.Slider(1, 16, 4, step=1, label="Candidates: draw so many, show the nearest")
         gallery = gr.Checkbox(
             studio.from_gallery, label="Draw over the gallery's nearest pictures, not from noise alone"
         )

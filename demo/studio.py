@@ -342,7 +342,8 @@ class _Drawing:
     def _sentence(self, shown: int, drawn: int, seconds: float) -> str:
         parts = [f"{shown} picture{'s' if shown > 1 else ''} in {seconds:.1f} s, seed {self.request.seed}."]
         if self.request.candidates > 1:
-            parts.append(f"The nearest of {drawn} drawn, chosen by the same image encoder that steers the decoder.")
+            how = f"The nearest of {drawn} drawn, chosen" if drawn > shown else "Nearest first,"
+            parts.append(f"{how} by the same image encoder that steers the decoder.")
         if self.starts:
             named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
             parts.append(f"Drawn over the gallery's {', '.join(named)}.")

@@ -202,6 +202,8 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
     darkest = sorted(np.asarray(image).mean() for image, _ in everything)[:2]
     assert [np.asarray(image).mean() for image, _ in chosen.images] == pytest.approx(darkest, abs=0.5)
     assert "nearest of 6 drawn, chosen by the same image encoder" in chosen.sentence
+    *_, all_shown = studio.draw(Request(text="a dog", steps=2, n_images=2, candidates=2))
+    assert "Nearest first, by the same image encoder" in all_shown.sentence
     assert chosen.images[0][1].startswith("similarity ")
 
 
