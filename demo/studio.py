@@ -151,8 +151,9 @@ class Studio:
         side, count = values["side"], values["data"]["pictures"]
         return (
             f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So the image "
-            "encoder steers it, and it draws over the gallery's nearest pictures unless you let it begin from noise."
+            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So "
+            + ("the image encoder steers it, and " if self.steering else "")
+            + "it draws over the gallery's nearest pictures unless you let it begin from noise."
         )
 
     @property
@@ -164,11 +165,12 @@ class Studio:
     @property
     def steering(self) -> float:
         """How strongly drawings are steered unless asked otherwise; 0 where the image encoder cannot steer."""
+        if not (Path(self.source) / "train_config.json").is_file():  # of scripts/train_unclip.py
+            return 0.0
         from fusemix.steering import STRENGTH as AS_MEASURED
         from fusemix.steering import Seeing
 
-        small = (Path(self.source) / "train_config.json").is_file()
-        return AS_MEASURED if small and isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
+        return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
 
     def generator(self) -> Generator:
         """The decoder, loaded once.
@@ -343,7 +345,7 @@ class _Drawing:
         parts = [f"{shown} picture{'s' if shown > 1 else ''} in {seconds:.1f} s, seed {self.request.seed}."]
         if self.request.candidates > 1:
             how = f"The nearest of {drawn} drawn, chosen" if drawn > shown else "Nearest first,"
-            parts.append(f"{how} by the same image encoder that steers the decoder.")
+            parts.append(f"{how} by the same image encoder that conditions the decoder.")
         if self.starts:
             named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
             parts.append(f"Drawn over the gallery's {', '.join(named)}.")

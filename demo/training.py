@@ -265,7 +265,7 @@ class _Run:
 
 
 def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:
-    """The settings of scripts/train.py's recipes, with batches and validation to suit few pairs."""
+    """``--recipe two-path`` or ``paper`` of scripts/train.py, with batches and validation to suit few pairs."""
     dims = {name: store.dim for name, store in pairs.stores.items()}
     model = ModelConfig(
         latent_dims=dims,

@@ -115,7 +115,7 @@ class TwoPathAdapter(nn.Module):
     def view(self, name: str, x: Tensor) -> Tensor:
         """What a trained path reads of latents (B, D_x): (B, whiten_dim), of ``root`` (B, D_x)."""
         if name == "root":
-            return x * (x.abs() + self.floor).rsqrt()  # has a slope at 0, which a plain root has not
+            return x * (x.abs() + self.floor.clamp_min(1e-12)).rsqrt()  # has a slope at 0, which a plain root has not
         return (x - self.mean) @ (self.whiten if name == "whitened" else self.rotate)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D)

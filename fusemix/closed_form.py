@@ -114,10 +114,10 @@ def _fit_cca(
     weight = np.sqrt(correlation[:dim])
     go_on()
     _store(model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None])
-    _store_views(model, a, x, xx, parts_x, ridge, x_scale)
+    _store_views(model, a, x_mean, xx, parts_x, ridge, x_scale)
     go_on()
     _store(model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None])
-    _store_views(model, b, y, yy, parts_y, ridge, y_scale)
+    _store_views(model, b, y_mean, yy, parts_y, ridge, y_scale)
 
 
 def _fit_ridge(
@@ -145,7 +145,8 @@ def _fit_ridge(
     go_on()
     loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
     _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None])
-    _store_views(model, new, x, xx, None, whiten_ridge, scale)
+    go_on()
+    _store_views(model, new, mean, xx, None, whiten_ridge, scale)
 
 
 def decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +164,7 @@ def _store(model: FusionModel, modality: str, mean: np.ndarray, linear: np.ndarr
 def _store_views(
     model: FusionModel,
     modality: str,
-    x: Latents,
+    mean: np.ndarray,
     covariance: np.ndarray,
     parts: tuple[np.ndarray, np.ndarray] | None,
     ridge: float,
@@ -174,7 +175,7 @@ def _store_views(
     Args:
         model: Changed in place.
         modality: Of the latents.
-        x: The latents.
+        mean: Of the latents, (D_x,).
         covariance: Of the standardised latents.
         parts: Its :func:`decompose`, if that is known.
         ridge: Of the whitening.
@@ -189,7 +190,8 @@ def _store_views(
         _, vectors = decompose(covariance * scale[:, None] * scale)  # of the latents themselves: a rotation
         (adapter.rotate if config.views else adapter.whiten).copy_(_tensor(vectors[:, ::-1][:, :width]))
     if "root" in config.views:
-        adapter.floor.copy_(torch.tensor(ROOT_FLOOR * float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))))
+        typical = float(np.sqrt(np.mean(mean**2 + covariance.diagonal() * scale**2)))
+        adapter.floor.copy_(torch.tensor(ROOT_FLOOR * typical))
 
 
 def _whitened(values: np.ndarray, vectors: np.ndarray, width: int, ridge: float) -> np.ndarray:

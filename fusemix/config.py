@@ -19,7 +19,7 @@ class ModelConfig:
         encoders: Modality -> identity of the frozen encoder (name, revision, fingerprint, ...).
         embed_dim: Width D of the shared space.
         depth: Number of inverted-bottleneck blocks per adapter (the paper's code: 4).
-        expansion: Hidden width of a block as a multiple of D_x (the paper's code: 4).
+        expansion: Hidden width of a block as a multiple of the width it reads, D_x in the paper (its code: 4).
         dropout: Dropout inside the blocks while training (the paper's code: 0.6).
         closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
             closed form fills (:mod:`fusemix.closed_form`); 0 is the paper's adapter alone.
@@ -70,6 +70,8 @@ class ModelConfig:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
             raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
+        if self.views and not self.whiten:
+            raise ValueError("views name their components themselves; whiten=False belongs to one path without views.")
         if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
             raise ValueError(
                 f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
@@ -107,6 +109,8 @@ class ModelConfig:
         for name in ("members", "views"):
             if not values[name]:
                 del values[name]
+            else:
+                values[name] = list(values[name])  # as JSON gives it back
         if self.whiten:
             del values["whiten"]
         return values

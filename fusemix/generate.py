@@ -163,7 +163,7 @@ class Generator:
         """
         return self.from_image_embeds(self.condition({modality: embedding}), **settings)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def from_image_embeds(
         self,
         image_embeds: Tensor,
@@ -243,7 +243,7 @@ class Generator:
         if steering is not None:
             if len(steering.wanted) not in (1, len(rows)):
                 raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
-            steering.steer(pipe.scheduler, self._pixels, seed)
+            steering.steer(pipe.scheduler, self._pixels, [seed + i for i in range(len(rows))])
         pipe.set_progress_bar_config(disable=True)
         with one_thread(self.is_small and device.type == "cpu"):
             result = pipe(
@@ -291,7 +291,7 @@ class Generator:
         zeros = torch.zeros(n, 1, self.pipeline.unet.config.cross_attention_dim, device=device, dtype=dtype)
         return {"prompt_embeds": zeros, "negative_prompt_embeds": zeros}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
         """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square."""
         vae = self.pipeline.vae
@@ -301,7 +301,7 @@ class Generator:
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
         return latents * vae.config.scaling_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (N, C, s, s) at the scale the UNet works at."""
         return list(self.pipeline.image_processor.postprocess(self._pixels(latents) * 2 - 1, output_type="pil"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -76,7 +77,7 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *,
     batch = sum(run.batches)
     return Plan(
         parameters=parameters,
-        memory_bytes=fixed + batch * a_row + _logits(max(run.batches), config),
+        memory_bytes=fixed + batch * a_row + _logits(max(run.batches), config) * _kept(sets, model_config, config),
         disk_bytes=FLOAT * (2 * parameters + 2 * trained),
         seconds_per_step=float(np.median(times[2:])),
         steps=run.total_steps,
@@ -100,6 +101,13 @@ def _logits(batch: int, config: TrainConfig) -> int:
     rows = batch // 2 if config.mixup_alpha is not None else batch
     side = rows if rows <= PLAIN_UP_TO else TILE
     return 5 * FLOAT * side * side
+
+
+def _kept(sets: list[PairSet], model: ModelConfig, config: TrainConfig) -> int:
+    """Matrices of logits that wait for the backward pass: in tiles one, else one a path and pair of modalities."""
+    rows = config.batch_size // 2 if config.mixup_alpha is not None else config.batch_size
+    pairs = max(math.comb(len(s.stores), 2) for s in sets)
+    return len(model.trained_parts) * pairs if rows <= PLAIN_UP_TO else 1
 
 
 def _free_bytes() -> int:

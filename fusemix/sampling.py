@@ -16,6 +16,8 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
+from fusemix.denoising import clean_latents
+
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "dpm++": DPMSolverMultistepScheduler,
@@ -106,46 +108,15 @@ class Watch:
 
         @functools.wraps(whole)  # the pipeline asks for the signature
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-            self.clean = clean_latents(scheduler, model_output[:1], timestep, sample[:1])
+            if generator.is_small:
+                self.clean = clean_latents(scheduler, model_output[:1], timestep, sample[:1])
             return whole(model_output, timestep, sample, *rest, **named)
 
         scheduler.step = step
 
     def __call__(self, step: int, timestep: Tensor, latents: Tensor) -> None:
         """After a step, as diffusers calls it."""
-        shown = latents[:1] if self.clean is None else self.clean
-        preview = self.generator.decode(shown)[0] if self.generator.is_small else None
+        preview = None if self.clean is None else self.generator.decode(self.clean)[0]
         self.done += 1
         if self.on_step(min(self.done, self.steps), self.steps, preview):
             raise Cancelled(f"stopped after {self.done} of {self.steps} steps")
-
-
-def levels(scheduler: Any, timestep: Any) -> tuple[float, float, bool]:
-    """The a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler's does."""
-    alphas = scheduler.alphas_cumprod
-    alpha = float(alphas[min(round(float(timestep)), len(alphas) - 1)])
-    return alpha**0.5, (1 - alpha) ** 0.5, type(scheduler).__name__.startswith("Euler")
-
-
-def clean_latents(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """The clean latents x0 (N, C, s, s) that a step points at.
-
-    Args:
-        scheduler: Predicting v, noise or the sample.
-        model_output: Of the network, (N, C, s, s).
-        timestep: Of the step.
-        sample: The noisy latents as the scheduler keeps them, (N, C, s, s).
-
-    Raises:
-        ValueError: If the scheduler predicts something else.
-    """
-    kind = scheduler.config.prediction_type
-    a, s, over_a = levels(scheduler, timestep)
-    x = sample * a if over_a else sample
-    if kind == "v_prediction":
-        return a * x - s * model_output
-    if kind == "epsilon":
-        return (x - s * model_output) / a
-    if kind == "sample":
-        return model_output
-    raise ValueError(f"A scheduler that predicts {kind!r} is not known here; expected v, noise or the sample.")

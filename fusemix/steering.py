@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,13 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
-from fusemix.sampling import clean_latents, levels
+from fusemix.denoising import clean_latents, levels
 
 logger = logging.getLogger(__name__)
 
 STRENGTH = 0.12  # of a step's move, as a share of its clean latents; chosen on train photos (docs/results.md)
 EVERY = 2  # steps from one look to the next; a look costs more than a step
-AT_ONCE = 4  # pictures looked at together; more leave the cache
+AT_ONCE = 4  # small pictures looked at together; more leave the cache, and large ones, one by one, the memory
+_SMALL_LATENTS = 16  # side
+_LARGE = 1024.0
 SHIFT = 4  # pixels of the decoder's, at most, by which a look is moved up or down and sideways
 
 
@@ -85,7 +87,7 @@ class Steering:
         seen = F.normalize(adapter(latents.to(self.model.temperature.device)), dim=1)
         return (seen * wanted.to(seen)).sum(dim=1)
 
-    def slope(self, clean: Tensor, decode: Callable[[Tensor], Tensor], look: torch.Generator) -> Tensor:
+    def slope(self, clean: Tensor, decode: Callable[[Tensor], Tensor], looks: Sequence[torch.Generator]) -> Tensor:
         """Where each clean picture's latents would come nearer to what was asked for.
 
         Every look is at the picture or its mirror image, a few pixels aside: what helps in one place alone is texture
@@ -94,23 +96,23 @@ class Steering:
         Args:
             clean: Latents at the scale the UNet works at, (N, C, s, s).
             decode: Latents -> RGB pixels (N, 3, H, W) in about [0, 1], differentiable.
-            look: Where the mirror and the shift come from.
+            looks: Where each picture's mirror and shift come from.
 
         Returns:
             Directions of unit length, shape and dtype of ``clean``; zeros where there is no slope.
         """
         wanted = self.wanted.expand(len(clean), -1)
-        mirrored, (down, right) = (
-            bool(torch.randint(2, (), generator=look)),
-            torch.randint(-SHIFT, SHIFT + 1, (2,), generator=look).tolist(),
-        )
+        at_once = AT_ONCE if clean.shape[-1] <= _SMALL_LATENTS else 1
         parts = []
-        for part, target in zip(clean.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
-            with torch.inference_mode(False), torch.enable_grad():
-                latents = part.clone().requires_grad_()
-                pixels = shifted(decode(latents).float(), down, right)
-                value = self.similarity(pixels.flip(3) if mirrored else pixels, target.clone())
-                (gradient,) = torch.autograd.grad(value.sum(), latents)
+        for begin in range(0, len(clean), at_once):
+            part = slice(begin, begin + at_once)
+            with torch.enable_grad():
+                latents = clean[part].clone().requires_grad_()
+                pixels = decode(latents).float()
+                seen = torch.cat([looked_at(x, look) for x, look in zip(pixels.split(1), looks[part], strict=True)])
+                value = self.similarity(seen, wanted[part])
+                # only the direction counts, and in float16 small slopes would be lost on their way
+                (gradient,) = torch.autograd.grad(_LARGE * value.sum(), latents)
             parts.append(gradient.float())
         gradient = torch.cat(parts)
         length = gradient.flatten(1).norm(dim=1)[:, None, None, None]
@@ -119,22 +121,24 @@ class Steering:
             logger.info("%d of %d pictures gave no slope to steer along.", int(flat.sum()), len(clean))
         return torch.where(flat, 0.0, gradient / length.clamp_min(1e-12)).to(clean.dtype)
 
-    def steer(self, scheduler: Any, decode: Callable[[Tensor], Tensor], seed: int) -> None:
+    def steer(self, scheduler: Any, decode: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
         """Let a scheduler move every :data:`EVERY`-th step; changed in place.
 
         The clean picture x0 that a step points at moves by d, its noise stays: the noisy sample moves by a d
-        with x = a x0 + s eps, and the network's output with it, so that any solver reads x0 + d and the same noise.
+        with x = a x0 + s eps, and the network's output with it, so that the solver reads x0 + d and the same noise.
+        DDIM and Euler then go on from there; DPM++, of second order, goes a little further, and UniPC's corrector,
+        which begins from the sample before, takes about half of it back. Strengths were chosen with DDIM.
 
         Args:
             scheduler: A diffusers scheduler that no other drawing uses, predicting v, noise or the sample.
             decode: As for :meth:`slope`.
-            seed: Of the looks.
+            seeds: Of each picture's looks; picture i does not depend on the others.
 
         Raises:
             ValueError: At a step, if the scheduler predicts something else.
         """
         kind = scheduler.config.prediction_type
-        whole, look = scheduler.step, torch.Generator("cpu").manual_seed(seed % 2**63)
+        whole, looks = scheduler.step, [torch.Generator("cpu").manual_seed(seed % 2**63) for seed in seeds]
         done = 0
 
         @functools.wraps(whole)  # the pipeline asks for the signature
@@ -145,12 +149,20 @@ class Steering:
                 a, s, over_a = levels(scheduler, timestep)
                 clean = clean_latents(scheduler, model_output, timestep, sample)
                 length = clean.flatten(1).norm(dim=1)[:, None, None, None]
-                move = self.strength * length * self.slope(clean, decode, look)
+                move = self.strength * length * self.slope(clean, decode, looks)
                 sample = sample + (move if over_a else a * move)
                 model_output = model_output + {"v_prediction": -s, "epsilon": 0.0, "sample": 1.0}[kind] * move
             return whole(model_output, timestep, sample, *rest, **named)
 
         scheduler.step = step
+
+
+def looked_at(pixels: Tensor, look: torch.Generator) -> Tensor:
+    """A picture (1, 3, H, W) or its mirror image, a few pixels aside, as ``look`` says."""
+    mirrored = bool(torch.randint(2, (), generator=look))
+    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=look).tolist()
+    moved = shifted(pixels, down, right)
+    return moved.flip(3) if mirrored else moved
 
 
 def shifted(pixels: Tensor, down: int, right: int) -> Tensor:

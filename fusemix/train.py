@@ -469,9 +469,13 @@ def _start_from(model: FusionModel, init: FusionModel | None, frozen: tuple[str,
         try:
             model.adapters[modality].load_state_dict(init.adapters[modality].state_dict())
         except RuntimeError as error:
+            ours, theirs = model.config, init.config
+            names = ("embed_dim", "depth", "expansion", "closed_form_dim", "whiten_dim", "views")
+            differ = [n for n in names if getattr(theirs, n) != getattr(ours, n)]
+            other = "; ".join(f"{n} {getattr(theirs, n)!r}, not {getattr(ours, n)!r}" for n in differ)
             raise ValueError(
-                f"The {modality} adapter to start from has another shape than this model's; train with its "
-                f"embed_dim {init.config.embed_dim}, depth {init.config.depth}, expansion {init.config.expansion}."
+                f"The {modality} adapter to start from has another shape than this model's: {other}. Train with the "
+                "flags it was trained with (a closed form without views: --recipe two-path; none: --recipe paper)."
             ) from error
         if init.config.encoders.get(modality) != model.config.encoders.get(modality):
             raise ValueError(f"The {modality} adapter to start from was trained on another encoder's latents.")

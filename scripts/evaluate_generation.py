@@ -40,11 +40,11 @@ from fusemix.adapters import FusionModel
 from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge
 from fusemix.encoders import Encoder, load_encoder
 from fusemix.files import read_json, write_json
-from fusemix.generate import Generator, nearest_pictures, rank_images
+from fusemix.generate import Generator, default_steering, nearest_pictures, rank_images
 from fusemix.latents import MANIFEST_NAME, LatentStore
 from fusemix.metrics import bootstrap, ranks, summarise
 from fusemix.pairs import PairTable
-from fusemix.steering import STRENGTH, Steering
+from fusemix.steering import Steering
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # pictures drawn at once
@@ -112,7 +112,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="by default the decoder's own")
     parser.add_argument("--noise-level", type=int, default=0)
     parser.add_argument(
-        "--steering", type=float, default=STRENGTH, help="towards the query (fusemix/steering.py); 0: not"
+        "--steering", type=float, help="towards the query (fusemix/steering.py); 0: not (default: the tab's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="torch device of the decoder")
@@ -144,6 +144,8 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     encoders = {m: load_encoder(model.config.encoders[m]["name"]) for m in model.modalities}
     generator = Generator.from_pretrained(args.decoder, model, device=args.device)
     train = load_train(PairTable.read(args.train_pairs), args.latents, model)
+    if args.steering is None:
+        args.steering = default_steering(generator, encoders["image"])
     draw = drawer(generator, model, encoders["image"], args)
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
@@ -419,7 +421,7 @@ def bridges(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
-    """Every bridge over the gap, fitted on the training split: what its embeddings and its pictures find."""
+    """Every bridge over the gap, fitted on the training split: what its embeddings and its unsteered pictures find."""
     judge = Judge(held_out, model, encoder)
     out: dict[str, Any] = {}
     for modality in (m for m in ("text", "audio") if m in held_out.queries and m in train.pairs):

@@ -7,6 +7,7 @@ python scripts/generate.py --audio rain.wav --text "a street at night" --weight 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 import time
@@ -125,10 +126,13 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     if missing := sorted(set(queries) - set(model.modalities)):
         raise ValueError(f"The checkpoint understands {list(model.modalities)}, not {missing}.")
 
+    @functools.cache
     def encoder_of(modality: str) -> Encoder:
         return load_encoder(model.config.encoders[modality]["name"], device=args.device)
 
     eyes = encoder_of("image") if "image" in model.modalities else None
+    if eyes is None and args.candidates > 1:
+        raise ValueError("--candidates needs an image encoder to choose with; this checkpoint understands no pictures.")
     embeddings = {m: model.embed(m, encoder_of(m).encode([query]))[0] for m, query in queries.items()}
     generator = Generator.from_pretrained(
         args.decoder, model, conditioner=args.conditioner, device=args.device, offload=args.offload
@@ -173,7 +177,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
         note += f", steered ({steered:g})"
     if args.candidates == 1:
         return images[0], note
-    assert eyes is not None
+    assert eyes is not None  # checked above
     ranked = rank_images(images, wanted, model, eyes)
     return ranked[0][0], f"{note}, the best of {args.candidates} by the image encoder (similarity {ranked[0][1]:.2f})"
 

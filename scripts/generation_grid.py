@@ -21,12 +21,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fusemix.adapters import FusionModel
-from fusemix.generate import Generator, nearest_pictures
+from fusemix.generate import Generator, default_steering, nearest_pictures
 from fusemix.index import EmbeddingIndex
 from fusemix.media import load_image
 from fusemix.pairs import PairTable
 from fusemix.retrieve import load_encoders
-from fusemix.steering import STRENGTH, Steering
+from fusemix.steering import Steering
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, LABEL, MARGIN, COLUMNS = 132, 40, 104, 10  # pixels, pixels, pixels, pictures in a row
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder", default=str(ROOT / "checkpoints/unclip-small"))
     parser.add_argument("--index", type=Path, default=ROOT / "demo/index", help="whose pictures are drawn over")
     parser.add_argument("--strength", type=float, default=0.6, help="how much is drawn over them")
-    parser.add_argument("--steering", type=float, default=STRENGTH, help="towards the clip, 0 for none")
+    parser.add_argument("--steering", type=float, help="towards the clip, 0 for none (default: the tab's)")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the pictures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/generation.png")
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     encoders = load_encoders(model.config)
     encoder, eyes = encoders["audio"], encoders["image"]
     generator = Generator.from_pretrained(args.decoder, model)
+    strength = default_steering(generator, eyes) if args.steering is None else args.steering
     index = EmbeddingIndex.load(args.index, model_identity=model.identity)
     aside = {Path(item.value).resolve() for item in PairTable.read(args.sounds).items("image", args.split)}
     font = ImageFont.load_default(13)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         for column, (embedding, (_, caption)) in enumerate(zip(embeddings, clips, strict=True)):
             ((path, _),) = nearest_pictures(index, embedding, 1, exclude=aside)
             start = load_image(str(path))
-            steering = Steering(model, eyes, torch.from_numpy(embedding), args.steering)
+            steering = Steering(model, eyes, torch.from_numpy(embedding), strength) if strength else None
             settings = {"modality": "audio", "steps": args.steps, "seed": args.seed, "steering": steering}
             (over,) = generator.generate(embedding, start=start, strength=args.strength, **settings)
             (alone,) = generator.generate(embedding, **settings)

@@ -8,6 +8,7 @@ from fusemix.adapters import FusionModel
 from fusemix.cca import fit_cca
 from fusemix.closed_form import Stopped, fit_closed_form
 from fusemix.config import VIEWS, ModelConfig
+from fusemix.ensemble import join_models
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(400, 5))
@@ -138,6 +139,7 @@ def test_the_cosine_is_the_mean_of_the_paths_and_a_later_modality_gets_its_views
     [
         ({"views": ("whitened", "upside down")}, "must be among .*'upside down'"),
         ({"views": VIEWS, "closed_form_dim": 0}, "stand beside a closed form"),
+        ({"views": VIEWS, "whiten": False}, "belongs to one path without views"),
         ({"views": VIEWS, "embed_dim": 12}, "12 - 4 cannot be so divided"),
     ],
 )
@@ -153,6 +155,17 @@ def test_a_model_with_views_is_saved_and_loaded_and_older_ones_keep_their_identi
     assert loaded.config == model.config and loaded.identity == model.identity
     assert torch.equal(loaded.embed("image", LATENTS["image"]), model.embed("image", LATENTS["image"]))
     assert "views" not in new_model().config.to_dict()
+    both = join_models([model, new_model()])
+    assert FusionModel.from_pretrained(both.save_pretrained(tmp_path / "both")).config == both.config
+
+
+def test_latents_near_zero_survive_half_precision(tmp_path):
+    model = new_model(embed_dim=13, views=VIEWS)
+    latents = {m: np.abs(x) * np.float32(1e-4) for m, x in LATENTS.items()}
+    latents["image"][:, 0] = 0
+    fit_closed_form(model, [latents])
+    loaded = FusionModel.from_pretrained(model.save_pretrained(tmp_path, dtype=torch.float16))
+    assert torch.isfinite(loaded.embed("image", latents["image"])).all()
 
 
 def test_both_paths_weigh_the_same_and_only_the_trained_one_is_given_to_the_loss():
@@ -193,7 +206,9 @@ def test_the_fit_can_be_stopped_before_every_chunk_and_decomposition(monkeypatch
     asked = itertools.count()
     fit_closed_form(new_model(), [LATENTS], should_stop=lambda: next(asked) < 0)
     times = next(asked)
-    assert times == 4 + 4 + 4 + 1  # chunks of the first pair, its decompositions; chunks of the third, its solution
+    assert (
+        times == 4 + 4 + 4 + 2
+    )  # chunks of the first pair, its decompositions; of the third, its solution and its views
     for last in range(times):
         countdown = iter([False] * last + [True])
         with pytest.raises(Stopped):

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
+from fusemix.denoising import clean_latents
 from fusemix.encoders import load_encoder
 from fusemix.generate import Generator, default_steering
 from fusemix.media import load_image
-from fusemix.sampling import SCHEDULERS, clean_latents, start_late
-from fusemix.steering import EVERY, SHIFT, STRENGTH, Seeing, Steering, shifted
+from fusemix.sampling import SCHEDULERS, start_late
+from fusemix.steering import EVERY, STRENGTH, Seeing, Steering, looked_at, shifted
 
 DIM = 8
 
@@ -75,7 +76,7 @@ def test_a_moved_step_reads_the_moved_picture_and_the_same_noise(model, name, ki
     x = start_late(scheduler, clean, noise, 10, 6)
     handed, whole = [], scheduler.step
     scheduler.step = lambda output, t, sample, **_: handed.append((output, sample)) or whole(output, t, sample)
-    Steering(model, Eyes(), wanted(n=2), strength=0.3).steer(scheduler, decode, seed=0)
+    Steering(model, Eyes(), wanted(n=2), strength=0.3).steer(scheduler, decode, seeds=[0, 1])
     t = scheduler.timesteps[0]
     seen = scheduler.scale_model_input(x, t)
     a = scheduler.alphas_cumprod[int(t)]
@@ -97,7 +98,7 @@ def test_only_every_second_step_is_moved_and_strength_zero_moves_none(model):
         scheduler.set_timesteps(6)
         whole, sample = scheduler.step, torch.randn(1, 4, 4, 4)
         scheduler.step = lambda v, t, x, whole=whole, **_: moved.append(bool(v.any())) or whole(v, t, x)
-        Steering(model, Eyes(), wanted(), strength=strength).steer(scheduler, decode, seed=0)
+        Steering(model, Eyes(), wanted(), strength=strength).steer(scheduler, decode, seeds=[0])
         for t in scheduler.timesteps:
             scheduler.step(torch.zeros(1, 4, 4, 4), t, sample)
     assert moved == [i % EVERY == 0 for i in range(6)] + [False] * 6
@@ -106,7 +107,7 @@ def test_only_every_second_step_is_moved_and_strength_zero_moves_none(model):
 def test_the_pipeline_still_finds_what_the_scheduler_takes(model):
     scheduler = tiny_small_pipeline(DIM).scheduler
     before = inspect.signature(scheduler.step)
-    Steering(model, Eyes(), wanted()).steer(scheduler, decode, seed=0)
+    Steering(model, Eyes(), wanted()).steer(scheduler, decode, seeds=[0])
     assert inspect.signature(scheduler.step) == before and "generator" in before.parameters
 
 
@@ -114,14 +115,12 @@ def test_the_slope_is_the_gradient_of_the_cosine(model):
     """Beside differences of the cosine itself, looked at straight, mirrored and moved as the generator says."""
     steering = Steering(model, Eyes(), wanted(n=5))
     latents = torch.randn(5, 4, 4, 4)
-    slope = steering.slope(latents, decode, torch.Generator().manual_seed(3))
-    look = torch.Generator().manual_seed(3)
-    mirrored = bool(torch.randint(2, (), generator=look))
-    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=look).tolist()
+    slope = steering.slope(latents, decode, [torch.Generator().manual_seed(i) for i in range(5)])
 
     def cosine(z):
-        pixels = shifted(decode(z), down, right)
-        return steering.similarity(pixels.flip(3) if mirrored else pixels, steering.wanted)
+        looks = [torch.Generator().manual_seed(i) for i in range(5)]
+        seen = torch.cat([looked_at(x[None], look) for x, look in zip(decode(z), looks, strict=True)])
+        return steering.similarity(seen, steering.wanted)
 
     torch.testing.assert_close(slope.flatten(1).norm(dim=1), torch.ones(5))
     with torch.no_grad():
@@ -144,7 +143,7 @@ def test_both_the_picture_and_its_mirror_image_are_looked_at(model):
     bright_left = torch.full((1, 4, 4, 4), -3.0)
     bright_left[..., :2] = 3.0
     for _ in range(12):
-        Steering(model, Left(), wanted()).slope(bright_left, decode, look)
+        Steering(model, Left(), wanted()).slope(bright_left, decode, [look])
     assert set(seen) == {True, False}
 
 
@@ -156,7 +155,7 @@ def test_pictures_are_moved_by_whole_pixels_and_their_border_continued():
 
 def test_where_there_is_no_slope_nothing_moves(model):
     flat = torch.zeros(2, 4, 4, 4)
-    slope = Steering(model, Eyes(), wanted()).slope(flat, lambda z: z[:, :3] * 0, torch.Generator())
+    slope = Steering(model, Eyes(), wanted()).slope(flat, lambda z: z[:, :3] * 0, [torch.Generator()] * 2)
     assert torch.equal(slope, flat)
 
 
@@ -176,6 +175,45 @@ def test_steered_pictures_are_nearer_to_what_was_asked_for_and_the_same_seed_dra
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(steered, again, strict=True))
     nothing = generator.from_image_embeds(embeds, steering=Steering(model, Eyes(), embeds, 0.0), **settings)
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(nothing, alone, strict=True))
+
+
+def test_a_steered_picture_does_not_depend_on_how_many_are_drawn(model):
+    generator = grey_generator(model)
+    settings = {"steps": 8, "steering": Steering(model, Eyes(), wanted(), 0.3)}
+    three = generator.from_image_embeds(wanted(), seed=4, n_images=3, **settings)
+    (second,) = generator.from_image_embeds(wanted(), seed=5, **settings)
+    assert np.abs(np.asarray(three[1], int) - np.asarray(second, int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_can_be_steered_also_from_a_late_start(model, name):
+    generator = grey_generator(model)
+    embeds = wanted(1, n=16)
+
+    def similarity(**settings):
+        images = generator.from_image_embeds(embeds, steps=12, seed=4, scheduler=name, **settings)
+        return (model.embed("image", Eyes().encode(images)) * embeds).sum(1)
+
+    steering = Steering(model, Eyes(), embeds, 0.3)
+    assert (similarity(steering=steering) - similarity()).mean() > 0.05
+    start = {"start": Image.new("RGB", (32, 32), "grey"), "strength": 0.6}
+    assert (similarity(steering=steering, **start) - similarity(**start)).mean() > 0.05
+
+
+def test_weights_that_moved_while_drawing_can_be_looked_through(model):
+    """As accelerate's offloading moves them, within the call."""
+    generator = grey_generator(model)
+    vae = generator.pipeline.vae
+    encode = vae.encode
+
+    def moved(x):
+        vae.to(torch.float64).to(torch.float32)
+        return encode(x)
+
+    vae.encode = moved
+    start = Image.new("RGB", (32, 32), "grey")
+    steering = Steering(model, Eyes(), wanted(), 0.3)
+    assert generator.from_image_embeds(wanted(), steps=4, start=start, steering=steering)
 
 
 def test_the_preview_shows_the_steered_picture(model):

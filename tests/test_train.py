@@ -248,6 +248,16 @@ def test_a_third_modality_joins_a_two_path_space_that_stays_as_it_is(stores, tmp
         assert found.float().mean() > 0.3
 
 
+def test_a_space_of_another_recipe_says_what_differs(stores, tmp_path):
+    two, shape = pick(stores, "image", "text"), {"closed_form_dim": 4, "whiten_dim": 12}
+    base = FusionModel(model_config(two, **shape))
+    frozen = dataclasses.replace(CONFIG, frozen=("image", "text"))
+    with pytest.raises(
+        ValueError, match=r"views \(\), not \('whitened', 'components', 'root'\)\. Train with.*two-path"
+    ):
+        train([PairSet.join(two)], model_config(stores, **shape, views=VIEWS), frozen, tmp_path / "run", init=base)
+
+
 def test_the_loss_is_the_mean_over_the_trained_paths_each_compared_alone(stores, tmp_path):
     two = pick(stores, "image", "text")
     shape = {"closed_form_dim": 4, "whiten_dim": 12, "views": VIEWS}

@@ -9,7 +9,7 @@ unpacked into ``--work``. The code's latent is made by hand (studies/svg_code.py
 on both sides. On these drawings, among one another, every direction:
 
 - ``code-text``, and beside it ``image-text`` and ``code-image``: by CCA, by the paper's recipe scaled down, and by two
-  paths, the default of scripts/train.py;
+  paths (``--recipe two-path`` of scripts/train.py);
 - ``image-text + code-text``: jointly, code and picture meeting only in captions, so that code -> picture was never
   trained.
 

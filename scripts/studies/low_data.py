@@ -7,7 +7,7 @@ Subsets of Flickr8k's train photos (each with its captions), drawn anew with eac
 - ``ridge``: captions' latents regressed onto the pictures', whitened, cosine;
 - ``FuseMix``: the paper's recipe scaled down; ``FuseMix + structure``: besides, similarities between the embeddings of
   one modality are pulled towards those between its latents;
-- ``two-path``: a closed form beside trained blocks, the default of scripts/train.py.
+- ``two-path``: a closed form beside trained blocks, ``--recipe two-path`` of scripts/train.py.
 
 Every training has 30 passes over its pairs, batches of a quarter of them, at most 4,096. The last weights count.
 """
