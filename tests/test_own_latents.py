@@ -169,7 +169,15 @@ def test_two_made_up_modalities_are_imported_trained_and_evaluated(with_table, t
             arguments += ["--pairs", tmp_path / "t.csv", "--column", modality]
         assert import_script.main([str(a) for a in arguments]) == 0
     stores = [f"smell={tmp_path / 'smell'}", f"tremor={tmp_path / 'tremor'}"]
-    options = ["--epochs=20", "--batch-size=64", "--embed-dim=32", "--dropout=0", "--whiten-dim=8", "--eval-every=20"]
+    options = [
+        "--epochs=20",
+        "--batch-size=64",
+        "--recipe=two-path",
+        "--embed-dim=16",
+        "--dropout=0",
+        "--whiten-dim=8",
+        "--eval-every=20",
+    ]
     assert train_script.main(["--latents", *stores, "--out", str(tmp_path / "c"), *options]) == 0
     question = ["--checkpoint", tmp_path / "c", "--query", "smell", "--gallery", "tremor", "--json", tmp_path / "j"]
     question = [str(word) for word in question]

@@ -146,7 +146,7 @@ def test_the_folder_of_the_gallery_is_gone(start, world):
 def shipped():
     """A service as far as the studio looks at it when the page is built."""
     model = FusionModel.from_pretrained(ROOT / "checkpoints/default")
-    return SimpleNamespace(retriever=SimpleNamespace(model=model), understood=frozenset(model.modalities))
+    return SimpleNamespace(retriever=SimpleNamespace(model=model, encoders={}), understood=frozenset(model.modalities))
 
 
 @pytest.fixture
