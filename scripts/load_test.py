@@ -79,6 +79,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def drawing(words: str) -> list[object]:
+    """What the drawing's endpoint takes, in the order of its widgets: a picture of ten steps from noise, steered."""
+    return [None, words, None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7, 0.12]
+
+
 async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
     """One call of a Gradio endpoint: its answer.
 
@@ -226,7 +231,7 @@ async def ask_endpoint(client: httpx.AsyncClient, kind: str, dice: random.Random
     elif kind == "audio":
         [answer] = await call(client, "search_audio", [await upload_file(client, SOUND), 10])
     else:
-        answer = await call(client, "generate", [None, dice.choice(WORDS), None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7])
+        answer = await call(client, "generate", drawing(dice.choice(WORDS)))
     if not answer:
         raise RuntimeError(f"{kind}: an empty answer")
 

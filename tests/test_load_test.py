@@ -1,5 +1,11 @@
-"""What scripts/load_test.py writes down about memory, on a curve known by hand."""
+"""What scripts/load_test.py asks, and what it writes down about memory, on a curve known by hand."""
 
+import gradio as gr
+from test_generate_tab import FakeService
+
+from demo.generate_tab import build_generate_tab, request_of
+from demo.studio import Studio
+from scripts import load_test
 from scripts.load_test import memory_figures
 
 
@@ -18,3 +24,13 @@ def test_growth_counts_from_the_settled_moment_and_a_sample_is_kept_every_half_m
 def test_a_run_that_ended_before_memory_settled_is_judged_by_its_last_look():
     figures = memory_figures([(0.0, 100.0), (2.0, 150.0)], 60.0)
     assert (figures["settled"], figures["growth_percent"]) == (150.0, 0.0)
+
+
+def test_a_drawing_is_asked_for_with_as_many_values_as_the_tab_takes():
+    studio = Studio(FakeService(), source="owner/name")
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        build_generate_tab(studio.service, studio)
+    (endpoint,) = [fn for fn in blocks.fns.values() if fn.api_name == "generate"]
+    values = load_test.drawing("a dog")
+    assert len(values) == len(endpoint.inputs)
+    assert request_of(*values).steering > 0
