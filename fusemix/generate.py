@@ -23,7 +23,7 @@ from fusemix.conditioner import CONFIG_NAME as CONDITIONER_NAME
 from fusemix.conditioner import Conditioner
 from fusemix.encoders import Encoder
 from fusemix.pipelines import check_pipeline, load_pipeline, resolve
-from fusemix.sampling import SCHEDULERS, OnStep, Watch, start_from_noise, start_late
+from fusemix.sampling import SCHEDULERS, OnStep, Watch, refuse_nan, start_from_noise, start_late
 from fusemix.steering import STRENGTH, Seeing, Steering
 from fusemix.threads import one_thread
 
@@ -208,7 +208,7 @@ class Generator:
             RGB pictures of the decoder's own size.
 
         Raises:
-            ValueError: If an argument is out of range or the embeddings do not fit.
+            ValueError: If an argument is out of range, the embeddings do not fit or the scheduler loses its numbers.
             Cancelled: If ``on_step`` asked to stop.
         """
         self._check_request(image_embeds, steps, guidance, noise_level, n_images, scheduler)
@@ -244,6 +244,7 @@ class Generator:
             if len(steering.wanted) not in (1, len(rows)):
                 raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
             steering.steer(pipe.scheduler, self._pixels, [seed + i for i in range(len(rows))])
+        refuse_nan(pipe.scheduler, steps)
         pipe.set_progress_bar_config(disable=True)
         with one_thread(self.is_small and device.type == "cpu"):
             result = pipe(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -83,6 +84,30 @@ def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
     """Standard normal noise (N, C, s, s) at the size a scheduler begins with; the pipeline scales none it is given."""
     scheduler.set_timesteps(steps, device=noise.device)
     return noise * scheduler.init_noise_sigma
+
+
+def refuse_nan(scheduler: Any, steps: int) -> None:
+    """Make a scheduler's ``step`` raise ValueError where it leaves numbers that are not finite, a black picture.
+
+    Some of diffusers' schedulers divide by zero when asked for very few steps (``euler-a`` with 3).
+
+    Args:
+        scheduler: Changed in place; whoever else changes its step comes before.
+        steps: That ``set_timesteps`` was asked for, for the message.
+    """
+    whole, name = scheduler.step, type(scheduler).__name__
+
+    @functools.wraps(whole)  # the pipeline asks for the signature
+    def step(*given: Any, **named: Any) -> Any:
+        out = whole(*given, **named)
+        if not torch.isfinite(out[0]).all():
+            raise ValueError(
+                f"{name} lost its numbers (NaN or infinite latents) with {steps} steps; take more steps or another "
+                "scheduler."
+            )
+        return out
+
+    scheduler.step = step
 
 
 class Watch:

@@ -306,6 +306,13 @@ def test_euler_takes_the_steps_of_ddim_from_the_same_noise():
     assert np.abs(pixels(ddim) - pixels(euler)).mean() < 0.1 < 1 < np.abs(pixels(ddim) - pixels(other)).mean()
 
 
+def test_a_scheduler_that_loses_its_numbers_is_a_sentence_and_no_black_picture():
+    generator = Generator(tiny_small_pipeline(8))
+    assert np.isfinite(pixels(generator.generate(embedding(8), steps=4, scheduler="euler-a")[0])).all()
+    with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler lost its numbers .* with 3 steps"):
+        generator.generate(embedding(8), steps=3, scheduler="euler-a")  # diffusers' own division by zero
+
+
 def test_a_start_shortens_the_drawing():
     seen = []
     Generator(tiny_small_pipeline(8)).generate(

@@ -20,6 +20,7 @@ from fusemix.pair_set import PairSet
 from fusemix.pairs import PairTable
 from studies import ablations, common, drawing_code, encoders, interpolation, low_data, modalities, pooling, robustness
 from studies.svg_code import code_latent
+from train import RECIPES
 
 CONFIG = TrainConfig(batch_size=64, epochs=2, eval_every=1, save_every=100, warmup_steps=2, val_fraction=0.1)
 
@@ -181,6 +182,26 @@ def test_a_subset_keeps_whole_photos_and_the_closed_forms_find_them(pairs, monke
     found = low_data.closed_forms(part, pairs, pairs)
     assert set(found) == {"CCA", "CCA, unpaired captions", "ridge"}
     assert min(found.values()) > 0.3  # of 300 photos; by chance 0.003
+
+
+def test_few_pairs_compares_the_default_recipe_with_its_own_ridge(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).normal(size=(20, 384)).astype(np.float32)
+    stores = {name: write_latents(tmp_path / name, noise, modality=name, name=name) for name in ("image", "text")}
+    pairs, seen = PairSet.join(stores), {}
+
+    def trained(kind, pairs, dev, model, config, folder):
+        seen[folder.name] = (model, config)
+        return {"mean": 0.5}
+
+    monkeypatch.setattr(low_data, "trained", trained)
+    monkeypatch.setattr(low_data, "closed_forms", lambda *_: {"CCA": 0.25})
+    found = low_data.measured(pairs, pairs, pairs, 3, 0, tmp_path)
+    assert found == {"FuseMix": 0.5, "FuseMix + structure": 0.5, "two-path": 0.5, "views": 0.5, "CCA": 0.25}
+    flags = RECIPES["views"]
+    model, config = seen["views"]
+    assert (model.embed_dim, model.expansion, config.closed_form_ridge) == tuple(flags.values())
+    assert model.n_paths == 4 and seen["two-path"][0].n_paths == 2 and seen["FuseMix"][0].n_paths == 1
+    assert {config.epochs for _, config in seen.values()} == {3}
 
 
 def test_an_attack_stays_within_its_radius_and_beats_chance():

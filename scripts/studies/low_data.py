@@ -7,7 +7,8 @@ Subsets of Flickr8k's train photos (each with its captions), drawn anew with eac
 - ``ridge``: captions' latents regressed onto the pictures', whitened, cosine;
 - ``FuseMix``: the paper's recipe scaled down; ``FuseMix + structure``: besides, similarities between the embeddings of
   one modality are pulled towards those between its latents;
-- ``two-path``: a closed form beside trained blocks, ``--recipe two-path`` of scripts/train.py.
+- ``two-path``: a closed form beside trained blocks, ``--recipe two-path`` of scripts/train.py;
+- ``views``: a closed form beside three trained paths with views of their own, ``--recipe views``, its default.
 
 Every training has 30 passes over its pairs, batches of a quarter of them, at most 4,096. The last weights count.
 """
@@ -15,6 +16,7 @@ Every training has 30 passes over its pairs, batches of a quarter of them, at mo
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusemix.cca import whitener
-from fusemix.config import TrainConfig
+from fusemix.config import VIEWS, TrainConfig
 from fusemix.metrics import ranks
 from fusemix.pair_set import PairSet
 from studies.common import (
@@ -43,7 +45,8 @@ from studies.common import (
 DIRECTIONS = 128  # of CCA
 PHOTOS = (250, 500, 1000, 2000, 4000, 6000)
 COLOURS = {
-    "two-path": "#1f7a5c",
+    "views": "#1f7a5c",
+    "two-path": "#8cc5ae",
     "FuseMix": "#c2572b",
     "FuseMix + structure": "#d9a441",
     "CCA": "#6b5bd2",
@@ -99,14 +102,16 @@ def measured(pairs: PairSet, whole: PairSet, dev: PairSet, epochs: int, seed: in
     config = TrainConfig(
         epochs=epochs, batch_size=batch, eval_every=10, val_fraction=0.02, seed=seed
     )  # fmt: skip
-    runs: dict[str, tuple[type[StudyRun], dict[str, Any]]] = {
-        "FuseMix": (StudyRun, {}),
-        "FuseMix + structure": (Structure, {}),
-        "two-path": (StudyRun, {"closed_form_dim": 256, "expansion": 2.0}),
+    views = {"embed_dim": 1024, "closed_form_dim": 256, "views": VIEWS, "expansion": 1.0}
+    runs: dict[str, tuple[type[StudyRun], dict[str, Any], TrainConfig]] = {
+        "FuseMix": (StudyRun, {}, config),
+        "FuseMix + structure": (Structure, {}, config),
+        "two-path": (StudyRun, {"closed_form_dim": 256, "expansion": 2.0}, config),
+        "views": (StudyRun, views, replace(config, closed_form_ridge=1.0)),
     }
     out = {
-        name: trained(kind, pairs, dev, model_config(pairs, **shape), config, folder / name)["mean"]
-        for name, (kind, shape) in runs.items()
+        name: trained(kind, pairs, dev, model_config(pairs, **shape), settings, folder / name)["mean"]
+        for name, (kind, shape, settings) in runs.items()
     }
     return {**out, **kept(folder / "closed.json", lambda: closed_forms(pairs, whole, dev))}
 
