@@ -30,7 +30,7 @@ docs: $(VENV)/.dev
 	@echo "build/api/index.html: the API reference, from the docstrings"
 
 index: $(VENV)/.run
-	$(PY) scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --out demo/index
+	$(PY) scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --dtype float16 --out demo/index
 
 $(VENV)/.torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FuseMix needs Python 3.11 or newer")'

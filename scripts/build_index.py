@@ -52,6 +52,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     hubs.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of the bank that count for an item")
     hubs.add_argument("--weight", type=float, default=WEIGHT, help="of the correction")
     hubs.add_argument("--correct", nargs="+", metavar="MODALITY", help="whose items (default: those of no bank)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "float16"),
+        help="of the embeddings in --out; float16 takes half the disk and moves a similarity by less than a thousandth",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=32, help="items per forward pass (default: 32)")
     return parser.parse_args(argv)
 
@@ -136,6 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}.")
+        if args.dtype != "float32" and args.index is not None:
+            raise ValueError("--dtype is that of an index folder (--out); a Qdrant server chooses its own. Drop it.")
         if args.bank and args.index is not None:
             raise ValueError("Hubs are corrected in an index folder (--out), not on a Qdrant server; drop --bank.")
         table = PairTable.read(args.pairs)
@@ -159,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(index, EmbeddingIndex):
             if args.bank:
                 correct(index, model, args)
-            index.save(args.out)
+            index.save(args.out, dtype=args.dtype)
         else:
             index.save()
             index.close()

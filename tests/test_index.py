@@ -147,6 +147,25 @@ def test_large_files_are_split_and_read_back_whole(index, tmp_path, monkeypatch)
     assert loaded.search("image", query, top_k=60) == index.search("image", query, top_k=60)
 
 
+def test_half_the_disk_moves_no_similarity_by_a_thousandth(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(fusemix.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
+    index.correct("text", index.embeddings("image"), neighbours=5, weight=0.8)
+    whole, half = index.save(tmp_path / "whole"), index.save(tmp_path / "half", dtype="float16")
+    assert sorted(path.name for path in half.glob("image*")) == ["image-000.faiss", "image-001.faiss"]
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.faiss")) for folder in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = EmbeddingIndex.load(half, model_identity="model-a")
+    queries = np.random.default_rng(3).normal(size=(5, DIM))
+    for modality in ("image", "text"):
+        wanted, found = (i.search(modality, queries, top_k=60) for i in (index, loaded))
+        for row, hits in zip(wanted, found, strict=True):
+            similarity = {hit.item["id"]: hit.similarity for hit in row}
+            moved = [abs(hit.similarity - similarity[hit.item["id"]]) for hit in hits]
+            assert 0 < max(moved) < 1e-3
+    again = EmbeddingIndex.load(loaded.save(tmp_path / "again", dtype="float16"), model_identity="model-a")
+    np.testing.assert_array_equal(again.embeddings("image"), loaded.embeddings("image"))  # rounded once
+
+
 def test_saving_again_leaves_nothing_of_the_former_index(index, tmp_path):
     index.save(tmp_path / "saved")
     smaller = EmbeddingIndex(DIM, model_identity="model-a")
