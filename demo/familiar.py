@@ -13,7 +13,7 @@ SHARE = 0.01  # of the index's own captions, were they typed, would be called un
 MIN_CAPTIONS = 100  # fewer say nothing about what is far
 MAX_CAPTIONS = 20_000  # more are not compared: it would take a while at the start, and from a server, all of them
 SENTENCE = (
-    "Nothing here is described in words like these, so what follows may be arbitrary. "
+    "Nothing here is described in words like these, so what comes of them may be arbitrary. "
     "It understands English; try plain words for what can be seen or heard."
 )
 

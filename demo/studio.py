@@ -230,7 +230,8 @@ class Studio:
         starts = self.nearest(blended, min(drawn, STARTS)) if request.from_gallery else []
         frames: queue.Queue[Frame | BaseException] = queue.Queue()
         stop = self._stops[visitor] = threading.Event()
-        drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop)
+        doubt = self.service.familiar.sentence(embeddings["text"]) if set(queries) == {"text"} else ""
+        drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop, doubt)
         threading.Thread(target=drawing.work, daemon=True).start()
         try:
             while True:
@@ -286,6 +287,7 @@ class _Drawing:
     request: Request
     frames: queue.Queue[Frame | BaseException]
     stop: threading.Event
+    doubt: str = ""  # what to say of words that are like no caption of the index
 
     def work(self) -> None:
         """Draw; every end, a failure too, goes into the queue."""
@@ -349,6 +351,8 @@ class _Drawing:
         if self.starts:
             named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
             parts.append(f"Drawn over the gallery's {', '.join(named)}.")
+        if self.doubt:
+            parts.insert(0, self.doubt)
         return " ".join(parts)
 
     def _after(self, number: int) -> str:

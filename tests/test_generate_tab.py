@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from demo.familiar import SENTENCE, Familiar
 from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
 from demo.lanes import Lanes
 from demo.studio import DEFAULT_DECODER, Request, Studio
@@ -28,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOG = str(ROOT / "demo/examples/spoken-dog.mp3")
 APPLE = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-apple-red.*"))
 BANANA = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-banana.*"))
+
+
+ASKED = {"words": {"text": "ein Hund"}, "sound": {"audio": DOG}, "both": {"text": "ein Hund", "audio": DOG}}
 
 
 class BrightnessEncoder:
@@ -73,6 +77,7 @@ class FakeService:
             index=FakeIndex(),
         )
         self.lanes = Lanes()
+        self.familiar = Familiar(np.empty((0, 8), np.float32))  # without captions: everything is
 
     def embed_parts(self, **queries):
         return {modality: self.embed(**{modality: value}) for modality, value in queries.items()}
@@ -98,6 +103,17 @@ def studio():
         new_unet(4, 4, (8, 16), 8), new_autoencoder(4, 8, (0, 0, 0, 0)), torch.zeros(1, 8), torch.ones(1, 8)
     )
     return Studio(FakeService(), source="tiny", generator=Generator(pipeline))
+
+
+def test_words_like_no_caption_are_drawn_and_doubted(studio, monkeypatch):
+    unlike = np.zeros((200, 8), np.float32)
+    unlike[:, 5] = 1  # captions on an axis of their own
+    monkeypatch.setattr(studio.service, "familiar", Familiar(unlike))
+    said = {name: list(studio.draw(Request(steps=2, **asked)))[-1] for name, asked in ASKED.items()}
+    assert all(frame.done and frame.images for frame in said.values())
+    assert {name for name, frame in said.items() if frame.sentence.startswith(SENTENCE)} == {"words"}
+    monkeypatch.setattr(studio.service, "familiar", Familiar(np.tile(np.eye(8, dtype=np.float32)[1], (200, 1))))
+    assert SENTENCE not in list(studio.draw(Request(steps=2, text="ein Hund")))[-1].sentence
 
 
 def test_drawing_shows_every_step_and_ends_with_the_pictures(studio):
