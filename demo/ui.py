@@ -153,6 +153,7 @@ def _networks(service: Service) -> str:
         "minilm-l6": "MiniLM-L6",
         "whisper-tiny.en": "Whisper tiny.en",
         "whisper-tiny.en-words": "Whisper tiny.en: how it sounds, and the words it hears",
+        "whisper-tiny.en-sentence": "Whisper tiny.en: how it sounds, the words it hears, and MiniLM-L6 on these",
     }
     nouns = {"image": "pictures", "text": "words", "audio": "sounds"}
     parts = [f"{nouns.get(m, m)} ({known.get(name, name)})" for m, name in service.encoder_names.items()]

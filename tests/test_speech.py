@@ -69,6 +69,48 @@ def test_a_sentence_that_starts_again_counts_once(encoder):
     assert torch.equal(twice.state, once.state)
 
 
+@pytest.fixture(scope="module")
+def reading():
+    return load_encoder("whisper-tiny.en-sentence")
+
+
+def test_the_sentence_heard_stands_behind_the_words_as_the_text_encoder_reads_it(encoder, reading):
+    text = load_encoder("minilm-l6")
+    latents = reading.encode([DOG, CAKE])
+    assert latents.shape == (2, reading.dim) == (2, 1536)
+    np.testing.assert_array_equal(latents[:, :1152], encoder.encode([DOG, CAKE]))
+    wanted = text.encode([encoder.transcribe(item) for item in (DOG, CAKE)])
+    assert latents[:, 1152:] == pytest.approx(wanted, abs=1e-4)
+    typed = text.encode(["a dog running on the grass", "a birthday cake"])
+    cosine = (latents[:, 1152:] @ typed.T) / np.outer(
+        np.linalg.norm(latents[:, 1152:], axis=1), np.linalg.norm(typed, axis=1)
+    )
+    assert cosine.argmax(1).tolist() == [0, 1] and cosine.diagonal().min() > 0.8
+    assert reading.revision == f"{encoder.revision}+{text.revision}"
+    assert text.fingerprint in reading.fingerprint and encoder.fingerprint in reading.fingerprint
+
+
+def test_a_sound_without_words_has_no_sentence_and_spoils_none_beside_it(reading, monkeypatch):
+    hear = reading._hear
+
+    def deaf(prepared):
+        latents, said = hear(prepared)
+        return latents, [said[0], ""]
+
+    alone = reading.encode([DOG])[0]
+    monkeypatch.setattr(reading, "_hear", deaf)
+    both = reading.encode([DOG, CAKE])
+    assert not both[1, 1152:].any() and both[1, :1152].any()
+    assert both[0] == pytest.approx(alone, abs=1e-3)
+
+
+def test_words_of_an_hour_are_read_as_far_as_the_text_encoder_reads(reading, monkeypatch):
+    said = "a dog runs over the grass and barks at a cat " * 3000  # more than a typed text may have
+    monkeypatch.setattr(reading, "_hear", lambda prepared: (np.zeros((1, 1152), np.float32), [said]))
+    sentence = reading.encode([DOG])[0, 1152:]
+    assert np.isfinite(sentence).all() and sentence.any()
+
+
 def test_a_long_sound_is_heard_in_windows(encoder):
     first, second = encoder.prepare(DOG), encoder.prepare(CAKE)
     long = np.concatenate([first, np.zeros(29 * 16_000 - len(first), np.float32), second])

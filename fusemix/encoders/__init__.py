@@ -15,6 +15,7 @@ PACKAGED = {
     "minilm-l6": ("fusemix.encoders.text", "MiniLML6"),
     "whisper-tiny.en": ("fusemix.encoders.audio", "WhisperTinyEn"),
     "whisper-tiny.en-words": ("fusemix.encoders.speech", "WhisperTinyEnWords"),
+    "whisper-tiny.en-sentence": ("fusemix.encoders.speech", "WhisperTinyEnSentence"),
 }
 # openai-whisper's names of the sizes that no package carries; on the Hub they are called the same
 _WHISPER = (

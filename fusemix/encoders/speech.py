@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusemix.encoders.audio import SAMPLES_PER_FRAME, WINDOW_S, WhisperTinyEn, attention_state, norm_state
+from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE
 
 TAIL_S = 1  # seconds of silence after the sound; without any, Whisper starts the sentence again
@@ -67,13 +68,18 @@ class WhisperTinyEnWords(WhisperTinyEn):
     def _keep(self, variables: dict[str, Tensor]) -> None:
         self._variables = {name: value for name, value in variables.items() if name.startswith("decoder/")}
 
-    @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Latents, shape (N, 1152), float32. An item's latent does not depend on its batch."""
+        return self._hear(prepared)[0]
+
+    @torch.inference_mode()
+    def _hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """Latents (N, 1152), and the words heard in each sound."""
         windows = [(item, window) for item, samples in enumerate(prepared) for window in _windows(samples)]
         states = [self._window_states(window) for _, window in windows]
         heard = self._listen([len(window) for _, window in windows], states)
-        latents = np.zeros((len(prepared), self.dim), dtype=np.float32)
+        latents = np.zeros((len(prepared), 3 * _WIDTH), dtype=np.float32)
+        said = []
         for item in range(len(prepared)):
             mine = [i for i, (owner, _) in enumerate(windows) if owner == item]
             frames = torch.cat([states[i][: _n_frames(len(windows[i][1]))] for i in mine])
@@ -81,14 +87,17 @@ class WhisperTinyEnWords(WhisperTinyEn):
             share = (counts / counts.sum().clamp(min=1))[:, None]
             words = (share * torch.stack([torch.cat([heard[i].embedding, heard[i].state]) for i in mine])).sum(0)
             latents[item] = torch.cat([frames.mean(0), words]).cpu().numpy()
-        return latents
+            said.append(self._words([heard[i] for i in mine]))
+        return latents, said
 
     def transcribe(self, item: Any) -> str:
         """The words heard in a sound, possibly none; a hint, not a careful transcript."""
+        windows = _windows(self.prepare(item))
+        return self._words(self._listen([len(w) for w in windows], [self._window_states(w) for w in windows]))
+
+    def _words(self, heard: Sequence[Heard]) -> str:
         from whisper.tokenizer import get_tokenizer
 
-        windows = _windows(self.prepare(item))
-        heard = self._listen([len(w) for w in windows], [self._window_states(w) for w in windows])
         return " ".join(get_tokenizer(False).decode(h.tokens.tolist()).strip() for h in heard).strip()
 
     def _window_states(self, samples: np.ndarray) -> Tensor:
@@ -103,6 +112,35 @@ class WhisperTinyEnWords(WhisperTinyEn):
             durations = torch.tensor([lengths[i] / SAMPLE_RATE for i in part], device=self._device)
             out |= dict(zip(part, listen(self._decoder, [states[i] for i in part], durations), strict=True))
         return [out[i] for i in range(len(states))]
+
+
+class WhisperTinyEnSentence(WhisperTinyEnWords):
+    """Whisper tiny.en as :class:`WhisperTinyEnWords`, and the sentence heard as all-MiniLM-L6-v2 reads it: 1,536.
+
+    The last 384 values are the latent of the transcript (:class:`fusemix.encoders.text.MiniLML6`), zeros where no
+    word was heard. The mean of words' embeddings knows which words were said; a sentence encoder knows what they say
+    together, and spoken captions find their photos by that (docs/results.md). So speech goes through two frozen
+    networks, one after the other, and what is not speech through the first alone.
+
+    A departure from the paper, as is :class:`WhisperTinyEnWords`.
+    """
+
+    name = "whisper-tiny.en-sentence"
+    dim = 4 * _WIDTH
+
+    def __init__(self, *, device: str = "cpu") -> None:
+        super().__init__(device=device)
+        self._reader = MiniLML6(device=device)
+        self.revision = f"{self.revision}+{self._reader.revision}"
+        self.fingerprint = f"{super().fingerprint} ++ of these words: {self._reader.fingerprint}"
+
+    def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """Latents, shape (N, 1536), float32. An item's latent does not depend on its batch."""
+        latents, said = self._hear(prepared)
+        read = np.zeros((len(said), self._reader.dim), dtype=np.float32)
+        if spoken := [i for i, words in enumerate(said) if words]:
+            read[spoken] = self._reader.encode_prepared([" ".join(said[i].split()) for i in spoken])
+        return np.concatenate([latents, read], axis=1)
 
 
 def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[Heard]:

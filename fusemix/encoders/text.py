@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,7 @@ class MiniLML6(Encoder):
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.enable_padding()
-        network = _Bert()
-        network.load_state_dict(_bert_state(load_file(folder / "model.safetensors")))
-        self._network = network.eval().requires_grad_(False).to(device)
+        self._network = _network(folder / "model.safetensors", device)
         self._device = device
 
     def prepare(self, item: Any) -> str:
@@ -72,6 +72,14 @@ class MiniLML6(Encoder):
         states = self._network(tokens, mask)  # (B, T, 384)
         latents: np.ndarray = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
         return latents
+
+
+@functools.lru_cache(maxsize=2)
+def _network(weights: Path, device: str) -> _Bert:
+    """The frozen network; two encoders that read words share one copy of it."""
+    network = _Bert()
+    network.load_state_dict(_bert_state(load_file(weights)))
+    return network.eval().requires_grad_(False).to(device)
 
 
 class _Bert(nn.Module):
