@@ -34,10 +34,11 @@ def status(answer: Answer, asked: str, link: str = "") -> str:
     """One line: what was asked, how long it took, among how many; with a link, a button that copies it."""
     took = f"{answer.seconds * 1000:,.0f} ms, {answer.n_items:,} items"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
+    heard = f"Words heard: “{answer.heard}”" if answer.heard else ""
     return (
         f'<div class="fm-line"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
-        + (f'<p class="fm-doubt">{escape(answer.doubt)}</p>' if answer.doubt else "")
+        + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in (answer.doubt, heard) if line)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_TOP_K = 100
 MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
 EMPTY = "The query is empty; type a few words, show a picture or say something."
+_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)")  # [BLANK_AUDIO], (crow caws)
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -46,6 +48,7 @@ class Answer:
         embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
         asked: The query in words and signs.
         doubt: A sentence where nothing in the index is like the words that were typed; empty elsewhere.
+        heard: The words heard in a sound that was brought; empty if there are none.
     """
 
     query: str
@@ -57,6 +60,7 @@ class Answer:
     embedding: np.ndarray | None = None
     asked: str = ""
     doubt: str = ""
+    heard: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what the API returns."""
@@ -83,6 +87,7 @@ class Service:
         self.retriever = retriever
         self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
+        self._examples_heard: dict[str, str] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
@@ -212,16 +217,17 @@ class Service:
             raise MediaError(EMPTY)
         weights = {part: query.weight(part) for part in given}
 
-        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]]]:
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]], str]:
             parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
             embedding = blend(parts, weights)
-            return parts, embedding, self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k)
+            hits = self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k)
+            return parts, embedding, hits, self._heard(given.get("audio"), query.ids.get("audio"))
 
-        parts, embedding, hits = self.lanes.run(compute, slow=query.brings_file)
+        parts, embedding, hits, heard = self.lanes.run(compute, slow=query.brings_file)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
         doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else ""
-        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt)
+        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt, heard)
 
     def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
         """The embedding of one part; that of a gallery item or an example is made once."""
@@ -234,6 +240,19 @@ class Service:
         if (part, identity) not in self._examples:
             self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
         return self._examples[part, identity]
+
+    def _heard(self, audio: str | None, identity: str | None) -> str:
+        """The words heard in a visitor's own sound or an example; what Whisper puts in brackets is no word."""
+        encoder = self.retriever.encoders.get("audio")
+        gallery = identity is not None and self.row_of("audio", identity) is not None
+        if audio is None or gallery or not isinstance(encoder, WhisperTinyEnWords):
+            return ""
+        if identity is None or identity not in self._examples_heard:
+            words = " ".join(_BRACKETS.sub(" ", encoder.transcribe(audio)).split())
+            if identity is None:
+                return words
+            self._examples_heard[identity] = words
+        return self._examples_heard[identity]
 
     def _search(self, modality: str, query: Any, top_k: int) -> Answer:
         _check(top_k)

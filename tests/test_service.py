@@ -113,6 +113,20 @@ def test_a_picture_that_two_packages_share_is_found_once_and_the_library_keeps_b
         assert [hit.rank for hit in found] == list(range(1, 13))
 
 
+def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(shipped, monkeypatch):
+    dog = str(ROOT / "demo/examples/spoken-dog.mp3")
+    assert "dog running on the grass" in shipped.search(Query(audio=dog)).heard.lower()
+    assert "dog running on the grass" in shipped.search(Query(text="at night", audio=dog)).heard.lower()
+    assert shipped.search(Query(text="a dog")).heard == ""
+    item = shipped.items("audio")[0]
+    listen = []
+    monkeypatch.setattr(shipped.retriever.encoders["audio"], "transcribe", lambda a: listen.append(a) or "[hiss] (a) b")
+    known = Query(audio=str(shipped.path_of(item)), ids={"audio": item["id"]})
+    assert shipped.search(known).heard == "" and not listen
+    assert [shipped.search(Query(audio=dog, ids={"audio": "spoken"})).heard for _ in range(2)] == ["b", "b"]
+    assert len(listen) == 1  # an example is listened to once
+
+
 def median_ms(search, query, *, repeats=15):
     return statistics.median(search(query).seconds * 1000 for _ in range(repeats))
 

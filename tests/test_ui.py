@@ -3,6 +3,7 @@ import importlib
 import random
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -97,6 +98,12 @@ def page(service):
 @pytest.fixture(scope="module")
 def client(page):
     return Client(page.local_url, verbose=False)
+
+
+def test_heard_words_stand_below_the_status_line_and_are_no_markup():
+    page = status(replace(nasty_answer(), heard=NASTY), "your sound")
+    assert "Words heard: “&lt;img" in page and NASTY not in page
+    assert "heard" not in status(nasty_answer(), "your sound")
 
 
 def test_metadata_is_escaped_everywhere():
