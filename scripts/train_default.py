@@ -32,7 +32,7 @@ MEMBERS: dict[str, tuple[tuple[object, ...], int]] = {
     "views": (("--recipe", "views", "--embed-dim", 1024, "--expansion", 0.25), 1),
 }
 BASE = ("--epochs", 30, "--eval-every", 5)
-AUDIO = ("--epochs", 90, "--eval-every", 10)  # 15,000 clips are three steps an epoch
+AUDIO = ("--epochs", 30, "--eval-every", 10)
 GALLERY_TIMES = (
     3  # a gallery row stands this often in the table: photos are nine pictures in ten, visitors search cliparts
 )
