@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_TOP_K = 100
 MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
 EMPTY = "The query is empty; type a few words, show a picture or say something."
-_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)")  # [BLANK_AUDIO], (crow caws)
+_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)")
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -48,7 +48,7 @@ class Answer:
         embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
         asked: The query in words and signs.
         doubt: A sentence where nothing in the index is like the words that were typed; empty elsewhere.
-        heard: The words heard in a sound that was brought; empty if there are none.
+        heard: The words heard in a sound that was brought; empty if there are none or it is an item of the gallery.
     """
 
     query: str
@@ -68,6 +68,7 @@ class Answer:
             "query": self.query,
             "milliseconds": round(self.seconds * 1000, 1),
             "n_items": self.n_items,
+            **({"heard": self.heard} if self.heard else {}),
             "hits": {modality: [_hit_to_json(hit) for hit in found] for modality, found in self.hits.items()},
         }
 
@@ -87,7 +88,7 @@ class Service:
         self.retriever = retriever
         self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
-        self._examples_heard: dict[str, str] = {}
+        self._examples_heard: dict[str, tuple[np.ndarray, str]] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
@@ -117,7 +118,7 @@ class Service:
         encoder = self.retriever.encoders.get("audio")
         if not isinstance(encoder, WhisperTinyEnWords):
             return ""
-        return self.lanes.run(lambda: encoder.transcribe(audio), slow=True)
+        return only_words(self.lanes.run(lambda: encoder.transcribe(audio), slow=True))
 
     @property
     def understood(self) -> frozenset[str]:
@@ -218,10 +219,15 @@ class Service:
         weights = {part: query.weight(part) for part in given}
 
         def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]], str]:
-            parts = {part: self._embed(part, value, query.ids.get(part)) for part, value in given.items()}
+            parts, heard = {}, ""
+            for part, value in given.items():
+                if part == "audio":
+                    parts[part], heard = self._listen(value, query.ids.get(part))
+                else:
+                    parts[part] = self._embed(part, value, query.ids.get(part))
             embedding = blend(parts, weights)
             hits = self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k)
-            return parts, embedding, hits, self._heard(given.get("audio"), query.ids.get("audio"))
+            return parts, embedding, hits, heard
 
         parts, embedding, hits, heard = self.lanes.run(compute, slow=query.brings_file)
         seconds = time.perf_counter() - started
@@ -241,18 +247,17 @@ class Service:
             self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
         return self._examples[part, identity]
 
-    def _heard(self, audio: str | None, identity: str | None) -> str:
-        """The words heard in a visitor's own sound or an example; what Whisper puts in brackets is no word."""
-        encoder = self.retriever.encoders.get("audio")
-        gallery = identity is not None and self.row_of("audio", identity) is not None
-        if audio is None or gallery or not isinstance(encoder, WhisperTinyEnWords):
-            return ""
-        if identity is None or identity not in self._examples_heard:
-            words = " ".join(_BRACKETS.sub(" ", encoder.transcribe(audio)).split())
-            if identity is None:
-                return words
-            self._examples_heard[identity] = words
-        return self._examples_heard[identity]
+    def _listen(self, audio: str, identity: str | None) -> tuple[np.ndarray, str]:
+        """The embedding of a sound and the words heard in it; a gallery item is known and not listened to."""
+        if identity and self.row_of("audio", identity) is not None:
+            return self._embed("audio", audio, identity), ""
+        if identity and identity in self._examples_heard:
+            return self._examples_heard[identity]
+        embedding, words = self.retriever.embed_heard(audio)
+        found = embedding, only_words(words)
+        if identity:
+            self._examples_heard[identity] = found
+        return found
 
     def _search(self, modality: str, query: Any, top_k: int) -> Answer:
         _check(top_k)
@@ -260,11 +265,16 @@ class Service:
             raise MediaError(EMPTY)
         started = time.perf_counter()
 
-        def compute() -> dict[str, list[Hit]]:
-            return self._once(self.retriever.search(**{modality: query}, top_k=2 * top_k), top_k)
+        def compute() -> tuple[dict[str, list[Hit]], str]:
+            heard = ""
+            if modality == "audio":
+                embedding, heard = self.retriever.embed_heard(query)
+            else:
+                embedding = self.retriever.embed(**{modality: query})
+            return self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k), only_words(heard)
 
-        hits = self.lanes.run(compute, slow=modality != "text")
-        return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index))
+        hits, heard = self.lanes.run(compute, slow=modality != "text")
+        return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index), heard=heard)
 
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
         """The first ``top_k`` of each modality, no picture twice."""
@@ -272,6 +282,11 @@ class Service:
             rows = self.embeddings["image"]
             hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
         return {modality: found[:top_k] for modality, found in hits.items()}
+
+
+def only_words(transcript: str) -> str:
+    """A transcript without what Whisper puts in brackets, which are no words: [BLANK_AUDIO], (crow caws)."""
+    return " ".join(_BRACKETS.sub(" ", transcript).split())
 
 
 def _check(top_k: Any) -> None:

@@ -97,9 +97,14 @@ tags: [fusemix, multimodal, retrieval]
 """
 
 
+def _short(revision: object) -> str:
+    """The weights' identity, shortened; of an encoder of several networks each part."""
+    return "+".join(part[:16] for part in str(revision).split("+"))
+
+
 def _encoders(model: ModelConfig) -> str:
     rows = "\n".join(
-        f"| {m} | {e.get('name', '?')} | {model.latent_dims[m]} | `{str(e.get('revision', ''))[:16]}` "
+        f"| {m} | {e.get('name', '?')} | {model.latent_dims[m]} | `{_short(e.get('revision', ''))}` "
         f"| {e.get('fingerprint', '')} |"
         for m, e in model.encoders.items()
     )

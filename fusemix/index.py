@@ -22,6 +22,7 @@ INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
 MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
+_LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
 _REBUILD = "rebuild it with scripts/build_index.py"
 
 
@@ -210,11 +211,22 @@ class EmbeddingIndex:
         Args:
             folder: Created if absent.
             dtype: Of the stored embeddings. ``float16`` takes half the disk and moves a similarity by less than a
-                thousandth; loaded, they are float32 and searched exactly all the same.
+                thousandth (and so may exchange hits that are as near as that); loaded, they are float32 and searched
+                exactly all the same.
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: If the dtype is another, or what :meth:`correct` found is too large for ``float16``.
         """
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"An index is stored as float32 or float16, not {dtype!r}.")
+        if dtype == "float16" and any(how["weight"] > _LARGEST_WEIGHT for how in self.corrected.values()):
+            raise ValueError(
+                f"Corrections of hubs with a weight above {_LARGEST_WEIGHT:g} are too large for float16; store this "
+                "index as float32."
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         shards = {modality: self._write_shards(folder, modality, dtype) for modality in self._items}
@@ -247,8 +259,11 @@ class EmbeddingIndex:
         starts = range(0, index.ntotal, rows_per_shard)
         names = [f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{i:03d}.faiss" for i in range(len(starts))]
         for name, start in zip(names, starts, strict=True):
+            rows = index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start))
             shard = _empty_shard(index.d, dtype)
-            shard.add(index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start)))
+            if dtype == "float16":  # rows may be a little longer or shorter than 1 already: rounded, they still load
+                rows[:, : self.embed_dim] /= np.linalg.norm(rows[:, : self.embed_dim], axis=1, keepdims=True)
+            shard.add(rows)
             write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
         return names
 

@@ -87,7 +87,7 @@ def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
 
 
 def refuse_nan(scheduler: Any, steps: int) -> None:
-    """Make a scheduler's ``step`` raise ValueError where it leaves numbers that are not finite, a black picture.
+    """Make a scheduler's ``step`` raise ValueError where numbers are not finite, which would be a black picture.
 
     Some of diffusers' schedulers divide by zero when asked for very few steps (``euler-a`` with 3).
 
@@ -98,14 +98,19 @@ def refuse_nan(scheduler: Any, steps: int) -> None:
     whole, name = scheduler.step, type(scheduler).__name__
 
     @functools.wraps(whole)  # the pipeline asks for the signature
-    def step(*given: Any, **named: Any) -> Any:
-        out = whole(*given, **named)
-        if not torch.isfinite(out[0]).all():
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+        out = whole(model_output, timestep, sample, *rest, **named)
+        if torch.isfinite(out[0]).all():
+            return out
+        if not (torch.isfinite(model_output).all() and torch.isfinite(sample).all()):
             raise ValueError(
-                f"{name} lost its numbers (NaN or infinite latents) with {steps} steps; take more steps or another "
-                "scheduler."
+                "The decoder's network put out NaN or infinite values; load it in float32, or lower the guidance or "
+                "the steering."
             )
-        return out
+        raise ValueError(
+            f"{name} lost its numbers (NaN or infinite latents) with {steps} steps; take more steps or another "
+            "scheduler."
+        )
 
     scheduler.step = step
 

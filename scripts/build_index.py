@@ -2,7 +2,8 @@
 
 Examples::
 
-    python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --out demo/index
+    python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv \
+        --dtype float16 --out demo/index
     python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv \
         --index qdrant://localhost:6333/gallery
 """

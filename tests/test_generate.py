@@ -313,6 +313,14 @@ def test_a_scheduler_that_loses_its_numbers_is_a_sentence_and_no_black_picture()
         generator.generate(embedding(8), steps=3, scheduler="euler-a")  # diffusers' own division by zero
 
 
+def test_a_network_that_loses_its_numbers_is_named():
+    generator = Generator(tiny_small_pipeline(8))
+    with torch.no_grad():
+        generator.pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="The decoder's network put out NaN"):
+        generator.generate(embedding(8), steps=4)
+
+
 def test_a_start_shortens_the_drawing():
     seen = []
     Generator(tiny_small_pipeline(8)).generate(

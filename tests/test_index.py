@@ -166,6 +166,20 @@ def test_half_the_disk_moves_no_similarity_by_a_thousandth(index, tmp_path, monk
     np.testing.assert_array_equal(again.embeddings("image"), loaded.embeddings("image"))  # rounded once
 
 
+def test_half_the_disk_is_refused_where_it_would_not_load_or_mean_the_same(index, tmp_path):
+    with pytest.raises(ValueError, match="float32 or float16, not 'half'"):
+        index.save(tmp_path / "i", dtype="half")
+    longer = EmbeddingIndex(DIM, model_identity="model-a")
+    longer.add("image", unit(np.random.default_rng(5), 50) * np.float32(1.0009), items(50))
+    loaded = EmbeddingIndex.load(longer.save(tmp_path / "longer", dtype="float16"), model_identity="model-a")
+    assert np.abs(np.linalg.norm(loaded.embeddings("image"), axis=1) - 1).max() < 5e-4
+    index.correct("image", index.embeddings("text"), weight=1e6)
+    with pytest.raises(ValueError, match="store this index as float32"):
+        index.save(tmp_path / "i", dtype="float16")
+    assert not (tmp_path / "i").exists()
+    EmbeddingIndex.load(index.save(tmp_path / "whole"), model_identity="model-a")
+
+
 def test_saving_again_leaves_nothing_of_the_former_index(index, tmp_path):
     index.save(tmp_path / "saved")
     smaller = EmbeddingIndex(DIM, model_identity="model-a")

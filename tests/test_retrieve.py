@@ -186,6 +186,10 @@ def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint
     index = EmbeddingIndex.load(tmp_path / "i", model_identity=FusionModel.from_pretrained(checkpoint).identity)
     how = {"bank": 4, "neighbours": 2, "weight": 0.5}
     assert index.corrected == {"image": how, "audio": how}  # whose items are asked for with words
+    flags = ["--out", str(tmp_path / "half"), "--neighbours", "2", "--dtype", "float16"]
+    assert build_index.main([*arguments, *flags]) == 0
+    half = EmbeddingIndex.load(tmp_path / "half", model_identity=FusionModel.from_pretrained(checkpoint).identity)
+    assert 0 < np.abs(half.embeddings("image") - index.embeddings("image")).max() < 1e-3
     for flags, sentence in (
         (["--out", str(tmp_path / "j"), "--correct", "smell"], "the index holds"),
         (["--index", "qdrant://localhost:1/x"], "not on a Qdrant server"),

@@ -91,14 +91,9 @@ def test_the_sentence_heard_stands_behind_the_words_as_the_text_encoder_reads_it
 
 
 def test_a_sound_without_words_has_no_sentence_and_spoils_none_beside_it(reading, monkeypatch):
-    hear = reading._hear
-
-    def deaf(prepared):
-        latents, said = hear(prepared)
-        return latents, [said[0], ""]
-
+    words = reading._words
     alone = reading.encode([DOG])[0]
-    monkeypatch.setattr(reading, "_hear", deaf)
+    monkeypatch.setattr(reading, "_words", lambda heard: found if "dog" in (found := words(heard)) else "")
     both = reading.encode([DOG, CAKE])
     assert not both[1, 1152:].any() and both[1, :1152].any()
     assert both[0] == pytest.approx(alone, abs=1e-3)
@@ -106,9 +101,32 @@ def test_a_sound_without_words_has_no_sentence_and_spoils_none_beside_it(reading
 
 def test_words_of_an_hour_are_read_as_far_as_the_text_encoder_reads(reading, monkeypatch):
     said = "a dog runs over the grass and barks at a cat " * 3000  # more than a typed text may have
-    monkeypatch.setattr(reading, "_hear", lambda prepared: (np.zeros((1, 1152), np.float32), [said]))
+    monkeypatch.setattr(reading, "_words", lambda heard: said)
     sentence = reading.encode([DOG])[0, 1152:]
     assert np.isfinite(sentence).all() and sentence.any()
+
+
+def test_noise_is_heard_and_read_the_same_alone_and_in_a_batch(reading):
+    rng = np.random.default_rng(1)
+    noises = [(16_000, rng.normal(0, level, 40_000).astype(np.float32)) for level in (0.001, 0.1)]
+    together = reading.encode([noises[0], DOG, noises[1]])
+    assert np.isfinite(together).all()
+    assert together[[0, 2]] == pytest.approx(np.concatenate([reading.encode([n]) for n in noises]), abs=1e-3)
+
+
+def test_encoders_that_read_words_share_one_network_while_there_is_one(reading):
+    text = load_encoder("minilm-l6")
+    assert reading._reader._network is text._network
+    assert load_encoder("minilm-l6", device="meta")._network is not text._network
+
+
+def test_one_hearing_gives_latents_and_words(reading, monkeypatch):
+    listened = []
+    listen_once = reading._listen
+    monkeypatch.setattr(reading, "_listen", lambda *given: listened.append(given) or listen_once(*given))
+    latents, said = reading.hear([reading.prepare(DOG), reading.prepare(CAKE)])
+    assert len(listened) == 1 and "dog running" in said[0] and "birthday cake" in said[1]
+    np.testing.assert_array_equal(latents, reading.encode([DOG, CAKE]))
 
 
 def test_a_long_sound_is_heard_in_windows(encoder):

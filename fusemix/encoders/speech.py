@@ -42,8 +42,7 @@ class WhisperTinyEnWords(WhisperTinyEn):
     :class:`WhisperTinyEn` but heard with a second of silence behind the sound. The decoder then
     listens greedily, with time tokens; the mean of the token embeddings of the words (384) and the mean
     of its last hidden states at them (384) follow. A sound without words has zeros there.
-    Pooled encoder states alone know the voice better than the words: on spoken captions of an
-    unheard voice these latents find photos 1.6 times as often (README, docs/results).
+    Pooled encoder states alone know the voice better than the words.
 
     A departure from the paper, whose Whisper latents are of the encoder alone.
     """
@@ -70,11 +69,11 @@ class WhisperTinyEnWords(WhisperTinyEn):
 
     def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Latents, shape (N, 1152), float32. An item's latent does not depend on its batch."""
-        return self._hear(prepared)[0]
+        return self.hear(prepared)[0]
 
     @torch.inference_mode()
-    def _hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
-        """Latents (N, 1152), and the words heard in each sound."""
+    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """Latents (N, dim), float32, as of :meth:`encode_prepared`, and the words heard in each sound."""
         windows = [(item, window) for item, samples in enumerate(prepared) for window in _windows(samples)]
         states = [self._window_states(window) for _, window in windows]
         heard = self._listen([len(window) for _, window in windows], states)
@@ -117,10 +116,11 @@ class WhisperTinyEnWords(WhisperTinyEn):
 class WhisperTinyEnSentence(WhisperTinyEnWords):
     """Whisper tiny.en as :class:`WhisperTinyEnWords`, and the sentence heard as all-MiniLM-L6-v2 reads it: 1,536.
 
-    The last 384 values are the latent of the transcript (:class:`fusemix.encoders.text.MiniLML6`), zeros where no
-    word was heard. The mean of words' embeddings knows which words were said; a sentence encoder knows what they say
-    together, and spoken captions find their photos by that (docs/results.md). So speech goes through two frozen
-    networks, one after the other, and what is not speech through the first alone.
+    The last 384 values are the latent of the transcript (:class:`fusemix.encoders.text.MiniLML6`, which reads the first
+    256 word pieces, a minute or two of speech). The mean of words' embeddings knows which words were said; a sentence
+    encoder knows what they say together, and spoken captions find their photos by that (docs/results.md). What Whisper
+    writes of a sound that is no speech, such as ``[BLANK_AUDIO]`` or a word that nobody said, is read likewise: the
+    adapter learns what it is worth. Zeros stand only where Whisper writes nothing at all.
 
     A departure from the paper, as is :class:`WhisperTinyEnWords`.
     """
@@ -134,13 +134,13 @@ class WhisperTinyEnSentence(WhisperTinyEnWords):
         self.revision = f"{self.revision}+{self._reader.revision}"
         self.fingerprint = f"{super().fingerprint} ++ of these words: {self._reader.fingerprint}"
 
-    def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Latents, shape (N, 1536), float32. An item's latent does not depend on its batch."""
-        latents, said = self._hear(prepared)
+    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """Latents, shape (N, 1536), float32, and the words heard. An item's latent does not depend on its batch."""
+        latents, said = super().hear(prepared)
         read = np.zeros((len(said), self._reader.dim), dtype=np.float32)
         if spoken := [i for i, words in enumerate(said) if words]:
             read[spoken] = self._reader.encode_prepared([" ".join(said[i].split()) for i in spoken])
-        return np.concatenate([latents, read], axis=1)
+        return np.concatenate([latents, read], axis=1), said
 
 
 def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[Heard]:

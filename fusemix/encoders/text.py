@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -74,12 +75,20 @@ class MiniLML6(Encoder):
         return latents
 
 
-@functools.lru_cache(maxsize=2)
+_networks: WeakValueDictionary[tuple[Path, torch.device], _Bert] = WeakValueDictionary()
+_networks_lock = threading.Lock()
+
+
 def _network(weights: Path, device: str) -> _Bert:
-    """The frozen network; two encoders that read words share one copy of it."""
-    network = _Bert()
-    network.load_state_dict(_bert_state(load_file(weights)))
-    return network.eval().requires_grad_(False).to(device)
+    """The frozen network; encoders that read words share one copy of it, for as long as there is one."""
+    key = (weights, torch.device(device))
+    with _networks_lock:
+        network = _networks.get(key)
+        if network is None:
+            network = _Bert()
+            network.load_state_dict(_bert_state(load_file(weights)))
+            _networks[key] = network = network.eval().requires_grad_(False).to(device)
+        return network
 
 
 class _Bert(nn.Module):
