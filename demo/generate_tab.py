@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 SPOKEN_EXAMPLES = (
-    ("spoken-dog.mp3", "“a dog running on the grass”"),
+    ("spoken-boat.mp3", "“a sailing boat on the water”"),
     ("spoken-car.mp3", "“a red racing car”"),
     ("spoken-cake.mp3", "“a birthday cake”"),
 )

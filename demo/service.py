@@ -285,8 +285,13 @@ class Service:
 
 
 def only_words(transcript: str) -> str:
-    """A transcript without what Whisper puts in brackets, which are no words: [BLANK_AUDIO], (crow caws)."""
-    return " ".join(_BRACKETS.sub(" ", transcript).split())
+    """A transcript without what Whisper puts in brackets, which are no words, and a sentence it repeats once."""
+    words = _BRACKETS.sub(" ", transcript).split()  # [BLANK_AUDIO], (crow caws)
+    bare = [word.strip(".,;:!?…").lower() for word in words]
+    for length in range(1, len(words)):
+        if all(word == bare[i % length] for i, word in enumerate(bare)):
+            return " ".join(words[:length]).rstrip(",;:")
+    return " ".join(words)
 
 
 def _check(top_k: Any) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from demo.lanes import AT_ONCE
 from demo.query import Query
-from demo.service import Service
+from demo.service import Service, only_words
 from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +134,23 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
     assert shipped.search(Query(audio=dog)).heard == "b" and len(listened) == 2  # once for latents and words
     monkeypatch.setattr(encoder, "transcribe", lambda audio: "[BLANK_AUDIO]")
     assert shipped.transcribe(dog) == ""
+
+
+@pytest.mark.parametrize(
+    ("transcript", "told"),
+    [
+        ("[BLANK_AUDIO]", ""),
+        ("(crow caws) Hello. [Music]", "Hello."),
+        ("A Red Racing Car, a Red Racing Car, a Red", "A Red Racing Car"),
+        ("a boat on the water. a boat", "a boat on the water."),
+        ("a man and a dog", "a man and a dog"),
+        ("no no no", "no"),
+        ("a dog, a cat, a dog", "a dog, a cat"),
+        ("", ""),
+    ],
+)
+def test_whispers_brackets_and_repetitions_are_not_told(transcript, told):
+    assert only_words(transcript) == told
 
 
 def median_ms(search, query, *, repeats=15):
