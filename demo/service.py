@@ -289,7 +289,7 @@ def only_words(transcript: str) -> str:
     words = _BRACKETS.sub(" ", transcript).split()  # [BLANK_AUDIO], (crow caws)
     bare = [word.strip(".,;:!?…").lower() for word in words]
     for length in range(1, len(words)):
-        if all(word == bare[i % length] for i, word in enumerate(bare)):
+        if bare[length:] == bare[:-length]:
             return " ".join(words[:length]).rstrip(",;:")
     return " ".join(words)
 

@@ -104,6 +104,8 @@ def test_heard_words_stand_below_the_status_line_and_are_no_markup():
     page = status(replace(nasty_answer(), heard=NASTY), "your sound")
     assert "Words heard: “&lt;img" in page and NASTY not in page
     assert "heard" not in status(nasty_answer(), "your sound")
+    minutes = status(replace(nasty_answer(), heard="a boat on the water " * 500), "your sound")
+    assert " …”" in minutes and len(minutes) < 600
 
 
 def test_metadata_is_escaped_everywhere():
