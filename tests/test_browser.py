@@ -92,9 +92,12 @@ def open_page(browser, address):
         return page
 
     yield opened
+    for page in (page for context in contexts for page in context.pages):
+        page.evaluate("0")  # what was logged until now has then arrived
+    seen = list(errors)  # closing a page aborts what it still asks, which Gradio logs
     for context in contexts:
         context.close()
-    assert errors == []
+    assert seen == []
 
 
 def violations(page):
@@ -166,9 +169,10 @@ def test_a_link_reproduces_a_mixed_search(open_page, address):
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("button", name="Link copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == link
-    page.goto(link)
-    expect_answer(page, "your picture + 0.5 × “at night”")
-    assert page.locator(".fm-image .fm-name").all_inner_texts() == names
+    # As whoever is sent the link; leaving the first page may abort what it still asks, which Gradio logs as an error.
+    sent = open_page(link.removeprefix(address))
+    expect_answer(sent, "your picture + 0.5 × “at night”")
+    assert sent.locator(".fm-image .fm-name").all_inner_texts() == names
 
 
 def test_the_address_and_both_times_are_shown_after_a_search(open_page):
