@@ -11,9 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from demo.service import Service
+from demo.heard import sentences
+from demo.service import Answer, Service
 from demo.studio import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
-from fusemix.index import Hit
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
@@ -61,11 +61,12 @@ def progress_html(frame: Frame) -> str:
     return f'<progress max="1" value="{frame.share:.3f}" style="width:100%"></progress><br>{sentence}'
 
 
-def heard_html(hits: list[Hit], transcript: str = "") -> str:
+def heard_html(answer: Answer) -> str:
     """The captions nearest to a sound, and the words heard in it, as HTML."""
+    hits = answer.hits.get("text", [])
     if not hits:
         return ""
-    words = f"<p>Words heard: “{html.escape(transcript)}”</p>" if transcript else ""
+    words = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(answer.heard, answer.doubt))
     lines = "".join(
         f"<li>{html.escape(str(hit.item.get('text') or hit.item.get('caption') or ''))} "
         f"<small>{hit.similarity:.2f}</small></li>"
@@ -79,9 +80,7 @@ def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[tuple
     try:
         heard = ""
         if request.audio:
-            heard = waveform_html(request.audio) + heard_html(
-                studio.heard(request.audio), studio.service.transcribe(request.audio)
-            )
+            heard = waveform_html(request.audio) + heard_html(studio.heard(request.audio))
         yield heard, "Getting ready …", gr.skip()
         for frame in studio.draw(request, visitor):
             yield heard, progress_html(frame), frame.images or gr.skip()

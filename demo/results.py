@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from demo.heard import sentences
 from demo.service import Answer
 from fusemix.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}
-_MAX_HEARD = 200  # characters; someone may speak for minutes
 REEL_PICTURES = 6  # of an example on the reel
 NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
 
@@ -36,12 +35,10 @@ def status(answer: Answer, asked: str, link: str = "") -> str:
     """One line: what was asked, how long it took, among how many; with a link, a button that copies it."""
     took = f"{answer.seconds * 1000:,.0f} ms, {answer.n_items:,} items"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
-    words = textwrap.shorten(answer.heard, _MAX_HEARD, placeholder=" …")
-    heard = f"Words heard: “{words}”" if words else ""
     return (
         f'<div class="fm-line"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
-        + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in (answer.doubt, heard) if line)
+        + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in sentences(answer.heard, answer.doubt))
     )
 
 

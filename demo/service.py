@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from demo.familiar import MAX_CAPTIONS, Familiar
+from demo.heard import Told, told
 from demo.lanes import Lanes
 from demo.query import Query
 from demo.twins import distinct
-from fusemix.encoders.speech import WhisperTinyEnWords
 from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.retrieve import Retriever, blend
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 MAX_TOP_K = 100
 MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
 EMPTY = "The query is empty; type a few words, show a picture or say something."
-_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)")
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
@@ -47,8 +45,9 @@ class Answer:
         weights: Part -> what it counted for.
         embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
         asked: The query in words and signs.
-        doubt: A sentence where nothing in the index is like the words that were typed; empty elsewhere.
-        heard: The words heard in a sound that was brought; empty if there are none or it is an item of the gallery.
+        doubt: A sentence where nothing in the index is like the words that were typed, or speech was not understood;
+            empty elsewhere.
+        heard: The words heard for certain in a sound that was brought; empty if it is an item of the gallery.
     """
 
     query: str
@@ -88,7 +87,7 @@ class Service:
         self.retriever = retriever
         self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
-        self._examples_heard: dict[str, tuple[np.ndarray, str]] = {}
+        self._examples_heard: dict[str, tuple[np.ndarray, Told]] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
@@ -112,13 +111,6 @@ class Service:
             )
         service.warm_up()
         return service
-
-    def transcribe(self, audio: Any) -> str:
-        """The words heard in a sound: empty if there are none or the model's encoder only hears sounds."""
-        encoder = self.retriever.encoders.get("audio")
-        if not isinstance(encoder, WhisperTinyEnWords):
-            return ""
-        return only_words(self.lanes.run(lambda: encoder.transcribe(audio), slow=True))
 
     @property
     def understood(self) -> frozenset[str]:
@@ -218,8 +210,8 @@ class Service:
             raise MediaError(EMPTY)
         weights = {part: query.weight(part) for part in given}
 
-        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]], str]:
-            parts, heard = {}, ""
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]], Told]:
+            parts, heard = {}, Told()
             for part, value in given.items():
                 if part == "audio":
                     parts[part], heard = self._listen(value, query.ids.get(part))
@@ -232,8 +224,10 @@ class Service:
         parts, embedding, hits, heard = self.lanes.run(compute, slow=query.brings_file)
         seconds = time.perf_counter() - started
         n_items = len(self.retriever.index)
-        doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else ""
-        return Answer("+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt, heard)
+        doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else heard.doubt
+        return Answer(
+            "+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt, heard.words
+        )
 
     def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
         """The embedding of one part; that of a gallery item or an example is made once."""
@@ -247,14 +241,14 @@ class Service:
             self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
         return self._examples[part, identity]
 
-    def _listen(self, audio: str, identity: str | None) -> tuple[np.ndarray, str]:
-        """The embedding of a sound and the words heard in it; a gallery item is known and not listened to."""
+    def _listen(self, audio: Any, identity: str | None) -> tuple[np.ndarray, Told]:
+        """The embedding of a sound and what to tell of its words; a gallery item is known and not listened to."""
         if identity and self.row_of("audio", identity) is not None:
-            return self._embed("audio", audio, identity), ""
+            return self._embed("audio", audio, identity), Told()
         if identity and identity in self._examples_heard:
             return self._examples_heard[identity]
-        embedding, words = self.retriever.embed_heard(audio)
-        found = embedding, only_words(words)
+        embedding, transcript = self.retriever.embed_heard(audio)
+        found = embedding, told(transcript)
         if identity:
             self._examples_heard[identity] = found
         return found
@@ -265,16 +259,17 @@ class Service:
             raise MediaError(EMPTY)
         started = time.perf_counter()
 
-        def compute() -> tuple[dict[str, list[Hit]], str]:
-            heard = ""
+        def compute() -> tuple[dict[str, list[Hit]], Told]:
+            heard = Told()
             if modality == "audio":
-                embedding, heard = self.retriever.embed_heard(query)
+                embedding, heard = self._listen(query, None)
             else:
                 embedding = self.retriever.embed(**{modality: query})
-            return self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k), only_words(heard)
+            return self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k), heard
 
         hits, heard = self.lanes.run(compute, slow=modality != "text")
-        return Answer(modality, hits, time.perf_counter() - started, len(self.retriever.index), heard=heard)
+        seconds = time.perf_counter() - started
+        return Answer(modality, hits, seconds, len(self.retriever.index), doubt=heard.doubt, heard=heard.words)
 
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
         """The first ``top_k`` of each modality, no picture twice."""
@@ -282,16 +277,6 @@ class Service:
             rows = self.embeddings["image"]
             hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
         return {modality: found[:top_k] for modality, found in hits.items()}
-
-
-def only_words(transcript: str) -> str:
-    """A transcript without what Whisper puts in brackets, which are no words, and a sentence it repeats once."""
-    words = _BRACKETS.sub(" ", transcript).split()  # [BLANK_AUDIO], (crow caws)
-    bare = [word.strip(".,;:!?…").lower() for word in words]
-    for length in range(1, len(words)):
-        if bare[length:] == bare[:-length]:
-            return " ".join(words[:length]).rstrip(",;:")
-    return " ".join(words)
 
 
 def _check(top_k: Any) -> None:

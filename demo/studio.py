@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from demo.service import Service
+from demo.service import Answer, Service
 from demo.twins import alike
 from fusemix.files import read_json
-from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.threads import give_way
 
@@ -194,9 +193,9 @@ class Studio:
                 )
             return self._generator
 
-    def heard(self, audio: str) -> list[Hit]:
-        """The captions nearest to a sound: what the model makes of it."""
-        return self.service.search_audio(audio, top_k=HEARD).hits.get("text", [])
+    def heard(self, audio: str) -> Answer:
+        """What the model makes of a sound: the nearest captions, and the words heard in it."""
+        return self.service.search_audio(audio, top_k=HEARD)
 
     def stop(self, visitor: str) -> None:
         """Let a visitor's drawing end at its next step; nothing happens if there is none."""

@@ -12,7 +12,7 @@ import numpy as np
 from fusemix.adapters import FusionModel
 from fusemix.config import ModelConfig
 from fusemix.encoders import Encoder, load_encoder
-from fusemix.encoders.speech import WhisperTinyEnWords
+from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
 from fusemix.index import EmbeddingIndex, Hit
 from fusemix.media import MediaError
 
@@ -114,14 +114,14 @@ class Retriever:
         with self._locks[modality]:  # tokenizers are not thread-safe, and two cores gain nothing from two at once
             return self.encoders[modality].encode_prepared(prepared)
 
-    def embed_heard(self, audio: Any) -> tuple[np.ndarray, str]:
+    def embed_heard(self, audio: Any) -> tuple[np.ndarray, Transcript]:
         """The embedding of a sound as of :meth:`embed`, and the words heard in it, for one hearing of it.
 
         Without words if the model's encoder only hears sounds. Raises like :meth:`embed`.
         """
         encoder = self.encoders.get("audio")
         if audio is None or not isinstance(encoder, WhisperTinyEnWords):
-            return self.embed(audio=audio), ""
+            return self.embed(audio=audio), Transcript("", 0.0)
         prepared = encoder.prepare(audio)
         with self._locks["audio"]:
             latents, said = encoder.hear([prepared])

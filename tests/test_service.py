@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.heard import UNSURE
 from demo.lanes import AT_ONCE
 from demo.query import Query
-from demo.service import Service, only_words
+from demo.service import Service
+from fusemix.encoders.speech import Transcript
 from fusemix.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,32 +127,22 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
 
     encoder, listened = shipped.retriever.encoders["audio"], []
     hear = encoder.hear
-    monkeypatch.setattr(encoder, "hear", lambda given: listened.append(given) or (hear(given)[0], ["[hiss] (a) b"]))
+    said = [Transcript("[hiss] (a) b", -0.5)]
+    monkeypatch.setattr(encoder, "hear", lambda given: listened.append(given) or (hear(given)[0], said))
     item = shipped.items("audio")[0]
     known = Query(audio=str(shipped.path_of(item)), ids={"audio": item["id"]})
     assert shipped.search(known).heard == "" and not listened
     assert [shipped.search(Query(audio=dog, ids={"audio": "spoken"})).heard for _ in range(2)] == ["b", "b"]
     assert len(listened) == 1  # an example is listened to once
     assert shipped.search(Query(audio=dog)).heard == "b" and len(listened) == 2  # once for latents and words
-    monkeypatch.setattr(encoder, "transcribe", lambda audio: "[BLANK_AUDIO]")
-    assert shipped.transcribe(dog) == ""
-
-
-@pytest.mark.parametrize(
-    ("transcript", "told"),
-    [
-        ("[BLANK_AUDIO]", ""),
-        ("(crow caws) Hello. [Music]", "Hello."),
-        ("A Red Racing Car, a Red Racing Car, a Red", "A Red Racing Car"),
-        ("a boat on the water. a boat", "a boat on the water."),
-        ("a man and a dog", "a man and a dog"),
-        ("no no no", "no"),
-        ("a dog, a cat, a dog", "a dog, a cat"),
-        ("", ""),
-    ],
-)
-def test_whispers_brackets_and_repetitions_are_not_told(transcript, told):
-    assert only_words(transcript) == told
+    assert shipped.search_audio(dog).doubt == ""
+    said[0] = Transcript("[hiss] (a) b", -1.5)
+    for answer in (
+        shipped.search_audio(dog),
+        shipped.search(Query(audio=dog)),
+        shipped.search(Query(text="b", audio=dog)),
+    ):
+        assert (answer.heard, answer.doubt) == ("", UNSURE)
 
 
 def median_ms(search, query, *, repeats=15):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusemix.encoders import load_encoder
-from fusemix.encoders.speech import _EOT, _FIRST_TIME, _SOT, _pool, listen
+from fusemix.encoders.speech import _EOT, _FIRST_TIME, _SOT, Transcript, _pool, listen
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "demo/examples"
 DOG, CAR, CAKE = (str(EXAMPLES / f"spoken-{name}.mp3") for name in ("dog", "car", "cake"))
@@ -19,8 +19,8 @@ def encoder():
 
 
 def test_it_hears_the_words(encoder):
-    assert "dog running on the grass" in encoder.transcribe(DOG).lower()
-    assert "birthday cake" in encoder.transcribe(CAKE).lower()
+    assert "dog running on the grass" in encoder.transcribe(DOG).words.lower()
+    assert "birthday cake" in encoder.transcribe(CAKE).words.lower()
 
 
 def test_the_latent_is_frames_then_words_then_states_of_whispers_own_decoder(encoder):
@@ -42,6 +42,8 @@ def test_the_latent_is_frames_then_words_then_states_of_whispers_own_decoder(enc
     words = encoder._decoder.token_embedding(heard.tokens).mean(0).numpy()
     assert latent[384:768] == pytest.approx(words, abs=1e-5)
     assert latent[768:] == pytest.approx(caught["states"][2:].mean(0).numpy(), abs=1e-3)
+    sure = logits[1:-1].log_softmax(1).max(1).values.mean()
+    assert encoder.transcribe(CAR).log_probability == pytest.approx(float(sure), abs=1e-3)
 
 
 def test_a_latent_does_not_depend_on_its_batch(encoder):
@@ -53,20 +55,23 @@ def test_a_latent_does_not_depend_on_its_batch(encoder):
 
 def test_a_sound_without_words_has_zeros_for_words(encoder):
     end = torch.full((5,), _EOT)
-    heard = _pool(encoder._decoder, end, torch.randn(5, 384))
+    heard = _pool(encoder._decoder, end, torch.randn(5, 384), torch.full((5,), -9.0))
     assert len(heard.tokens) == 0
     assert not heard.embedding.any()
     assert not heard.state.any()
+    assert heard.log_probability == 0
 
 
 def test_a_sentence_that_starts_again_counts_once(encoder):
     words = torch.tensor([317, 3290, 2491, 319, 262, 8701, 13])
     states = torch.randn(18, 384)
-    once = _pool(encoder._decoder, words, states)
-    twice = _pool(encoder._decoder, torch.cat([words, words, words[:4]]), states)
+    sure = -torch.arange(18.0)
+    once = _pool(encoder._decoder, words, states, sure)
+    twice = _pool(encoder._decoder, torch.cat([words, words, words[:4]]), states, sure)
     assert twice.tokens.tolist() == words.tolist()
     assert torch.equal(twice.embedding, once.embedding)
     assert torch.equal(twice.state, once.state)
+    assert twice.log_probability == once.log_probability == -21
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def test_the_sentence_heard_stands_behind_the_words_as_the_text_encoder_reads_it
     latents = reading.encode([DOG, CAKE])
     assert latents.shape == (2, reading.dim) == (2, 1536)
     np.testing.assert_array_equal(latents[:, :1152], encoder.encode([DOG, CAKE]))
-    wanted = text.encode([encoder.transcribe(item) for item in (DOG, CAKE)])
+    wanted = text.encode([encoder.transcribe(item).words for item in (DOG, CAKE)])
     assert latents[:, 1152:] == pytest.approx(wanted, abs=1e-4)
     typed = text.encode(["a dog running on the grass", "a birthday cake"])
     cosine = (latents[:, 1152:] @ typed.T) / np.outer(
@@ -93,7 +98,9 @@ def test_the_sentence_heard_stands_behind_the_words_as_the_text_encoder_reads_it
 def test_a_sound_without_words_has_no_sentence_and_spoils_none_beside_it(reading, monkeypatch):
     words = reading._words
     alone = reading.encode([DOG])[0]
-    monkeypatch.setattr(reading, "_words", lambda heard: found if "dog" in (found := words(heard)) else "")
+    monkeypatch.setattr(
+        reading, "_words", lambda heard: found if "dog" in (found := words(heard)).words else Transcript("", 0.0)
+    )
     both = reading.encode([CAKE, DOG])
     assert not both[0, 1152:].any() and both[0, :1152].any()
     assert both[1] == pytest.approx(alone, abs=1e-3)
@@ -101,7 +108,7 @@ def test_a_sound_without_words_has_no_sentence_and_spoils_none_beside_it(reading
 
 def test_words_of_an_hour_are_read_as_far_as_the_text_encoder_reads(reading, monkeypatch):
     said = "a dog runs over the grass and barks at a cat " * 3000  # more than a typed text may have
-    monkeypatch.setattr(reading, "_words", lambda heard: said)
+    monkeypatch.setattr(reading, "_words", lambda heard: Transcript(said, -0.1))
     sentence = reading.encode([DOG])[0, 1152:]
     assert np.isfinite(sentence).all() and sentence.any()
 
@@ -125,13 +132,15 @@ def test_one_hearing_gives_latents_and_words(reading, monkeypatch):
     listen_once = reading._listen
     monkeypatch.setattr(reading, "_listen", lambda *given: listened.append(given) or listen_once(*given))
     latents, said = reading.hear([reading.prepare(DOG), reading.prepare(CAKE)])
-    assert len(listened) == 1 and "dog running" in said[0] and "birthday cake" in said[1]
+    assert len(listened) == 1 and "dog running" in said[0].words and "birthday cake" in said[1].words
     np.testing.assert_array_equal(latents, reading.encode([DOG, CAKE]))
 
 
 def test_a_long_sound_is_heard_in_windows(encoder):
     first, second = encoder.prepare(DOG), encoder.prepare(CAKE)
     long = np.concatenate([first, np.zeros(29 * 16_000 - len(first), np.float32), second])
-    text = encoder.transcribe((16_000, long)).lower()
+    text = encoder.transcribe((16_000, long)).words.lower()
     assert "dog" in text
     assert "birthday cake" in text
+    sure = [encoder._words([h]) for h in encoder._listen([len(first)], [encoder._window_states(first)])][0]
+    assert -1 < encoder.transcribe((16_000, long)).log_probability != sure.log_probability

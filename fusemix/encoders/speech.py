@@ -28,11 +28,25 @@ class Heard(NamedTuple):
         tokens: (T,) int64, text tokens only.
         embedding: (384,), mean of their token embeddings; zeros if nothing was heard.
         state: (384,), mean of the decoder's last hidden states at them; zeros likewise.
+        log_probability: (), natural, summed over them: how sure the decoder was; zero likewise.
     """
 
     tokens: Tensor
     embedding: Tensor
     state: Tensor
+    log_probability: Tensor
+
+
+class Transcript(NamedTuple):
+    """The words that Whisper heard in a sound, possibly none; a hint, not a careful transcript.
+
+    Attributes:
+        words: As Whisper writes them, ``[BLANK_AUDIO]``, ``(music)`` and the like included.
+        log_probability: Natural, the mean over its tokens: near 0 where Whisper was sure, 0 where it heard nothing.
+    """
+
+    words: str
+    log_probability: float
 
 
 class WhisperTinyEnWords(WhisperTinyEn):
@@ -72,7 +86,7 @@ class WhisperTinyEnWords(WhisperTinyEn):
         return self.hear(prepared)[0]
 
     @torch.inference_mode()
-    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
         """Latents (N, dim), float32, as of :meth:`encode_prepared`, and the words heard in each sound."""
         windows = [(item, window) for item, samples in enumerate(prepared) for window in _windows(samples)]
         states = [self._window_states(window) for _, window in windows]
@@ -89,15 +103,17 @@ class WhisperTinyEnWords(WhisperTinyEn):
             said.append(self._words([heard[i] for i in mine]))
         return latents, said
 
-    def transcribe(self, item: Any) -> str:
-        """The words heard in a sound, possibly none; a hint, not a careful transcript."""
+    def transcribe(self, item: Any) -> Transcript:
+        """The words heard in a sound."""
         windows = _windows(self.prepare(item))
         return self._words(self._listen([len(w) for w in windows], [self._window_states(w) for w in windows]))
 
-    def _words(self, heard: Sequence[Heard]) -> str:
+    def _words(self, heard: Sequence[Heard]) -> Transcript:
         from whisper.tokenizer import get_tokenizer
 
-        return " ".join(get_tokenizer(False).decode(h.tokens.tolist()).strip() for h in heard).strip()
+        words = " ".join(get_tokenizer(False).decode(h.tokens.tolist()).strip() for h in heard).strip()
+        count = sum(len(h.tokens) for h in heard)
+        return Transcript(words, sum(float(h.log_probability) for h in heard) / max(count, 1))
 
     def _window_states(self, samples: np.ndarray) -> Tensor:
         return self.frames(np.pad(samples, (0, TAIL_S * SAMPLE_RATE)))
@@ -134,12 +150,12 @@ class WhisperTinyEnSentence(WhisperTinyEnWords):
         self.revision = f"{self.revision}+{self._reader.revision}"
         self.fingerprint = f"{super().fingerprint} ++ of these words: {self._reader.fingerprint}"
 
-    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
         """Latents, shape (N, 1536), float32, and the words heard. An item's latent does not depend on its batch."""
         latents, said = super().hear(prepared)
         read = np.zeros((len(said), self._reader.dim), dtype=np.float32)
-        if spoken := [i for i, words in enumerate(said) if words]:
-            read[spoken] = self._reader.encode_prepared([" ".join(said[i].split()) for i in spoken])
+        if spoken := [i for i, transcript in enumerate(said) if transcript.words]:
+            read[spoken] = self._reader.encode_prepared([" ".join(said[i].words.split()) for i in spoken])
         return np.concatenate([latents, read], axis=1), said
 
 
@@ -168,6 +184,7 @@ def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[He
     token = torch.full((len(states),), _SOT, device=device)
     done = torch.zeros(len(states), dtype=torch.bool, device=device)
     tokens: list[Tensor] = []
+    log_probabilities: list[Tensor] = []
     hidden: list[Tensor] = []
     for position in range(steps):
         h = _decode_one(decoder, token, position, own, cross, mask)  # (B, 384)
@@ -180,16 +197,17 @@ def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[He
         logits[:, _EOT + 1 : _FIRST_TIME] = -torch.inf
         if position == 1:
             logits[:, _FIRST_TIME:] = -torch.inf
-        token = logits.argmax(1)
+        highest, token = logits.max(1)
+        log_probabilities.append(highest - logits.logsumexp(1))
         ended = (token >= _FIRST_TIME) & ((token - _FIRST_TIME) * 0.02 >= durations - 1)
         done |= ended | (position > limit) | (token == _EOT) | _starts_again(tokens, token)
         token = torch.where(done, _EOT, token)
         tokens.append(token)
         if done.all():
             break
-    heard_tokens = torch.stack(tokens, dim=1)  # (B, S)
+    heard_tokens, sure = torch.stack(tokens, dim=1), torch.stack(log_probabilities, dim=1)  # (B, S) each
     heard_states = torch.stack(hidden, dim=1) if hidden else padded.new_zeros(len(states), 0, _WIDTH)
-    return [_pool(decoder, *pair) for pair in zip(heard_tokens, heard_states, strict=True)]
+    return [_pool(decoder, *of_one) for of_one in zip(heard_tokens, heard_states, sure, strict=True)]
 
 
 def _starts_again(tokens: list[Tensor], token: Tensor) -> Tensor:
@@ -216,7 +234,7 @@ def _decode_one(
     return out
 
 
-def _pool(decoder: Any, tokens: Tensor, states: Tensor) -> Heard:
+def _pool(decoder: Any, tokens: Tensor, states: Tensor, log_probabilities: Tensor) -> Heard:
     words = (tokens < _EOT).nonzero()[:, 0]
     text = tokens[words].tolist()
     for repeat in range(4, len(text) - 3):
@@ -225,8 +243,9 @@ def _pool(decoder: Any, tokens: Tensor, states: Tensor) -> Heard:
             break
     if not len(words):
         nothing = states.new_zeros(_WIDTH)
-        return Heard(tokens[words], nothing, nothing)
-    return Heard(tokens[words], decoder.token_embedding(tokens[words]).mean(0), states[words].mean(0))
+        return Heard(tokens[words], nothing, nothing, nothing.sum())
+    embedding = decoder.token_embedding(tokens[words]).mean(0)
+    return Heard(tokens[words], embedding, states[words].mean(0), log_probabilities[words].sum())
 
 
 def _windows(samples: np.ndarray) -> list[np.ndarray]:

@@ -1,0 +1,60 @@
+"""What a visitor is told of the words in a sound: those that Whisper was sure of, without its remarks and repetitions.
+
+Whisper writes something of almost every sound: of effects and music mostly a remark in brackets, not always closed, of
+another language than English mostly words that nobody said. The latent holds all that; the page should not claim it.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import NamedTuple
+
+from fusemix.encoders.speech import Transcript
+
+SURE = -1.0  # mean log-probability of a token from which words are told; openai-whisper's own logprob_threshold
+_MAX_CHARACTERS = 200  # someone may speak for minutes
+_REMARKS = re.compile(r"\[[^\]]*(\]|$)|\([^)]*(\)|$)|\*[^*]*(\*|$)")  # [BLANK_AUDIO], (crow caws), *squeaking*
+_FOREIGN = "foreign language"  # as in Whisper's remark (speaking in foreign language)
+UNSURE = "If someone speaks there, the words were not understood for certain and are left out; it understands English."
+FOREIGN = "Someone seems to speak another language; of speech it understands English only."
+
+
+class Told(NamedTuple):
+    """What to tell of a sound.
+
+    Attributes:
+        words: The words heard, each sentence once; empty if there are none or Whisper was not sure of them.
+        doubt: A sentence where speech was not understood; empty elsewhere.
+    """
+
+    words: str = ""
+    doubt: str = ""
+
+
+def told(transcript: Transcript) -> Told:
+    """What to tell of a sound with this transcript."""
+    words = only_words(transcript.words)
+    if transcript.log_probability >= SURE and words:
+        return Told(words)
+    if _FOREIGN in transcript.words.lower():
+        return Told(doubt=FOREIGN)
+    return Told(doubt=UNSURE if words else "")
+
+
+def only_words(transcript: str) -> str:
+    """A transcript without remarks, which are no words, and a sentence it repeats once; empty if no letter is left."""
+    words = _REMARKS.sub(" ", transcript).split()
+    if not any(letter.isalnum() for word in words for letter in word):
+        return ""
+    bare = [word.strip(".,;:!?…").lower() for word in words]
+    for length in range(1, len(words)):
+        if bare[length:] == bare[:-length]:
+            return " ".join(words[:length]).rstrip(",;:")
+    return " ".join(words)
+
+
+def sentences(words: str, doubt: str) -> list[str]:
+    """Lines for the page, not escaped: a doubt and the words, of a long speech the beginning."""
+    heard = textwrap.shorten(words, _MAX_CHARACTERS, placeholder=" …")
+    return [line for line in (doubt, f"Words heard: “{heard}”" if heard else "") if line]
