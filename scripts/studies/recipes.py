@@ -6,6 +6,8 @@
 - ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
 - ``views``: a closed form beside three trained paths with views of their own (the default of scripts/train.py), in one
   training, on the plain latents; ``views-deep``: the same on the latents of several depths;
+- ``views-three``: the same on the last layers of EfficientNet-Lite0, 1 and 2 side by side (the last two are optional
+  packages, requirements-dev.txt);
 - ``components``: two paths, whose trained blocks read 256 principal components as they are, not whitened;
 - ``paper-narrow``: the paper's recipe, its middle an eighth as wide; ``both-narrow``: it beside ``two-path``;
 - ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
@@ -53,6 +55,10 @@ RECIPES: dict[str, tuple[str, tuple[object, ...]]] = {
     "views": ("efficientnet-lite0", ("--recipe", "views", "--expansion", 1, "--closed-form-ridge", 1, *SAME)),
     "views-deep": (
         "efficientnet-lite0-deep",
+        ("--recipe", "views", "--expansion", 0.25, "--closed-form-ridge", 1, *SAME),
+    ),
+    "views-three": (
+        " ++ ".join(f"efficientnet-lite{number}" for number in range(3)),
         ("--recipe", "views", "--expansion", 0.25, "--closed-form-ridge", 1, *SAME),
     ),
     "paper-narrow": ("efficientnet-lite0", ("--recipe", "paper", "--expansion", 0.5, *SAME)),
