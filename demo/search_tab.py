@@ -255,9 +255,12 @@ class SearchTab:
         return query, bool(mix)
 
     def by_text(self, *values: Any) -> Page:
-        """Search by the words, mixed with the rest if asked for."""
+        """Search by the words, mixed with the rest if asked for; without words, by the picture or sound on the page."""
         query, mix = self._read(values)
-        return self._page(query if mix else Query(text=query.text), mix)
+        if not mix:
+            words = bool(query.text.strip())
+            query = Query(text=query.text) if words else replace(query, text="", minus_text="", weights={})
+        return self._page(query, mix)
 
     def by_weight(self, *values: Any) -> Page:
         """A weight was moved: search again, if there is anything to weigh."""

@@ -252,6 +252,10 @@ def test_an_uploaded_picture_is_searched_with(open_page, shots):
     page.set_input_files("#fm-picture input[type=file]", example_picture())
     expect_answer(page, "your picture")
     page.screenshot(path=shots / "desktop-picture.png", full_page=True)
+    page.get_by_role("button", name="Search", exact=True).click()  # without words it asks for the picture again
+    page.wait_for_timeout(2000)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect_answer(page, "your picture")
 
 
 def test_a_recording_is_searched_with(open_page):

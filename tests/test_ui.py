@@ -163,6 +163,15 @@ def test_text_search_clears_the_other_queries(tab, fake):
     assert "Pictures" in page[tab.results] and 'data-link="?q=dogs"' in page[tab.status]
 
 
+@pytest.mark.parametrize("without", ["", "grass"])
+def test_search_without_words_asks_again_for_the_picture_or_sound_on_the_page(tab, fake, without):
+    values = fields(tab, text=" ", sound="a.mp3", without=without, weights=(1, 1, 0.5, -1), ids={"audio": "spoken"})
+    page = tab.by_text(*values)
+    assert fake.asked == Query(audio="a.mp3", ids={"audio": "spoken"}) and tab.sound not in page
+    tab.by_text(*fields(tab, picture="a.png"))
+    assert fake.asked == Query(image="a.png")
+
+
 def test_in_a_mix_every_field_and_weight_counts(tab, fake):
     values = fields(tab, text="at night", picture="a.png", without="grass", weights=(0.5, 1, 1, -0.25), mix=True)
     page = tab.by_text(*values)
