@@ -24,9 +24,9 @@ from demo.lanes import Lanes
 from demo.query import Query
 from demo.service import EMPTY, Answer
 from demo.visitors import GONE, LIFETIME_S, take
-from fusemix.index import EmbeddingIndex
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
-from fusemix.retrieve import Retriever, blend
+from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import Retriever, blend
 
 logger = logging.getLogger(__name__)
 

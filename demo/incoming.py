@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from fusemix.data.pairs import FILE_COLUMNS, PairTable
 from fusemix.media import one_line
-from fusemix.pairs import FILE_COLUMNS, PairTable
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 SOUNDS = frozenset(

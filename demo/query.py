@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fusemix.media import MediaError, shown
-from fusemix.retrieve import DEFAULT_WEIGHTS
+from fusemix.search.retriever import DEFAULT_WEIGHTS
 
 _IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
 _SAID = {"image": "your picture", "audio": "your sound"}

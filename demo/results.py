@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from demo.heard import sentences
 from demo.service import Answer
-from fusemix.index import Hit
+from fusemix.search.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}

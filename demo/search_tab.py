@@ -20,7 +20,7 @@ from demo.results import SHOWN, apology, mosaic, reel, results, status
 from demo.service import Answer, Service
 from demo.why import why
 from fusemix.media import MediaError
-from fusemix.retrieve import DEFAULT_WEIGHTS
+from fusemix.search.retriever import DEFAULT_WEIGHTS
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from demo.heard import Told, told
 from demo.lanes import Lanes
 from demo.query import Query
 from demo.twins import distinct
-from fusemix.index import Hit
 from fusemix.media import SAMPLE_RATE, MediaError, shown
-from fusemix.retrieve import Retriever, blend
+from fusemix.search.index import Hit
+from fusemix.search.retriever import Retriever, blend
 
 logger = logging.getLogger(__name__)
 

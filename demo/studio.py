@@ -22,7 +22,7 @@ from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.threads import give_way
 
 if TYPE_CHECKING:
-    from fusemix.generate import Generator
+    from fusemix.generation.generator import Generator
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Studio:
                 "There is no decoder in `checkpoints/unclip-small`, so nothing can be drawn here. Train it with "
                 f"`scripts/train_unclip.py`, or set `{DECODER_VARIABLE}` to a Stable unCLIP folder or Hub id."
             )
-        from fusemix.decoder_files import check_decoder
+        from fusemix.generation.decoder_files import check_decoder
 
         try:
             check_decoder(folder, self.service.retriever.model)
@@ -166,8 +166,8 @@ class Studio:
         """How strongly drawings are steered unless asked otherwise; 0 where the image encoder cannot steer."""
         if not (Path(self.source) / "train_config.json").is_file():  # of scripts/train_unclip.py
             return 0.0
-        from fusemix.steering import STRENGTH as AS_MEASURED
-        from fusemix.steering import Seeing
+        from fusemix.generation.guidance import STRENGTH as AS_MEASURED
+        from fusemix.generation.guidance import Seeing
 
         return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
 
@@ -182,7 +182,7 @@ class Studio:
             if self._generator is None:
                 import torch
 
-                from fusemix.generate import Generator
+                from fusemix.generation.generator import Generator
 
                 device = "cuda" if torch.cuda.is_available() else "cpu"
                 self._generator = Generator.from_pretrained(
@@ -220,7 +220,7 @@ class Studio:
         generator = self.generator()
         retriever = self.service.retriever
         embeddings = self.service.lanes.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
-        from fusemix.generate import blend_weights
+        from fusemix.generation.generator import blend_weights
 
         weights = blend_weights(list(queries), request.share)
         embeds = generator.condition(embeddings, weights)
@@ -251,7 +251,7 @@ class Studio:
         Raises:
             ValueError: If the index holds no pictures with files.
         """
-        from fusemix.generate import nearest_pictures
+        from fusemix.generation.generator import nearest_pictures
 
         found: list[tuple[Path, dict[str, Any]]] = []
         for path, item in nearest_pictures(self.service.retriever.index, embedding, 2 * count):
@@ -268,7 +268,7 @@ class Studio:
 
     def ranked(self, images: list[Image.Image], embedding: np.ndarray) -> list[tuple[Image.Image, float]]:
         """Pictures with their similarity to an embedding (D,), nearest first."""
-        from fusemix.generate import rank_images
+        from fusemix.generation.generator import rank_images
 
         retriever = self.service.retriever
         return rank_images(images, embedding, retriever.model, retriever.encoders["image"])
@@ -290,7 +290,7 @@ class _Drawing:
 
     def work(self) -> None:
         """Draw; every end, a failure too, goes into the queue."""
-        from fusemix.sampling import Cancelled
+        from fusemix.generation.sampling import Cancelled
 
         give_way()  # to searches
         try:
@@ -303,7 +303,7 @@ class _Drawing:
     def _draw(self) -> Frame:
         import torch
 
-        from fusemix.steering import Steering
+        from fusemix.generation.guidance import Steering
 
         request, started = self.request, time.perf_counter()
         drawn = max(request.n_images, request.candidates)

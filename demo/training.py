@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.visitors import GONE, take
-from fusemix.config import ModelConfig, TrainConfig
+from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
-from fusemix.own_latents import import_latents, open_latents
+from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.threads import give_way, one_thread
 
 if TYPE_CHECKING:
-    from fusemix.pair_set import PairSet
-    from fusemix.train import Progress, Result
+    from fusemix.data.pair_set import PairSet
+    from fusemix.training.trainer import Progress, Result
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Training:
 
     def _pairs(self, work: Path) -> PairSet:
         """The two files as joined stores."""
-        from fusemix.pair_set import PairSet
+        from fusemix.data.pair_set import PairSet
 
         files, self._files = self._files, {}
         try:
@@ -192,8 +192,8 @@ class Training:
 
     def _save(self, result: Result, pairs: PairSet, model_config: ModelConfig, config: TrainConfig, work: Path) -> None:
         """Write the checkpoint folder into the archive."""
-        from fusemix.card import model_card
-        from fusemix.train import save_result
+        from fusemix.model.card import model_card
+        from fusemix.training.trainer import save_result
 
         with self._lock:
             if self._deleted:
@@ -228,8 +228,8 @@ class _Run:
 
     def work(self) -> None:
         """Train; every end, a failure too, is kept for the page's thread."""
-        from fusemix.closed_form import Stopped
-        from fusemix.train import train
+        from fusemix.model.closed_form import Stopped
+        from fusemix.training.trainer import train
 
         until = time.monotonic() + MAX_SECONDS
         give_way()  # to searches

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
-from fusemix.index import Hit
 from fusemix.media import MediaError, load_image
+from fusemix.search.index import Hit
 
 NEAR = 0.98  # cosine of two embeddings from which on their pictures are looked at
 PATCHES = 16  # a picture, cut to what is on it, is looked at in so many rows and columns

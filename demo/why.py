@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from demo.service import Answer, Service
-from fusemix.index import Hit
+from fusemix.search.index import Hit
 
 _BINS = 48
 _CAPTIONS = 5  # nearest captions named

@@ -17,17 +17,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "FusionModel": "fusemix.adapters",
-    "ModelConfig": "fusemix.config",
-    "TrainConfig": "fusemix.config",
-    "PairTable": "fusemix.pairs",
-    "LatentStore": "fusemix.latents",
-    "import_latents": "fusemix.own_latents",
+    "FusionModel": "fusemix.model.adapters",
+    "ModelConfig": "fusemix.model.config",
+    "TrainConfig": "fusemix.model.config",
+    "PairTable": "fusemix.data.pairs",
+    "LatentStore": "fusemix.data.latent_store",
+    "import_latents": "fusemix.data.import_latents",
     "load_encoder": "fusemix.encoders",
-    "EmbeddingIndex": "fusemix.index",
-    "Retriever": "fusemix.retrieve",
-    "fusemix": "fusemix.mixup",
-    "info_nce": "fusemix.losses",
+    "EmbeddingIndex": "fusemix.search.index",
+    "Retriever": "fusemix.search.retriever",
+    "fusemix": "fusemix.training.mixup",
+    "info_nce": "fusemix.training.losses",
 }
 
 __all__ = ["__version__", *_PUBLIC]

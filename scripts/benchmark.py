@@ -128,7 +128,7 @@ def save(args: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
 
 def loss_child(batch: int, kind: str, dim: int) -> dict[str, float]:
     """Time and added peak memory of one loss, in this process alone."""
-    from fusemix.losses import TILE, info_nce
+    from fusemix.training.losses import TILE, info_nce
 
     torch.manual_seed(0)
     a, b = (torch.randn(batch, dim, requires_grad=True) for _ in range(2))
@@ -256,11 +256,11 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, C
 
 
 def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
-    """A run of fusemix.train with the paper's recipe at the same widths, depth and batch."""
-    from fusemix.config import ModelConfig, TrainConfig
-    from fusemix.latents import write_latents
-    from fusemix.pair_set import PairSet
-    from fusemix.train import _Run
+    """A run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
+    from fusemix.data.latent_store import write_latents
+    from fusemix.data.pair_set import PairSet
+    from fusemix.model.config import ModelConfig, TrainConfig
+    from fusemix.training.trainer import _Run
 
     folder = Path(tempfile.mkdtemp())
     stores = {
@@ -304,7 +304,7 @@ def product_rate(dtype: torch.dtype) -> float:
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
     load_peer(args.peer)  # early answer to a wrong folder
-    from fusemix.train import resolve_precision
+    from fusemix.training.trainer import resolve_precision
 
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
@@ -351,7 +351,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Peer:
-    """The authors' model, trained, as :func:`fusemix.train.validation_recall` asks it."""
+    """The authors' model, trained, as :func:`fusemix.training.trainer.validation_recall` asks it."""
 
     def __init__(self, model: Any) -> None:
         self.sides = {"image": model.eval().proj_vis, "text": model.proj_text}
@@ -365,8 +365,8 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
     """Training and validation pairs as one set; each latent the leading principal components of its own kind."""
     import pandas as pd
 
-    from fusemix.latents import LatentStore, write_latents
-    from fusemix.pair_set import PairSet
+    from fusemix.data.latent_store import LatentStore, write_latents
+    from fusemix.data.pair_set import PairSet
 
     joined = [
         PairSet.join({m: LatentStore.open(args.latents / f"{m}-{split}") for m in ("image", "text")})
@@ -392,8 +392,8 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
 
 def run_recall(args: argparse.Namespace) -> dict[str, Any]:
     """Both trained for equal epochs with one schedule, ours in its own precision; the last weights are compared."""
-    from fusemix.config import ModelConfig, TrainConfig
-    from fusemix.train import _Run, validation_recall
+    from fusemix.model.config import ModelConfig, TrainConfig
+    from fusemix.training.trainer import _Run, validation_recall
 
     found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
@@ -452,9 +452,9 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     """Each encoder by scripts/extract.py's own function and one by one, the two taking turns."""
     import pandas as pd
 
+    from fusemix.data.latent_store import extract
+    from fusemix.data.pairs import PairTable
     from fusemix.encoders import PACKAGED, load_encoder
-    from fusemix.latents import extract
-    from fusemix.pairs import PairTable
 
     table = PairTable.read(args.pairs)
     rows: list[dict[str, Any]] = []
@@ -497,9 +497,9 @@ def spread(values: list[Any], count: int | None) -> list[Any]:
 
 def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
     """Encode every short clip both ways, clip by clip in turn; the same frames are pooled in both."""
+    from fusemix.data.pairs import VALIDATION_SPLITS, PairTable
     from fusemix.encoders.audio import SAMPLES_PER_FRAME, WINDOW_S, WhisperTinyEn
     from fusemix.media import SAMPLE_RATE
-    from fusemix.pairs import VALIDATION_SPLITS, PairTable
 
     table, encoder = PairTable.read(args.pairs), WhisperTinyEn()
     cells = [cell for cell in table.cells("audio") if table.value("text", cell.row)]
@@ -556,9 +556,9 @@ def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
 
 def recall_of(audio: np.ndarray, texts: list[str], held: np.ndarray) -> dict[str, Any] | None:
     """Recall of a sound's caption among the held-out ones, by regularised CCA fitted on the others."""
-    from fusemix.cca import fit_cca
     from fusemix.encoders import load_encoder
-    from fusemix.metrics import retrieval
+    from fusemix.evaluation.metrics import retrieval
+    from fusemix.model.cca import fit_cca
 
     if held.sum() < 2 or (~held).sum() < 100:
         return None
@@ -692,10 +692,10 @@ def measured(
 
 def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
     """Train from the latents in a folder, some steps whenever a line comes in; say the figures as JSON lines."""
-    from fusemix.config import ModelConfig, TrainConfig
-    from fusemix.latents import LatentStore
-    from fusemix.pair_set import PairSet
-    from fusemix.train import _Run
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.pair_set import PairSet
+    from fusemix.model.config import ModelConfig, TrainConfig
+    from fusemix.training.trainer import _Run
 
     began, computed = time.perf_counter(), time.process_time()
     stores = {m: LatentStore.open(folder / m, verify=True) for m in ("image", "text")}  # as scripts/train.py does
@@ -788,7 +788,7 @@ def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int 
 
 def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
     """Latents of two modalities, float16; every shard has the same rows in another order: only reading is measured."""
-    from fusemix.latents import write_latents
+    from fusemix.data.latent_store import write_latents
 
     for name, width in zip(("image", "text"), widths, strict=True):
         rng = np.random.default_rng(width)

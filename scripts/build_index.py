@@ -22,17 +22,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusemix.adapters import FusionModel
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pairs import FILE_COLUMNS, Item, PairTable
 from fusemix.encoders import Encoder
-from fusemix.hubness import NEIGHBOURS, WEIGHT, bank_items
-from fusemix.index import EmbeddingIndex
-from fusemix.latents import LatentStore
 from fusemix.media import MediaError
-from fusemix.pairs import FILE_COLUMNS, Item, PairTable
-from fusemix.retrieve import load_encoders
+from fusemix.model.adapters import FusionModel
+from fusemix.search.hubness import NEIGHBOURS, WEIGHT, bank_items
+from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import load_encoders
 
 if TYPE_CHECKING:
-    from fusemix.qdrant_index import QdrantIndex
+    from fusemix.search.qdrant_index import QdrantIndex
 
 DETAILS = ("title", "source", "licence", "credit")
 
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="index folder to write")
     place.add_argument("--index", help="qdrant://host:port/collection to write instead; see docs/scale-out.md")
-    hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
+    hubs = parser.add_argument_group("correction of hubs (fusemix/search/hubness.py), off without a bank")
     hubs.add_argument(
         "--bank", action="append", default=[], metavar="DIR",
         help="store of latents of the kind that will be asked, its training split counts; several are joined",
@@ -110,7 +110,7 @@ def begin(args: argparse.Namespace, model: FusionModel) -> EmbeddingIndex | Qdra
     """The empty index, in memory or on the server."""
     if args.index is None:
         return EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=args.pairs.parent)
-    from fusemix.qdrant_index import QdrantIndex
+    from fusemix.search.qdrant_index import QdrantIndex
 
     return QdrantIndex.create(args.index, model.config.embed_dim, model_identity=model.identity)
 

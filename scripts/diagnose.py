@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     console = Console(stderr=True)
     try:
-        from fusemix.diagnose import diagnose
+        from fusemix.evaluation.diagnose import diagnose
 
         result = diagnose(_from_stores(args) if args.latents else _from_table(args, console))
     except (ValueError, OSError, ImportError) as error:
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _from_stores(args: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
-    from fusemix.diagnose import sample_pairs
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.evaluation.diagnose import sample_pairs
 
     stores: dict[str, dict[str, Any]] = {}
     for modality, folders in (_split(piece, "MODALITY=DIR") for piece in args.latents):
@@ -91,9 +91,9 @@ def _from_stores(args: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _from_table(args: argparse.Namespace, console: Console) -> dict[str, dict[str, np.ndarray]]:
-    from fusemix.diagnose import sample_pairs
+    from fusemix.data.pairs import PairTable
     from fusemix.encoders import load_encoder
-    from fusemix.pairs import PairTable
+    from fusemix.evaluation.diagnose import sample_pairs
 
     wanted = [_split(piece, "MODALITY=ENCODER") for piece in args.encoders]
     table = PairTable.read(args.pairs, own=[modality for modality, _ in wanted])

@@ -63,7 +63,7 @@ class Joined:
     """The train and dev stores of an encoder as one."""
 
     def __init__(self, root: Path, name: str) -> None:
-        from fusemix.latents import LatentStore
+        from fusemix.data.latent_store import LatentStore
 
         parts = [LatentStore.open(root / f"{name}-{split}") for split in ("train", "dev")]
         self.latents = np.concatenate([part.all() for part in parts])
@@ -96,10 +96,10 @@ def text_encoders(stores: dict[str, Joined]) -> dict[str, np.ndarray]:
 
 def trained(stores: dict[str, Joined], image: np.ndarray, text: np.ndarray) -> float:
     """Mean of recall@1 in both directions on dev, by the paper's recipe."""
-    from fusemix.config import ModelConfig, TrainConfig
-    from fusemix.latents import write_latents
-    from fusemix.pair_set import PairSet
-    from fusemix.train import train
+    from fusemix.data.latent_store import write_latents
+    from fusemix.data.pair_set import PairSet
+    from fusemix.model.config import ModelConfig, TrainConfig
+    from fusemix.training.trainer import train
 
     with tempfile.TemporaryDirectory() as folder:
         made = {
@@ -121,7 +121,7 @@ def correlate(
     """Each diagnostic of each combination, and its rank correlation with the recall that training reached."""
     from scipy.stats import spearmanr
 
-    from fusemix.diagnose import diagnose_pair, sample_pairs
+    from fusemix.evaluation.diagnose import diagnose_pair, sample_pairs
 
     rows = stores[IMAGE].rows.merge(stores[TEXT].rows[["row", "item"]], on="row", suffixes=("_image", "_text"))
     rows = rows[rows["split"] == "train"].reset_index(drop=True)

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain
 import torch
 from rich.console import Console
 
-from fusemix.adapters import FusionModel
-from fusemix.card import ensemble_card
-from fusemix.config import ModelConfig
-from fusemix.ensemble import join_models
+from fusemix.model.adapters import FusionModel
+from fusemix.model.card import ensemble_card
+from fusemix.model.config import ModelConfig
+from fusemix.model.ensemble import join_models
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fusemix.hubness import NEIGHBOURS, WEIGHT, bank_items
+from fusemix.search.hubness import NEIGHBOURS, WEIGHT, bank_items
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gallery", required=True, help="column searched in")
     parser.add_argument("--split", help="only rows of this split")
     parser.add_argument("--latents", nargs="+", default=[], metavar="MODALITY=DIR", help="stores of the same table")
-    hubs = parser.add_argument_group("correction of hubs (fusemix/hubness.py), off without a bank")
+    hubs = parser.add_argument_group("correction of hubs (fusemix/search/hubness.py), off without a bank")
     hubs.add_argument(
         "--bank",
         metavar="DIR",
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Load, embed with progress, measure."""
-    from fusemix.adapters import FusionModel
-    from fusemix.evaluate import StoredPairs, evaluate, stored_items
-    from fusemix.pairs import PairTable
+    from fusemix.data.pairs import PairTable
+    from fusemix.evaluation.evaluate import StoredPairs, evaluate, stored_items
+    from fusemix.model.adapters import FusionModel
 
     model = FusionModel.from_pretrained(args.checkpoint)
     columns = (args.query, args.gallery)
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
     """Embeddings of the bank's training queries, known not to be those that are asked."""
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
 
     if args.bank is None:
         return None
@@ -125,7 +125,7 @@ def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
 
 def _encoding(model: Any, column: str, device: str, progress: Progress) -> Any:
     """An Embed that runs a column's frozen encoder with a progress bar."""
-    from fusemix.evaluate import encode_items
+    from fusemix.evaluation.evaluate import encode_items
 
     encoder = _encoder(model, column, device)
     model.check_encoder(column, encoder.info())
@@ -150,7 +150,7 @@ def _encoder(model: Any, column: str, device: str) -> Any:
 
 
 def _stores(pieces: list[str], fingerprint: str | None = None) -> dict[str, Any]:
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
 
     stores = {}
     for piece in pieces:

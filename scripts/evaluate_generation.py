@@ -9,7 +9,7 @@ the size it was made, and has to find its item's real photo among the held-out o
 the encoder's centred latents (``latent``) and of the image adapter's embeddings (``shared``). Beside it
 stand the real photo at the decoder's resolution (ceiling) and through the autoencoder, the training
 picture nearest to the query (copying), the query's embedding itself (no picture at all), and the
-generated pictures dealt out to the wrong items (chance). Beside the steered pictures (fusemix/steering.py) stand
+generated pictures dealt out to the wrong items (chance). Beside the steered pictures (fusemix/generation/guidance.py) stand
 those drawn by the condition alone, and both made half as large and enlarged again, which takes fine patterns away.
 ``--judge`` names another frozen encoder, one that had
 no part in the conditioning, as a third judge (``outside``).
@@ -36,15 +36,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge
+from fusemix.data.latent_store import MANIFEST_NAME, LatentStore
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import Encoder, load_encoder
+from fusemix.evaluation.metrics import bootstrap, ranks, summarise
 from fusemix.files import read_json, write_json
-from fusemix.generate import Generator, default_steering, nearest_pictures, rank_images
-from fusemix.latents import MANIFEST_NAME, LatentStore
-from fusemix.metrics import bootstrap, ranks, summarise
-from fusemix.pairs import PairTable
-from fusemix.steering import Steering
+from fusemix.generation.bridges import BRIDGES, Conditioner, fit_bridge
+from fusemix.generation.generator import Generator, default_steering, nearest_pictures, rank_images
+from fusemix.generation.guidance import Steering
+from fusemix.model.adapters import FusionModel
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # pictures drawn at once
@@ -112,7 +112,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="by default the decoder's own")
     parser.add_argument("--noise-level", type=int, default=0)
     parser.add_argument(
-        "--steering", type=float, help="towards the query (fusemix/steering.py); 0: not (default: the tab's)"
+        "--steering", type=float, help="towards the query (fusemix/generation/guidance.py); 0: not (default: the tab's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="torch device of the decoder")
@@ -389,7 +389,7 @@ def measure(
 
 def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: argparse.Namespace) -> list[Path]:
     """The index's picture nearest to each query, held-out ones aside."""
-    from fusemix.index import EmbeddingIndex
+    from fusemix.search.index import EmbeddingIndex
 
     index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
     aside = {Path(path).resolve() for path in held_out.paths}

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fusemix.latents import DTYPES, LatentStore
+from fusemix.data.latent_store import DTYPES, LatentStore
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> LatentStore:
     """Load the encoder and extract, with a progress bar."""
+    from fusemix.data.latent_store import extract
+    from fusemix.data.pairs import PairTable
     from fusemix.encoders import load_encoder
-    from fusemix.latents import extract
-    from fusemix.pairs import PairTable
 
     table = PairTable.read(args.pairs, own=(args.column,))
     table.rows(args.column, args.split)  # early answer to a wrong column or split

@@ -20,7 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "euler-a")  # fusemix.sampling.SCHEDULERS, without importing torch
+SCHEDULERS = (
+    "ddim",
+    "dpm++",
+    "unipc",
+    "euler",
+    "euler-a",
+)  # fusemix.generation.sampling.SCHEDULERS, without importing torch
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -115,12 +121,12 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     queries = given(args)
     import torch
 
-    from fusemix.adapters import FusionModel
     from fusemix.encoders import Encoder, load_encoder
-    from fusemix.generate import Generator, blend_weights, default_steering, nearest_pictures, rank_images
+    from fusemix.generation.generator import Generator, blend_weights, default_steering, nearest_pictures, rank_images
+    from fusemix.generation.guidance import Steering
     from fusemix.media import load_image
-    from fusemix.retrieve import blend
-    from fusemix.steering import Steering
+    from fusemix.model.adapters import FusionModel
+    from fusemix.search.retriever import blend
 
     model = FusionModel.from_pretrained(args.checkpoint)
     if missing := sorted(set(queries) - set(model.modalities)):
@@ -145,7 +151,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[Image.Image, str]:
     start: list[Image.Image] | None = [load_image(str(args.start))] if args.start else None
     begun = ""
     if args.from_gallery is not None:
-        from fusemix.index import EmbeddingIndex
+        from fusemix.search.index import EmbeddingIndex
 
         index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
         nearest = nearest_pictures(index, wanted, args.candidates)

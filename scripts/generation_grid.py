@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fusemix.adapters import FusionModel
-from fusemix.generate import Generator, default_steering, nearest_pictures
-from fusemix.index import EmbeddingIndex
+from fusemix.data.pairs import PairTable
+from fusemix.generation.generator import Generator, default_steering, nearest_pictures
+from fusemix.generation.guidance import Steering
 from fusemix.media import load_image
-from fusemix.pairs import PairTable
-from fusemix.retrieve import load_encoders
-from fusemix.steering import Steering
+from fusemix.model.adapters import FusionModel
+from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import load_encoders
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, LABEL, MARGIN, COLUMNS = 132, 40, 104, 10  # pixels, pixels, pixels, pictures in a row

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusemix.latents import DTYPES, LatentStore
+from fusemix.data.latent_store import DTYPES, LatentStore
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> LatentStore:
     """Read the table, check and copy the latents with a progress bar."""
-    from fusemix.own_latents import import_latents
-    from fusemix.pairs import PairTable
+    from fusemix.data.import_latents import import_latents
+    from fusemix.data.pairs import PairTable
 
     own = (args.modality,) if args.column is None else (args.column, args.modality)
     table = PairTable.read(args.pairs, own=own) if args.pairs else None

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def training(work: Path, epochs: int) -> list[str]:
     """The training to be killed: a state of some megabytes, saved after every few steps."""
-    from fusemix.latents import write_latents
+    from fusemix.data.latent_store import write_latents
 
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(400, 16))
@@ -153,7 +153,7 @@ def compare_checkpoints(whole: Path, other: Path) -> bool:
 
 def compare_stores(whole: Path, other: Path) -> bool:
     """Whether two stores hold the same files, latents and rows."""
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
 
     if {path.name for path in whole.iterdir()} != {path.name for path in other.iterdir()}:
         return False

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from fusemix.adapters import FusionModel
-from fusemix.sharing import Upload, check_repo_id
+from fusemix.model.adapters import FusionModel
+from fusemix.model.hub import Upload, check_repo_id
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

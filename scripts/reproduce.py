@@ -33,7 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain
 from rich.console import Console
 from rich.table import Table
 
-from fusemix.recipes import DECODER, ENCODERS, MODALITIES, RECIPES, Command, Setting, commands, lacking, result
+from fusemix.datasets.paper_recipes import (
+    DECODER,
+    ENCODERS,
+    MODALITIES,
+    RECIPES,
+    Command,
+    Setting,
+    commands,
+    lacking,
+    result,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"image": "efficientnet-lite0", "text": "minilm-l6"}  # of flickr8k
@@ -237,11 +247,11 @@ def _cca(pairs: Path, encoders: dict[str, str], folders: dict[tuple[str, str], P
     """The closed form's figures on split dev, and its seconds."""
     import torch
 
-    from fusemix.cca import fit_cca
-    from fusemix.evaluate import evaluate
-    from fusemix.latents import LatentStore
-    from fusemix.pair_set import PairSet
-    from fusemix.pairs import PairTable
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.pair_set import PairSet
+    from fusemix.data.pairs import PairTable
+    from fusemix.evaluation.evaluate import evaluate
+    from fusemix.model.cca import fit_cca
 
     train = PairSet.join({m: LatentStore.open(folders[m, "train"]) for m in encoders})
     dev = {m: LatentStore.open(folders[m, "dev"]) for m in encoders}

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fusemix.files import write_json
-from fusemix.index import Hit
-from fusemix.retrieve import Retriever
+from fusemix.search.index import Hit
+from fusemix.search.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[1]
 

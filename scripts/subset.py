@@ -21,10 +21,10 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pairs import FILE_COLUMNS, PairTable
+from fusemix.data.subsets import best, greedy_map, in_blocks, sample_kdpp, uniform
 from fusemix.files import write_atomic
-from fusemix.latents import LatentStore
-from fusemix.pairs import FILE_COLUMNS, PairTable
-from fusemix.subsets import best, greedy_map, in_blocks, sample_kdpp, uniform
 
 METHODS = ("kdpp", "greedy", "best", "uniform")
 ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -193,7 +193,7 @@ def _quality(
         return None
     if len(stores) != 2:
         raise ValueError(f"--score-with compares two modalities, --latents gives {list(stores)}.")
-    from fusemix.adapters import FusionModel
+    from fusemix.model.adapters import FusionModel
 
     model = FusionModel.from_pretrained(args.score_with)
     for modality, store in stores.items():

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from fusemix.pairs import PairTable
+from fusemix.data.pairs import PairTable
 
 FLITE = ("slt", "rms", "awb", "kal16")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")

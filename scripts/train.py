@@ -27,11 +27,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fusemix.config import VIEWS, ModelConfig, TrainConfig
 from fusemix.files import bytes_of
+from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
 
 DEFAULTS = TrainConfig()
 # what stands for flags that are left out
@@ -123,10 +123,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Join the latents, train with a progress bar, save the checkpoint."""
-    from fusemix.adapters import FusionModel
-    from fusemix.card import model_card
-    from fusemix.pair_set import PairSet
-    from fusemix.train import STATE_NAME, save_result, train
+    from fusemix.data.pair_set import PairSet
+    from fusemix.model.adapters import FusionModel
+    from fusemix.model.card import model_card
+    from fusemix.training.trainer import STATE_NAME, save_result, train
 
     hold = bytes_of(args.hold_latents) if args.hold_latents else None
     opened: dict[str, LatentStore] = {}
@@ -157,13 +157,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for s in sets:
         console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
     if args.plan:
-        from fusemix.plan import plan
+        from fusemix.training.estimate import plan
 
         for sentence in plan(sets, model_config, config, hold_bytes=hold).sentences():
             print(sentence)
         return 0
     if args.profile:
-        from fusemix.profiling import profile
+        from fusemix.training.profiling import profile
 
         trace = args.out / "trace.json"
         for line in profile(sets, model_config, config, trace, init=init, hold_bytes=hold).lines():
@@ -277,7 +277,7 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def _stores(pieces: list[str], opened: dict[str, LatentStore]) -> dict[str, LatentStore]:
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
 
     stores = {}
     for piece in pieces:

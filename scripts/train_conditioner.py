@@ -25,14 +25,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from fusemix.adapters import FusionModel
-from fusemix.clip_target import Pairs, clip_image_embeds, fit_conditioner
-from fusemix.conditioner import ACROSS, Conditioner, space_identity
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import Encoder
+from fusemix.generation.bridges import ACROSS, Conditioner, space_identity
+from fusemix.generation.clip_target import Pairs, clip_image_embeds, fit_conditioner
+from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
 from fusemix.media import load_image
-from fusemix.pairs import PairTable
-from fusemix.pipelines import check_pipeline, load_pipeline, resolve
-from fusemix.retrieve import load_encoders
+from fusemix.model.adapters import FusionModel
+from fusemix.search.retriever import load_encoders
 
 ROOT = Path(__file__).resolve().parents[1]
 

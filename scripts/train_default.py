@@ -5,7 +5,7 @@
 Data: Flickr8k's train photos with their captions, the gallery's pictures, sounds and captions, and
 both's captions spoken in several synthetic voices. Flickr8k's own spoken captions are left out,
 so that their voice stays unheard. Epochs are chosen on Flickr8k dev and the gallery's val rows.
-Two models are trained and searched as one (fusemix/ensemble.py): one with two paths, in whose space the small
+Two models are trained and searched as one (fusemix/model/ensemble.py): one with two paths, in whose space the small
 decoder draws, and one with views, the default recipe; the audio adapter of each last, into its frozen space of pictures
 and text. Each step is one of the repository's commands and resumes when run again. A checkpoint that stands
 at --out is replaced only with --replace, and only when its successor is finished.
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain
 
 import pandas as pd
 
-from fusemix.pairs import PairTable
+from fusemix.data.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
 # member -> flags of scripts/train.py, and what is added to the seed; small enough for 60 MB in all

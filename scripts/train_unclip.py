@@ -39,18 +39,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fusemix.adapters import FusionModel
-from fusemix.autoencoder import ReconstructionLoss, picture_batch
-from fusemix.conditioner import Conditioner, space_identity
+from fusemix.data.latent_store import MANIFEST_NAME, LatentStore, extract
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import load_encoder
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
-from fusemix.generate import Generator
-from fusemix.latents import MANIFEST_NAME, LatentStore, extract
-from fusemix.loop import Loop, Report, Stopped
-from fusemix.pairs import PairTable
-from fusemix.train import resolve_precision
-from fusemix.unclip import new_autoencoder, new_unet, patch_components, read_small_parts, save_small_pipeline
-from fusemix.unclip_training import Conditions, DenoisingLoss, UnclipConfig, carry_projection, spread_conditions
+from fusemix.generation.bridges import Conditioner, space_identity
+from fusemix.generation.generator import Generator
+from fusemix.generation.small.autoencoder import ReconstructionLoss, picture_batch
+from fusemix.generation.small.pipeline import (
+    new_autoencoder,
+    new_unet,
+    patch_components,
+    read_small_parts,
+    save_small_pipeline,
+)
+from fusemix.generation.small.train_loop import Loop, Report, Stopped
+from fusemix.generation.small.unet_training import (
+    Conditions,
+    DenoisingLoss,
+    UnclipConfig,
+    carry_projection,
+    spread_conditions,
+)
+from fusemix.model.adapters import FusionModel
+from fusemix.training.trainer import resolve_precision
 
 MODALITIES = ("image", "text", "audio")
 CARRIED = 3000  # pictures encoded again to carry a UNet into another space
@@ -483,7 +495,7 @@ Diffusion. Look at its measured recall before using it (docs/results/generation.
 
 ```python
 from fusemix import FusionModel
-from fusemix.generate import Generator
+from fusemix.generation.generator import Generator
 
 model = FusionModel.from_pretrained("checkpoints/default")
 generator = Generator.from_pretrained("checkpoints/unclip-small", model)

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a plain
 
 import numpy as np
 
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
 from fusemix.files import write_atomic
-from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
 N_PAIRS = 1500

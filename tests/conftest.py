@@ -11,9 +11,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
 from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 from scripts import build_index
 
 GALLERY = [  # id, picture colour, tone in Hz, caption

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig, TrainConfig
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig, TrainConfig
 
 CONFIG = ModelConfig(latent_dims={"image": 6, "text": 4}, embed_dim=8, depth=2, expansion=3.0, dropout=0.5)
 
@@ -96,7 +96,7 @@ def test_a_hub_id_that_cannot_be_reached_says_so(monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("fusemix.adapters.snapshot_download", refuse)
+    monkeypatch.setattr("fusemix.model.adapters.snapshot_download", refuse)
     with pytest.raises(FileNotFoundError, match="could not be loaded from the Hugging Face Hub"):
         FusionModel.from_pretrained("someone/model")
 
@@ -109,7 +109,7 @@ def test_a_hub_id_is_downloaded_without_pickles(monkeypatch, model, tmp_path):
         asked.update(repo=repo, revision=revision, patterns=allow_patterns)
         return str(tmp_path / "snapshot")
 
-    monkeypatch.setattr("fusemix.adapters.snapshot_download", download)
+    monkeypatch.setattr("fusemix.model.adapters.snapshot_download", download)
     assert FusionModel.from_pretrained("someone/model", revision="v1").identity == model.identity
     assert asked["repo"] == "someone/model" and asked["revision"] == "v1"
     assert not any("bin" in p or "pt" in p for p in asked["patterns"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fusemix.cca import fit_cca
+from fusemix.model.cca import fit_cca
 
 
 def test_the_first_direction_is_the_shared_one():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.adapters import FusionModel
-from fusemix.cca import fit_cca
-from fusemix.closed_form import Stopped, fit_closed_form
-from fusemix.config import VIEWS, ModelConfig
-from fusemix.ensemble import join_models
+from fusemix.model.adapters import FusionModel
+from fusemix.model.cca import fit_cca
+from fusemix.model.closed_form import Stopped, fit_closed_form
+from fusemix.model.config import VIEWS, ModelConfig
+from fusemix.model.ensemble import join_models
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(400, 5))
@@ -203,7 +203,7 @@ def test_a_closed_form_wider_than_the_latents_is_refused():
 
 
 def test_the_fit_can_be_stopped_before_every_chunk_and_decomposition(monkeypatch):
-    monkeypatch.setattr("fusemix.closed_form.CHUNK", 100)
+    monkeypatch.setattr("fusemix.model.closed_form.CHUNK", 100)
     asked = itertools.count()
     fit_closed_form(new_model(), [LATENTS], should_stop=lambda: next(asked) < 0)
     times = next(asked)

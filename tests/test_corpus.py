@@ -16,9 +16,9 @@ from demo import visitors as visitors_module
 from demo.corpus import Corpus
 from demo.query import Query
 from demo.visitors import Visitors
-from fusemix.index import EmbeddingIndex
+from fusemix.data.import_latents import import_latents
 from fusemix.media import MediaError
-from fusemix.own_latents import import_latents
+from fusemix.search.index import EmbeddingIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:6]

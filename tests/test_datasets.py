@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from fusemix import datasets
+from fusemix.data.pairs import PairTable
 from fusemix.datasets import DATASETS, Tally
 from fusemix.datasets.base import stream_array
-from fusemix.pairs import PairTable
 from scripts import make_table
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix import diagnose as d
-from fusemix.latents import write_latents
+from fusemix.data.latent_store import write_latents
+from fusemix.evaluation import diagnose as d
 
 ROOT = Path(__file__).resolve().parents[1]
 

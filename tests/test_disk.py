@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fusemix import train as train_module
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
+from fusemix.data.latent_store import LatentStore, write_latents
 from fusemix.files import sole_writer, write_atomic
-from fusemix.latents import LatentStore, write_latents
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
+from fusemix.training import trainer as train_module
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -89,7 +89,7 @@ def extract(tmp_path, call):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("fusemix.latents.SHARD_ITEMS", 100)
+    monkeypatch.setattr("fusemix.data.latent_store.SHARD_ITEMS", 100)
 
 
 def refused(answer, *words):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fusemix.dropout import Dropout
+from fusemix.model.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.6])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.closed_form import fit_closed_form
-from fusemix.conditioner import Conditioner, space_identity
-from fusemix.config import ModelConfig
-from fusemix.ensemble import join_models
+from fusemix.generation.bridges import Conditioner, space_identity
+from fusemix.model.adapters import FusionModel
+from fusemix.model.closed_form import fit_closed_form
+from fusemix.model.config import ModelConfig
+from fusemix.model.ensemble import join_models
 from scripts import ensemble
 
 DIMS = {"image": 12, "text": 9}

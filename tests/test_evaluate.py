@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
-from fusemix.evaluate import evaluate, stored_items
-from fusemix.latents import write_latents
-from fusemix.pairs import PairTable
+from fusemix.data.latent_store import write_latents
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.evaluate import evaluate, stored_items
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CSV = (

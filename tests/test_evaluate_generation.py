@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusemix.pairs import PairTable
+from fusemix.data.pairs import PairTable
 from scripts.evaluate_generation import HeldOut, Judge, cells, copying, shrunk
 
 GALLERY = Path(__file__).resolve().parents[1] / "demo/gallery/pairs.csv"

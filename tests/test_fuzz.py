@@ -267,7 +267,7 @@ def tab(service):
 @pytest.fixture(scope="module")
 def studio(service):
     from demo.studio import Studio
-    from fusemix.generate import Generator
+    from fusemix.generation.generator import Generator
     from tests.test_generate import tiny_small_pipeline
 
     return Studio(service, source="tiny", generator=Generator(tiny_small_pipeline(16)))

@@ -12,13 +12,10 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from fusemix.adapters import FusionModel
-from fusemix.conditioner import BRIDGES, Conditioner, fit_bridge, space_identity
-from fusemix.config import ModelConfig
-from fusemix.generate import Generator, blend_weights, nearest_pictures, rank_images
-from fusemix.index import EmbeddingIndex
-from fusemix.sampling import SCHEDULERS, Cancelled, Watch, start_late
-from fusemix.unclip import (
+from fusemix.generation.bridges import BRIDGES, Conditioner, fit_bridge, space_identity
+from fusemix.generation.generator import Generator, blend_weights, nearest_pictures, rank_images
+from fusemix.generation.sampling import SCHEDULERS, Cancelled, Watch, start_late
+from fusemix.generation.small.pipeline import (
     new_autoencoder,
     new_noising_scheduler,
     new_unet,
@@ -26,6 +23,9 @@ from fusemix.unclip import (
     save_small_pipeline,
     small_pipeline,
 )
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
+from fusemix.search.index import EmbeddingIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,7 +200,7 @@ def test_a_small_pipeline_draws_the_same_after_saving_and_in_a_fresh_process(tmp
     pipeline.vae.register_to_config(scaling_factor=1.0)
     before = Generator(pipeline).generate(embedding(8), steps=4, seed=3)[0]
     code = (
-        "import sys, torch; from fusemix.generate import Generator\n"
+        "import sys, torch; from fusemix.generation.generator import Generator\n"
         "e = torch.nn.functional.normalize(torch.randn(8, generator=torch.Generator().manual_seed(0)), dim=0)\n"
         "Generator.from_pretrained(sys.argv[1]).generate(e, steps=4, seed=3)[0].save(sys.argv[2])"
     )

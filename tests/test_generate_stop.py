@@ -13,8 +13,8 @@ from test_generate_tab import FakeService
 
 from demo.generate_tab import build_generate_tab
 from demo.studio import Studio
-from fusemix.generate import Generator
-from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
+from fusemix.generation.generator import Generator
+from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
 
 STEP_S = 0.4  # seconds a step takes at least
 

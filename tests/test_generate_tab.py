@@ -18,12 +18,12 @@ from demo.familiar import SENTENCE, Familiar
 from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
 from demo.lanes import Lanes
 from demo.studio import DEFAULT_DECODER, Request, Studio
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
-from fusemix.generate import Generator
-from fusemix.index import Hit
-from fusemix.steering import STRENGTH
-from fusemix.unclip import new_autoencoder, new_unet, small_pipeline
+from fusemix.generation.generator import Generator
+from fusemix.generation.guidance import STRENGTH
+from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
+from fusemix.search.index import Hit
 
 ROOT = Path(__file__).resolve().parents[1]
 DOG = str(ROOT / "demo/examples/spoken-dog.mp3")

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.hubness import bank_items, corrected, hubness
-from fusemix.latents import write_latents
-from fusemix.metrics import ranks
+from fusemix.data.latent_store import write_latents
+from fusemix.evaluation.metrics import ranks
+from fusemix.search.hubness import bank_items, corrected, hubness
 
 
 def unit(n, seed, dim=8):

@@ -11,7 +11,7 @@ def test_importing_the_library_stays_light():
 
 def test_adapters_do_not_bring_in_encoders_or_the_app():
     code = (
-        "import sys, fusemix.adapters, fusemix.mixup, fusemix.losses, fusemix.metrics, fusemix.config;"
+        "import sys, fusemix.model.adapters, fusemix.training.mixup, fusemix.training.losses, fusemix.evaluation.metrics, fusemix.model.config;"
         "heavy = {'gradio', 'faiss', 'diffusers', 'transformers', 'whisper', 'demo'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import fusemix.index
-from fusemix.index import EmbeddingIndex
+import fusemix.search.index
+from fusemix.search.index import EmbeddingIndex
 
 DIM = 24
 
@@ -113,7 +113,7 @@ def test_a_fresh_process_loads_the_same_answers(index, tmp_path):
     folder = index.save(tmp_path / "saved")
     query = np.random.default_rng(2).normal(size=(1, DIM))
     code = (
-        "import sys, json, numpy as np; from fusemix.index import EmbeddingIndex\n"
+        "import sys, json, numpy as np; from fusemix.search.index import EmbeddingIndex\n"
         "index = EmbeddingIndex.load(sys.argv[1], model_identity='model-a')\n"
         "hits = index.search('image', np.array(json.loads(sys.argv[2])), top_k=60)[0]\n"
         "print(json.dumps([[h.rank, h.similarity, h.item, str(index.path_of(h.item))] for h in hits]))"
@@ -139,7 +139,7 @@ def test_a_moved_gallery_and_index_still_find_their_files(index, tmp_path):
 
 
 def test_large_files_are_split_and_read_back_whole(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(fusemix.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
+    monkeypatch.setattr(fusemix.search.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
     folder = index.save(tmp_path / "saved")
     assert sorted(path.name for path in folder.glob("image*")) == [f"image-00{i}.faiss" for i in range(3)]
     loaded = EmbeddingIndex.load(folder, model_identity="model-a")
@@ -148,7 +148,7 @@ def test_large_files_are_split_and_read_back_whole(index, tmp_path, monkeypatch)
 
 
 def test_half_the_disk_moves_no_similarity_by_a_thousandth(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(fusemix.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
+    monkeypatch.setattr(fusemix.search.index, "MAX_SHARD_BYTES", 4 * DIM * 25)
     index.correct("text", index.embeddings("image"), neighbours=5, weight=0.8)
     whole, half = index.save(tmp_path / "whole"), index.save(tmp_path / "half", dtype="float16")
     assert sorted(path.name for path in half.glob("image*")) == ["image-000.faiss", "image-001.faiss"]
@@ -221,7 +221,7 @@ def test_a_faiss_error_is_a_value_error_even_when_the_checksum_agrees(index, tmp
     folder = index.save(tmp_path / "saved")
     (folder / "image.faiss").write_bytes(b"IxFI" + b"\xff" * 40)
     manifest = json.loads((folder / "index.json").read_text())
-    manifest["sha256"]["image.faiss"] = fusemix.index.sha256_of(folder / "image.faiss")
+    manifest["sha256"]["image.faiss"] = fusemix.search.index.sha256_of(folder / "image.faiss")
     (folder / "index.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="damaged or incomplete"):
         EmbeddingIndex.load(folder, model_identity="model-a")

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from fusemix import latents as latents_module
+from fusemix.data import latent_store as latents_module
+from fusemix.data.latent_store import LatentStore, extract, write_latents
+from fusemix.data.pairs import PairTable
 from fusemix.encoders.base import Encoder
-from fusemix.latents import LatentStore, extract, write_latents
 from fusemix.media import MediaError
-from fusemix.pairs import PairTable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,7 +90,7 @@ def test_killed_for_real_at_any_moment_it_resumes_to_the_same_store(tmp_path):
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "from test_latents import LengthEncoder\n"
         "from fusemix import latents; latents.SHARD_ITEMS = 8\n"
-        "from fusemix.pairs import PairTable\n"
+        "from fusemix.data.pairs import PairTable\n"
         "class Slow(LengthEncoder):\n"
         "    def encode_prepared(self, p):\n"
         "        time.sleep(0.004); return super().encode_prepared(p)\n"
@@ -220,7 +220,7 @@ def test_a_store_of_more_shards_than_files_may_be_open(tmp_path):
     values = np.arange(1200, dtype=np.float32).reshape(400, 3)
     write_latents(tmp_path / "s", iter(np.split(values, 400)), modality="video", name="given")
     code = (
-        "import resource, sys, numpy as np; from fusemix.latents import LatentStore; "
+        "import resource, sys, numpy as np; from fusemix.data.latent_store import LatentStore; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); store = LatentStore.open(sys.argv[1]); "
         "items = np.random.default_rng(0).permutation(400); "
         "assert (store.read(items)[:, 0] == items * 3).all() and (store.all()[:, 2] == np.arange(400) * 3 + 2).all()"

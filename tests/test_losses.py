@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fusemix.losses import info_nce
+from fusemix.training.losses import info_nce
 
 
 def info_nce_loop(a, b, temperature):

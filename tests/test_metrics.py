@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.metrics import bootstrap, ranks, retrieval, summarise
+from fusemix.evaluation.metrics import bootstrap, ranks, retrieval, summarise
 
 
 def rank_loop(queries, gallery, query_groups, gallery_groups):

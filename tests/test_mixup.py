@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.mixup import fusemix
+from fusemix.training.mixup import fusemix
 
 
 def mix_loop(latents, lams):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusemix.data.latent_store import LatentStore
 from fusemix.encoders.hub import Spec
-from fusemix.latents import LatentStore
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "your-own-encoder.md").read_text(encoding="utf-8")

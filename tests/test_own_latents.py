@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusemix import own_latents
+from fusemix.data import import_latents as own_latents
+from fusemix.data.import_latents import import_latents, open_latents
+from fusemix.data.latent_store import LatentStore, extract
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import load_encoder
-from fusemix.latents import LatentStore, extract
-from fusemix.own_latents import import_latents, open_latents
-from fusemix.pairs import PairTable
 from scripts import evaluate as evaluate_script
 from scripts import import_latents as import_script
 from scripts import train as train_script

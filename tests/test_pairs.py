@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from fusemix.pairs import PairTable
+from fusemix.data.pairs import PairTable
 
 CSV = """image,text,audio,split,group
 a.png,a cat,,train,

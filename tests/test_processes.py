@@ -13,13 +13,13 @@ import pytest
 import torch
 from test_latents import LengthEncoder
 
-from fusemix import latents as latents_module
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import LatentStore, write_latents
-from fusemix.losses import info_nce, info_nce_rows
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
-from fusemix.train import _Run
+from fusemix.data import latent_store as latents_module
+from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.losses import info_nce, info_nce_rows
+from fusemix.training.trainer import _Run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = """
@@ -54,7 +54,7 @@ def new_run(folder, name, **changes):
 
 def gradients(folder, name, **changes):
     """Name -> gradient after the first batch, and the loss."""
-    from fusemix.processes import mean_gradients
+    from fusemix.distributed import mean_gradients
 
     run = new_run(folder, name, **changes)
     run.model.train()
@@ -109,7 +109,7 @@ def test_the_command_trains_in_two_processes_to_the_recall_of_one(folder):
 
 
 def test_processes_that_did_not_join_are_an_error(folder, monkeypatch):
-    monkeypatch.setattr("fusemix.processes.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1})())
+    monkeypatch.setattr("fusemix.distributed.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1})())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were started but 1 joined"):
         new_run(folder, "alone")
@@ -159,8 +159,8 @@ def test_the_shares_of_the_loss_have_the_whole_loss_as_their_mean(tile, grouped)
 EXTRACTOR = """
 import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from fusemix import latents
-from fusemix.pairs import PairTable
+from fusemix.data import latent_store as latents
+from fusemix.data.pairs import PairTable
 from test_latents import LengthEncoder
 latents.SHARD_ITEMS = 8
 encoder = LengthEncoder()

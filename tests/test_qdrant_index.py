@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import unit
 
-import fusemix.retrieve
-from fusemix.index import EmbeddingIndex
-from fusemix.retrieve import Retriever
+import fusemix.search.retriever
+from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import Retriever
 from scripts import build_index, search
 
 qdrant_client = pytest.importorskip("qdrant_client")
-from fusemix import qdrant_index  # noqa: E402
-from fusemix.qdrant_index import Address, QdrantIndex  # noqa: E402
+from fusemix.search import qdrant_index  # noqa: E402
+from fusemix.search.qdrant_index import Address, QdrantIndex  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 DIM = 24
@@ -252,14 +252,14 @@ def test_the_app_serves_a_collection_once_it_knows_the_folder(checkpoint, pairs,
 
 def test_a_folder_is_still_faiss(index_folder, tiny_model, monkeypatch):
     monkeypatch.setattr(qdrant_index.QdrantIndex, "load", None)
-    loaded = fusemix.retrieve.load_index(index_folder, model_identity=tiny_model.identity)
+    loaded = fusemix.search.retriever.load_index(index_folder, model_identity=tiny_model.identity)
     assert isinstance(loaded, EmbeddingIndex)
 
 
 def test_without_the_client_one_sentence_names_the_package(checkpoint):
     code = (
         "import sys; sys.modules['qdrant_client'] = None\n"
-        "from fusemix.retrieve import load_index\n"
+        "from fusemix.search.retriever import load_index\n"
         "try: load_index('qdrant://host/c', model_identity='m')\n"
         "except ImportError as error: print(error)"
     )
@@ -269,7 +269,7 @@ def test_without_the_client_one_sentence_names_the_package(checkpoint):
 
 def test_the_library_takes_an_address(checkpoint, monkeypatch):
     called = []
-    monkeypatch.setattr(fusemix.retrieve, "load_index", lambda source, **_: called.append(source) or 1 / 0)
+    monkeypatch.setattr(fusemix.search.retriever, "load_index", lambda source, **_: called.append(source) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Retriever.from_pretrained(checkpoint, HERE)
     assert called == [HERE]

@@ -2,7 +2,7 @@ import pytest
 
 from demo.query import Query
 from fusemix.media import MediaError
-from fusemix.retrieve import DEFAULT_WEIGHTS
+from fusemix.search.retriever import DEFAULT_WEIGHTS
 
 
 @pytest.mark.parametrize(

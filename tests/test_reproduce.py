@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from test_generate import tiny_stable_unclip
 
+from fusemix.data.pairs import PairTable
 from fusemix.datasets import join_tables
-from fusemix.pairs import PairTable
-from fusemix.recipes import ENCODERS, MODALITIES, RECIPES, Setting, commands, lacking
+from fusemix.datasets.paper_recipes import ENCODERS, MODALITIES, RECIPES, Setting, commands, lacking
 from scripts import join_tables as join_script
 from scripts import reproduce
 

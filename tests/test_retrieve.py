@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix.adapters import FusionModel
-from fusemix.index import EmbeddingIndex
-from fusemix.latents import extract
+from fusemix.data.latent_store import extract
+from fusemix.data.pairs import PairTable
 from fusemix.media import MediaError
-from fusemix.pairs import PairTable
-from fusemix.retrieve import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
+from fusemix.model.adapters import FusionModel
+from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
 from scripts import build_index, search
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusemix.adapters import FusionModel
-from fusemix.card import model_card
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.sharing import MAX_FILE_BYTES, Upload
+from fusemix.model.adapters import FusionModel
+from fusemix.model.card import model_card
+from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.model.hub import MAX_FILE_BYTES, Upload
 from scripts import push_to_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +66,8 @@ def hub(monkeypatch, tmp_path):
             raise OSError("404")
         return str(branch)
 
-    monkeypatch.setattr("fusemix.sharing.HfApi", FakeApi)
-    monkeypatch.setattr("fusemix.adapters.snapshot_download", download)
+    monkeypatch.setattr("fusemix.model.hub.HfApi", FakeApi)
+    monkeypatch.setattr("fusemix.model.adapters.snapshot_download", download)
     return place
 
 
@@ -193,7 +193,7 @@ def test_a_hub_that_refuses_is_one_sentence(monkeypatch, folder, capsys):
     def refuse(*_, **__):
         raise OSError("401 Client Error\nmany\nlines")
 
-    monkeypatch.setattr("fusemix.sharing.HfApi.create_repo", refuse)
+    monkeypatch.setattr("fusemix.model.hub.HfApi.create_repo", refuse)
     assert push_to_hub.main([str(folder), "me/tiny"]) == 2
     printed = capsys.readouterr().err.strip()
     assert "401 Client Error" in printed and "hf auth login" in printed and "\n" not in printed

@@ -20,8 +20,8 @@ import pytest
 import app
 from demo.generate_tab import build_generate_tab
 from demo.studio import Studio
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = re.compile(r"[^\n]{10,700}[.!?]?")

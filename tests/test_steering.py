@@ -10,14 +10,14 @@ from test_generate import tiny_small_pipeline
 from test_generate_tab import APPLE
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
-from fusemix.denoising import clean_latents
 from fusemix.encoders import load_encoder
-from fusemix.generate import Generator, default_steering
+from fusemix.generation.denoising import clean_latents
+from fusemix.generation.generator import Generator, default_steering
+from fusemix.generation.guidance import EVERY, STRENGTH, Seeing, Steering, looked_at, shifted
+from fusemix.generation.sampling import SCHEDULERS, start_late
 from fusemix.media import load_image
-from fusemix.sampling import SCHEDULERS, start_late
-from fusemix.steering import EVERY, STRENGTH, Seeing, Steering, looked_at, shifted
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 
 DIM = 8
 

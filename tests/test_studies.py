@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fusemix.config import TrainConfig
+from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import load_encoder
-from fusemix.latents import LatentStore, write_latents
-from fusemix.losses import info_nce
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.model.config import TrainConfig
+from fusemix.training.losses import info_nce
 from studies import ablations, common, drawing_code, encoders, interpolation, low_data, modalities, pooling, robustness
 from studies.svg_code import code_latent
 from train import RECIPES

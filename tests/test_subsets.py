@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fusemix.latents import write_latents
-from fusemix.pairs import PairTable
-from fusemix.subsets import _log_elementary, best, greedy_map, in_blocks, sample_kdpp, uniform
+from fusemix.data.latent_store import write_latents
+from fusemix.data.pairs import PairTable
+from fusemix.data.subsets import _log_elementary, best, greedy_map, in_blocks, sample_kdpp, uniform
 from scripts import subset as subset_script
 
 
@@ -124,7 +124,7 @@ def test_a_diverse_subset_reaches_every_cluster_and_a_random_one_does_not():
 def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
     features = np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
     whole = greedy_map(features, 7), sample_kdpp(features, 7, rng=np.random.default_rng(5))
-    monkeypatch.setattr("fusemix.subsets._BLOCK_BYTES", 7 * 8 * 6)
+    monkeypatch.setattr("fusemix.data.subsets._BLOCK_BYTES", 7 * 8 * 6)
     parts = greedy_map(features, 7), sample_kdpp(features, 7, rng=np.random.default_rng(5))
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -242,9 +242,9 @@ def test_the_best_become_eligible_and_blocks_reach_beyond_the_rank(stores, capsy
 def test_a_checkpoint_can_be_the_judge(stores):
     import torch
 
-    from fusemix.adapters import FusionModel
-    from fusemix.config import ModelConfig
-    from fusemix.latents import LatentStore
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.model.adapters import FusionModel
+    from fusemix.model.config import ModelConfig
 
     opened = {m: LatentStore.open(stores / m) for m in ("image", "text")}
     torch.manual_seed(0)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.adapters import FusionModel
-from fusemix.config import VIEWS, ModelConfig, TrainConfig
-from fusemix.latents import LatentStore, write_latents
-from fusemix.losses import info_nce
-from fusemix.pair_set import PairSet
-from fusemix.plan import plan
-from fusemix.processes import join_processes
-from fusemix.train import _Run, train
+from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.distributed import join_processes
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
+from fusemix.training.estimate import plan
+from fusemix.training.losses import info_nce
+from fusemix.training.trainer import _Run, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)
@@ -146,8 +146,8 @@ def test_the_memory_of_a_run_does_not_grow_with_its_latents(tmp_path):
     """150 and 600 MB of float32 on disk; the second run's own memory may not follow."""
     child = (
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from fusemix.config import ModelConfig, TrainConfig; from fusemix.latents import LatentStore\n"
-        "from fusemix.train import PairSet, train\n"
+        "from fusemix.model.config import ModelConfig, TrainConfig; from fusemix.data.latent_store import LatentStore\n"
+        "from fusemix.training.trainer import PairSet, train\n"
         "stores = {m: LatentStore.open(Path(sys.argv[1]) / m, verify=True) for m in ('image', 'text')}\n"
         "config = TrainConfig(batch_size=256, epochs=1, val_fraction=0.01, max_val_groups=50)\n"
         "stop = iter([False] * 5 + [True])\n"
@@ -178,7 +178,9 @@ def test_a_size_that_is_none_is_refused_with_a_sentence(stores, tmp_path):
 
 def test_the_last_epoch_that_none_before_clearly_beats_is_kept(stores, tmp_path, monkeypatch):
     two, scores = pick(stores, "image", "text"), iter([0.5, 0.8, 0.76, 0.4])
-    monkeypatch.setattr("fusemix.train.validation_recall", lambda *_: {"image+text/text_to_image": next(scores)})
+    monkeypatch.setattr(
+        "fusemix.training.trainer.validation_recall", lambda *_: {"image+text/text_to_image": next(scores)}
+    )
     config = dataclasses.replace(CONFIG, epochs=4, eval_every=1)
     run = _Run([PairSet.join(two)], model_config(two), config, tmp_path)
     assert 30 < run.val_groups < 90  # one standard error of 0.8 is then 0.04 to 0.07

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from test_generate import pixels, tiny_small_pipeline, tiny_stable_unclip
 
-from fusemix.adapters import FusionModel
-from fusemix.clip_target import clip_image_embeds, fit_conditioner
-from fusemix.conditioner import ACROSS, Conditioner, space_identity
-from fusemix.config import ModelConfig
 from fusemix.encoders import load_encoder
 from fusemix.files import read_json
-from fusemix.generate import Generator
+from fusemix.generation.bridges import ACROSS, Conditioner, space_identity
+from fusemix.generation.clip_target import clip_image_embeds, fit_conditioner
+from fusemix.generation.generator import Generator
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-*"))[:14]

@@ -9,12 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
 from fusemix.encoders import load_encoder
-from fusemix.generate import Generator
-from fusemix.unclip import level_embedding, new_autoencoder, new_unet, patch_components, read_small_parts
-from fusemix.unclip_training import carry_projection, draw_noise_levels
+from fusemix.generation.generator import Generator
+from fusemix.generation.small.pipeline import (
+    level_embedding,
+    new_autoencoder,
+    new_unet,
+    patch_components,
+    read_small_parts,
+)
+from fusemix.generation.small.unet_training import carry_projection, draw_noise_levels
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

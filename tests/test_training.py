@@ -17,10 +17,10 @@ from demo import training as training_module
 from demo.training import Stage, Training
 from demo.training_tab import EXAMPLE, SORRY, TrainingTab, curve, stage_html
 from demo.visitors import Visitors
-from fusemix.adapters import FusionModel
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import DEFAULT_ENCODERS
 from fusemix.media import MediaError
-from fusemix.pairs import PairTable
+from fusemix.model.adapters import FusionModel
 from scripts.training_example import chosen_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_loads_and_finds_partners_comes_out(training, files, t
 
 
 def test_cancel_ends_the_closed_form_before_its_next_decomposition(training, files, monkeypatch):
-    from fusemix import closed_form
+    from fusemix.model import closed_form
 
     decompose, cancelled = closed_form.decompose, threading.Event()
 

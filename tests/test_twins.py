@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from demo.twins import NEAR, distinct
-from fusemix.index import Hit
+from fusemix.search.index import Hit
 
 IMAGES = Path(__file__).resolve().parents[1] / "demo/gallery/images"
 LEMONS = ["openclipart-food-fruit-lemon", "tuxpaint-food-fruit-cartoon-lemon"]

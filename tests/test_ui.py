@@ -19,10 +19,10 @@ from demo.lanes import AT_ONCE
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
 from demo.service import Answer, Service
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig
-from fusemix.index import Hit
 from fusemix.media import MediaError
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
+from fusemix.search.index import Hit
 from scripts import build_index, load_test
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'

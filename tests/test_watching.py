@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import write_latents
-from fusemix.pair_set import PairSet
-from fusemix.profiling import STAGES, profile
-from fusemix.train import Progress
+from fusemix.data.latent_store import write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.profiling import STAGES, profile
+from fusemix.training.trainer import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(batch_size=64, epochs=4, val_fraction=0.2)

@@ -19,7 +19,7 @@ _BATCH = 10_000  # rows a parquet row group
 def write_table(
     pairs: Iterable[Pair], out: str | Path, tally: Tally, *, report: Callable[[int], None] | None = None
 ) -> Counter[str]:
-    """Write a table that :class:`fusemix.pairs.PairTable` reads; files that are missing go into a list beside it.
+    """Write a table that :class:`fusemix.data.pairs.PairTable` reads; files that are missing go into a list beside it.
 
     Args:
         pairs: From a reader of this package, with the tally it fills.

@@ -62,7 +62,7 @@ class EfficientNetLite0(Encoder):
         return latents
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Latents that gradients pass through, for steering (fusemix/steering.py).
+        """Latents that gradients pass through, for steering (fusemix/generation/guidance.py).
 
         Args:
             pixels: RGB, (B, 3, H, W), float32 in [0, 1]; values beyond are cut off, as a picture cuts them.

@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.config import TrainConfig
-from fusemix.mixup import draw_lam, mix
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import TrainConfig
+from fusemix.training.mixup import draw_lam, mix
 from studies.common import (
     Rebuilt,
     StudyRun,

@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fusemix.cca import fit_cca
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import LatentStore
-from fusemix.metrics import ranks
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
-from fusemix.train import _parameter_groups, _Run, validation_recall
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.metrics import ranks
+from fusemix.model.cca import fit_cca
+from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.trainer import _parameter_groups, _Run, validation_recall
 
 ROOT = Path(__file__).resolve().parents[2]
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t

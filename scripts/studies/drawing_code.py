@@ -34,12 +34,12 @@ import pandas as pd
 from rich.table import Table
 
 import build_gallery
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import LatentStore
-from fusemix.metrics import RECALL_AT, ranks
-from fusemix.own_latents import import_latents
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.data.import_latents import import_latents
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.metrics import RECALL_AT, ranks
+from fusemix.model.config import ModelConfig, TrainConfig
 from studies.common import StudyRun, call, cca_ranks, console, kept, points, summary, write
 from studies.svg_code import code_latent
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from fusemix.config import TrainConfig
-from fusemix.diagnose import diagnose_pair, sample_pairs
-from fusemix.latents import LatentStore, write_latents
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.diagnose import diagnose_pair, sample_pairs
+from fusemix.model.config import TrainConfig
 from studies.common import (
     StudyRun,
     cca_ranks,

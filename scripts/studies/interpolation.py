@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import Encoder, load_encoder
 from fusemix.media import SAMPLE_RATE, load_audio, load_image
-from fusemix.pairs import PairTable
+from fusemix.model.adapters import FusionModel
 from studies.common import console, kept, summary, write
 
 SHARES = (0.5, 0.75)

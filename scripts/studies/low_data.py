@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.cca import whitener
-from fusemix.config import VIEWS, TrainConfig
-from fusemix.metrics import ranks
-from fusemix.pair_set import PairSet
+from fusemix.data.pair_set import PairSet
+from fusemix.evaluation.metrics import ranks
+from fusemix.model.cca import whitener
+from fusemix.model.config import VIEWS, TrainConfig
 from studies.common import (
     StudyRun,
     console,

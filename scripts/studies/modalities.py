@@ -28,12 +28,12 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from fusemix.adapters import FusionModel
-from fusemix.config import ModelConfig, TrainConfig
-from fusemix.latents import LatentStore
-from fusemix.metrics import ranks
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.metrics import ranks
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig, TrainConfig
 from studies.common import StudyRun, call, console, kept, latents, points, summary, write
 
 ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}

@@ -31,13 +31,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.config import TrainConfig
+from fusemix.data.latent_store import LatentStore, extract, write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
 from fusemix.encoders.audio import SAMPLE_RATE, WINDOW_S, WhisperTinyEn
 from fusemix.encoders.image import EfficientNetLite0
-from fusemix.latents import LatentStore, extract, write_latents
-from fusemix.mixup import draw_lam, mix
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.model.config import TrainConfig
+from fusemix.training.mixup import draw_lam, mix
 from studies.common import (
     Rebuilt,
     StudyRun,

@@ -1,7 +1,7 @@
 """Which recipe is worth its work? Two photos in a hundred of split ``train`` choose the epoch.
 
 - ``paper``: the paper's recipe scaled to a small machine, on the plain latents;
-- ``two-path``: a closed form beside the trained blocks (fusemix/closed_form.py), on the plain latents;
+- ``two-path``: a closed form beside the trained blocks (fusemix/model/closed_form.py), on the plain latents;
 - ``two-path-deep``: the same on the latents of several depths of the same frozen image encoder;
 - ``paper-deep``: the paper's recipe on those latents, its blocks without a wider middle (3,808 is wide enough);
 - ``views``: a closed form beside three trained paths with views of their own (the default of scripts/train.py), in one
@@ -10,7 +10,7 @@
   packages, requirements-dev.txt);
 - ``components``: two paths, whose trained blocks read 256 principal components as they are, not whitened;
 - ``paper-narrow``: the paper's recipe, its middle an eighth as wide; ``both-narrow``: it beside ``two-path``;
-- ``both`` and ``both-deep``: those two of one seed side by side (fusemix/ensemble.py). That is two trainings, so
+- ``both`` and ``both-deep``: those two of one seed side by side (fusemix/model/ensemble.py). That is two trainings, so
   ``--epochs 15`` gives them as many passes over the pairs as one recipe has with 30.
 
 Beside each stands its closed form alone (``cca``), and the mean recall@1 of the recipe with that closed form at its
@@ -31,14 +31,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel
-from fusemix.cca import fit_cca
-from fusemix.ensemble import join_models
-from fusemix.evaluate import evaluate, stored_items
-from fusemix.latents import LatentStore
-from fusemix.metrics import ranks
-from fusemix.pair_set import PairSet
-from fusemix.pairs import PairTable
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pair_set import PairSet
+from fusemix.data.pairs import PairTable
+from fusemix.evaluation.evaluate import evaluate, stored_items
+from fusemix.evaluation.metrics import ranks
+from fusemix.model.adapters import FusionModel
+from fusemix.model.cca import fit_cca
+from fusemix.model.ensemble import join_models
 from studies.common import call, console, latents, write
 
 DIRECTIONS = (("text", "image"), ("image", "text"))

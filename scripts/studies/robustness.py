@@ -27,12 +27,12 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.adapters import FusionModel, TwoPathAdapter
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.pairs import PairTable
 from fusemix.encoders import Encoder, load_encoder
-from fusemix.latents import LatentStore
+from fusemix.evaluation.metrics import bootstrap, ranks
 from fusemix.media import load_image
-from fusemix.metrics import bootstrap, ranks
-from fusemix.pairs import PairTable
+from fusemix.model.adapters import FusionModel, TwoPathAdapter
 from studies.common import console, kept, write
 
 BANK = 6000  # training items of a modality that strange inputs are compared with

@@ -1,0 +1,1 @@
+"""Tables of pairs and the stores of latents made from them."""

@@ -1,0 +1,1 @@
+"""Retrieval metrics, evaluation protocols and the comparison of encoders before training."""

@@ -1,0 +1,260 @@
+"""Which encoders fit together? Figures of paired latents that need no training.
+
+One pair of every group is looked at, so that captions of one picture are not one another's neighbours. Which of the
+figures foretells what training reaches, and which does not, is measured by ``scripts/diagnose_study.py``
+(docs/results/diagnose.json).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import skew
+
+from fusemix.evaluation.metrics import ranks
+from fusemix.model.cca import fit_cca
+
+NEIGHBOURS = 10
+NEAR = 0.999  # cosine above which two items are near duplicates
+CCA_DIM, CCA_RIDGE = 128, 1.0
+COMPONENTS = 512  # principal components that CCA reads of wider latents
+MIN_PAIRS = 50
+_CHUNK = 1024
+
+Latents = np.ndarray  # (N, D) float32
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is known of one encoder's latents.
+
+    Attributes:
+        neighbours: (N, NEIGHBOURS) the nearest others by cosine of centred latents, nearest first.
+        centred: (N, D) latents less their mean.
+        reduced: (N, at most COMPONENTS) standardised latents, or their principal components where they are wider.
+        figures: Name -> figure.
+    """
+
+    neighbours: np.ndarray
+    centred: Latents
+    reduced: Latents
+    figures: dict[str, float]
+
+
+def sample_pairs(groups: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
+    """Numbers of at most ``n`` pairs, in order, each of another group: (n,) int64."""
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(groups))
+    _, first = np.unique(np.asarray(groups)[shuffled], return_index=True)
+    one_each = shuffled[first]
+    return np.sort(rng.choice(one_each, min(n, len(one_each)), replace=False))
+
+
+def geometry(latents: Latents) -> Geometry:
+    """Neighbourhoods and figures of one encoder.
+
+    Args:
+        latents: Shape (N, D), not normalised.
+
+    Raises:
+        ValueError: If there are fewer than MIN_PAIRS, or one is not finite.
+    """
+    if latents.ndim != 2 or len(latents) < MIN_PAIRS:
+        raise ValueError(f"Expected latents of at least {MIN_PAIRS} pairs of different groups, got {latents.shape}.")
+    if not np.isfinite(latents).all():
+        raise ValueError("The latents hold NaN or infinite values; extract them again.")
+    norms = np.linalg.norm(latents, axis=1)
+    centred = (latents - latents.mean(axis=0)).astype(np.float32)
+    neighbours, similarity = nearest(centred, NEIGHBOURS)
+    exact = len(latents) - len(np.unique(latents, axis=0))
+    figures = {
+        "dim": float(latents.shape[1]),
+        "norm_mean": float(norms.mean()),
+        "norm_variation": float(norms.std() / max(norms.mean(), 1e-12)),
+        "intrinsic_dimension": intrinsic_dimension(centred),
+        "hubness": hubness(neighbours),
+        "exact_duplicates": exact / len(latents),
+        "near_duplicates": float((similarity[:, 0] > NEAR).mean()),
+    }
+    return Geometry(neighbours, centred, _reduced(centred), figures)
+
+
+def compare(x: Geometry, y: Geometry, *, seed: int = 0) -> dict[str, float]:
+    """Figures of two encoders on the same pairs: mutual k-NN, CKA, and the closed form's recall on held-out fifths."""
+    return {
+        "mutual_knn": mutual_knn(x.neighbours, y.neighbours),
+        "cka": cka(x.centred, y.centred),
+        **cca_recall(x.reduced, y.reduced, seed=seed),
+    }
+
+
+def diagnose_pair(x: Latents, y: Latents) -> dict[str, float]:
+    """All figures of one combination: those of :func:`compare`, and each encoder's with ``_x`` or ``_y``."""
+    sides = {"x": geometry(x), "y": geometry(y)}
+    own = {f"{name}_{side}": value for side, g in sides.items() for name, value in g.figures.items()}
+    return {**compare(sides["x"], sides["y"]), **own}
+
+
+def diagnose(latents: Mapping[str, Mapping[str, Latents]]) -> dict[str, Any]:
+    """Compare every encoder of one modality with every one of the others.
+
+    Args:
+        latents: Modality -> encoder -> latents of the same pairs, (N, D), one pair of every group.
+
+    Returns:
+        ``encoders`` (figures by modality and encoder), ``combinations`` (best first) and ``recommendation``.
+
+    Raises:
+        ValueError: If fewer than two modalities are given or the numbers of pairs differ.
+    """
+    if len(latents) < 2:
+        raise ValueError(f"Expected latents of at least two modalities, got {sorted(latents)}.")
+    if len(counts := {len(x) for encoders in latents.values() for x in encoders.values()}) != 1:
+        raise ValueError(f"Every encoder must have a latent of the same pairs, got {sorted(counts)} of them.")
+    seen = {m: {name: geometry(x) for name, x in encoders.items()} for m, encoders in latents.items()}
+    combinations: list[dict[str, Any]] = [
+        {"encoders": {a: first, b: second}, **compare(seen[a][first], seen[b][second])}
+        for a, b in itertools.combinations(seen, 2)
+        for first, second in itertools.product(seen[a], seen[b])
+    ]
+    combinations.sort(key=lambda c: -c["cca_recall_at_1"])
+    return {
+        "n_pairs": counts.pop(),
+        "encoders": {m: {name: g.figures for name, g in encoders.items()} for m, encoders in seen.items()},
+        "combinations": combinations,
+        "recommendation": recommend(combinations),
+    }
+
+
+def recommend(combinations: list[dict[str, Any]]) -> str:
+    """One sentence for each pair of modalities: the combination with the best closed form, and by how much."""
+    said = []
+    for pair in dict.fromkeys(tuple(c["encoders"]) for c in combinations):
+        best, *others = (c for c in combinations if tuple(c["encoders"]) == pair)
+        names = " with ".join(best["encoders"].values())
+        found = (
+            f"Take {names}: without training it finds {best['cca_recall_at_1']:.1%} of held-out pairs first among "
+            f"{best['cca_gallery']:.0f}"
+        )
+        if not others:
+            said.append(f"{found}; there was nothing to compare it with.")
+            continue
+        next_best = others[0]
+        other = f"{' with '.join(next_best['encoders'].values())} finds {next_best['cca_recall_at_1']:.1%}"
+        margin = best["cca_recall_at_1"] - next_best["cca_recall_at_1"]
+        close = margin < best["cca_recall_error"] + next_best["cca_recall_error"]
+        said.append(f"{found}; {other}{', too close to call from these pairs' if close else ''}.")
+    return " ".join(said)
+
+
+def nearest(centred: Latents, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest others of each by cosine: their numbers (N, k), nearest first, and similarities (N, k)."""
+    unit = torch.nn.functional.normalize(torch.from_numpy(centred), dim=1)
+    numbers, similarities = [], []
+    for start in range(0, len(unit), _CHUNK):
+        similarity = unit[start : start + _CHUNK] @ unit.T
+        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
+        value, number = similarity.topk(k, dim=1)
+        numbers.append(number)
+        similarities.append(value)
+    return torch.cat(numbers).numpy(), torch.cat(similarities).numpy()
+
+
+def mutual_knn(x: np.ndarray, y: np.ndarray) -> float:
+    """Share of an item's k nearest neighbours that both encoders agree on, of neighbours (N, k) and (N, k).
+
+    Source:
+        Huh et al., ICML 2024, arXiv:2405.07987 (the mutual k-NN metric), here of centred latents.
+    """
+    return float((x[:, :, None] == y[:, None, :]).sum() / x.size)
+
+
+def cka(x: Latents, y: Latents) -> float:
+    """Linear centred kernel alignment of paired latents, debiased: 1 is the same up to rotation, 0 is chance.
+
+    Source:
+        Kornblith et al., ICML 2019, arXiv:1905.00414; unbiased HSIC of Song et al., JMLR 2012.
+    """
+    return float(_hsic(x, y) / np.sqrt(_hsic(x, x) * _hsic(y, y)))
+
+
+def _hsic(x: Latents, y: Latents) -> float:
+    """Unbiased HSIC of linear kernels with empty diagonals, never holding a whole N x N kernel."""
+    n, a, b = len(x), torch.from_numpy(x), torch.from_numpy(y)
+    product, row_sums = 0.0, []
+    for start in range(0, n, _CHUNK):
+        k, m = a[start : start + _CHUNK] @ a.T, b[start : start + _CHUNK] @ b.T
+        for kernel in (k, m):
+            kernel[torch.arange(len(kernel)), torch.arange(start, start + len(kernel))] = 0
+        product += float((k * m).sum(dtype=torch.float64))
+        row_sums.append(torch.stack([k.sum(1, dtype=torch.float64), m.sum(1, dtype=torch.float64)]))
+    of_k, of_m = torch.cat(row_sums, dim=1)
+    crossed = float(of_k.sum() * of_m.sum()) / ((n - 1) * (n - 2))
+    return (product + crossed - 2 * float(of_k @ of_m) / (n - 2)) / (n * (n - 3))
+
+
+def intrinsic_dimension(latents: Latents) -> float:
+    """TwoNN estimate of the dimension, by maximum likelihood, from Euclidean distances to the two nearest others.
+
+    Items with a duplicate say nothing and are left out; NaN where all have one.
+
+    Source:
+        Facco et al., Scientific Reports 2017, arXiv:1803.06992.
+    """
+    x = torch.from_numpy(latents)
+    distances = []
+    for start in range(0, len(x), _CHUNK):
+        distance = torch.cdist(x[start : start + _CHUNK], x)
+        distance[torch.arange(len(distance)), torch.arange(start, start + len(distance))] = torch.inf
+        distances.append(distance.topk(2, dim=1, largest=False).values)
+    first, second = torch.cat(distances).double().T
+    logs = torch.log(second / first)[first > 1e-3 * second]
+    return float((len(logs) - 1) / logs.sum()) if len(logs) > 1 and logs.sum() > 0 else float("nan")
+
+
+def hubness(neighbours: np.ndarray) -> float:
+    """Skewness of how often an item is among the k nearest of others; 0 is fair, above 2 a few items are everywhere.
+
+    Source:
+        Radovanovic et al., JMLR 2010.
+    """
+    return float(skew(np.bincount(neighbours.ravel(), minlength=len(neighbours))))
+
+
+def cca_recall(x: Latents, y: Latents, *, seed: int = 0) -> dict[str, float]:
+    """Recall@1 of regularised CCA, fitted on four fifths of the pairs and measured on the rest, for each fifth in turn.
+
+    The mean of both directions; ``cca_recall_error`` is about one standard error, ``cca_gallery`` the number of pairs
+    searched in.
+    """
+    order = np.random.default_rng(seed).permutation(len(x))
+    folds = np.array_split(order, 5)
+    found = []
+    for number, held in enumerate(folds):
+        fitted = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
+        model = fit_cca(x[fitted], y[fitted], dim=min(CCA_DIM, x.shape[1], y.shape[1]), ridge=CCA_RIDGE)
+        a, b = (torch.from_numpy(model.embed(side, z[held])) for side, z in ((0, x), (1, y)))
+        right = np.arange(len(held))
+        found += [ranks(a, b, right, right) == 1, ranks(b, a, right, right) == 1]
+    first = float(np.concatenate(found).mean())
+    return {
+        "cca_recall_at_1": first,
+        "cca_recall_error": float(np.sqrt(max(first * (1 - first), 1 / len(x)) / len(x))),
+        "cca_gallery": float(len(folds[0])),
+    }
+
+
+def _reduced(centred: Latents) -> Latents:
+    spread = centred.std(axis=0)
+    standard = centred / np.where(spread > 1e-6 * spread.max(initial=0), spread, np.inf)
+    if standard.shape[1] <= COMPONENTS:
+        return standard.astype(np.float32)
+    with torch.random.fork_rng(devices=[]):  # the subspace iteration starts at random
+        torch.manual_seed(0)
+        _, _, directions = torch.svd_lowrank(torch.from_numpy(standard), q=min(COMPONENTS, len(standard)), niter=2)
+    return standard @ directions.numpy()

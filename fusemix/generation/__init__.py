@@ -1,0 +1,1 @@
+"""Pictures from embeddings: conditioners, guidance and Stable unCLIP pipelines."""

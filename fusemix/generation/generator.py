@@ -1,0 +1,392 @@
+"""Embedding -> Stable unCLIP -> picture.
+
+Two decoders, one format: the real Stable Diffusion unCLIP (conditioned on CLIP projections of
+width 768 or 1024), and the small pipeline of scripts/train_unclip.py, which has the same classes
+and files and is conditioned on the shared space itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from copy import copy, deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusemix.encoders import Encoder
+from fusemix.generation.bridges import CONFIG_NAME as CONDITIONER_NAME
+from fusemix.generation.bridges import Conditioner
+from fusemix.generation.guidance import STRENGTH, Seeing, Steering
+from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
+from fusemix.generation.sampling import SCHEDULERS, OnStep, Watch, refuse_nan, start_from_noise, start_late
+from fusemix.model.adapters import FusionModel
+from fusemix.threads import one_thread
+
+if TYPE_CHECKING:
+    from fusemix.search.index import EmbeddingIndex
+    from fusemix.search.qdrant_index import QdrantIndex
+
+MAX_IMAGES = 16  # pictures in one call
+_SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
+
+
+class Generator:
+    """A Stable unCLIP pipeline driven by embeddings.
+
+    Example:
+        >>> model = FusionModel.from_pretrained("checkpoints/default")
+        >>> generator = Generator.from_pretrained("checkpoints/unclip-small", model)
+        >>> image = generator.generate(embedding, modality="audio", seed=0)[0]  # embedding: (D,)
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        model: FusionModel | None = None,
+        *,
+        conditioner: Conditioner | None = None,
+        name: str = "",
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            pipeline: Loaded, on its device.
+            model: Whose embeddings will drive it; checked against the pipeline.
+            conditioner: Leads from the model's embeddings to the pipeline's image embeddings;
+                without one they must be of one space.
+            name: Shown to visitors.
+
+        Raises:
+            ValueError: If the widths do not fit, in one sentence.
+        """
+        self.image_embeds_dim = check_pipeline(pipeline)
+        if conditioner is None:
+            conditioner = Conditioner({}, embed_dim=self.image_embeds_dim, image_embeds_dim=self.image_embeds_dim)
+        if conditioner.image_embeds_dim != self.image_embeds_dim:
+            raise ValueError(
+                f"The conditioner makes image embeddings of width {conditioner.image_embeds_dim}, but this decoder "
+                f"takes {self.image_embeds_dim}; fit it for this decoder."
+            )
+        if model is not None:
+            conditioner = conditioner.of(model)
+        self.pipeline = pipeline
+        self.conditioner = conditioner
+        self.name = name
+        self.side: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
+        self.is_small = self.side <= _SMALL_SIDE
+        self._default_scheduler = pipeline.scheduler
+        pipeline.vae.requires_grad_(False)  # frozen: steering's gradients pass through, none is kept for its weights
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        model: FusionModel | None = None,
+        *,
+        conditioner: str | Path | Conditioner | None = None,
+        device: str = "cpu",
+        offload: bool = False,
+        revision: str | None = None,
+    ) -> Generator:
+        """Load a decoder; float16 on a GPU, float32 elsewhere.
+
+        Args:
+            source: Folder or Hub id of a ``StableUnCLIPImg2ImgPipeline``.
+            model: Whose embeddings will drive it; a decoder of another width is refused here.
+            conditioner: A folder or object; by default the one that lies in ``source``, if any.
+            device: A torch device string.
+            offload: Keep only the working part on the GPU (accelerate); slower, less memory.
+            revision: On the Hub.
+
+        Raises:
+            FileNotFoundError: If the decoder cannot be found or reached.
+            ValueError: If it is no Stable unCLIP pipeline or does not fit the model.
+        """
+        folder = resolve(source, revision)
+        pipeline = load_pipeline(folder, device, offload=offload)
+        if conditioner is None and (folder / CONDITIONER_NAME).is_file():
+            conditioner = folder
+        if isinstance(conditioner, str | Path):
+            conditioner = Conditioner.load(conditioner)
+        return cls(pipeline, model, conditioner=conditioner, name=str(source))
+
+    def condition(
+        self,
+        embeddings: Mapping[str, Tensor | np.ndarray],
+        weights: Mapping[str, float] | None = None,
+    ) -> Tensor:
+        """Image embeddings from one embedding, or from a blend of several modalities.
+
+        Args:
+            embeddings: Modality -> embedding, shape (D,) or (1, D).
+            weights: Modality -> weight >= 0; equal by default. Each is bridged first, then
+                blended, then brought to the decoder's length.
+
+        Returns:
+            Shape (1, D_out), float32, of length ``conditioner.norm``.
+
+        Raises:
+            ValueError: If nothing is given, or widths, values or weights make no sense.
+        """
+        if not embeddings:
+            raise ValueError("Give at least one embedding to make a picture from.")
+        chosen = {name: 1.0 if weights is None else float(weights.get(name, 0.0)) for name in embeddings}
+        if any(not w >= 0 for w in chosen.values()) or sum(chosen.values()) == 0:
+            raise ValueError(f"Weights must be >= 0 and not all 0, got {chosen}.")
+        total = torch.zeros(1, self.image_embeds_dim)
+        for modality, value in embeddings.items():
+            row = torch.as_tensor(np.asarray(value), dtype=torch.float32).reshape(1, -1)
+            total = total + chosen[modality] * self.conditioner(modality, row)
+        return F.normalize(total, dim=1) * self.conditioner.norm
+
+    def generate(
+        self, embedding: Tensor | np.ndarray, *, modality: str = "image", **settings: Any
+    ) -> list[Image.Image]:
+        """Pictures of an embedding.
+
+        Args:
+            embedding: Shape (D,) or (1, D), of the shared space.
+            modality: Where it comes from; chooses the bridge.
+            settings: Those of :meth:`from_image_embeds`: steps, guidance, seed, n_images, ...
+
+        Returns:
+            ``n_images`` RGB pictures of the decoder's own size.
+
+        Raises:
+            ValueError: If an argument is out of range or the embedding does not fit.
+            Cancelled: If ``on_step`` asked to stop.
+        """
+        return self.from_image_embeds(self.condition({modality: embedding}), **settings)
+
+    @torch.no_grad()
+    def from_image_embeds(
+        self,
+        image_embeds: Tensor,
+        *,
+        steps: int = 25,
+        guidance: float | None = None,
+        noise_level: int = 0,
+        seed: int = 0,
+        n_images: int = 1,
+        prompt: str = "",
+        negative_prompt: str = "",
+        scheduler: str | None = None,
+        start: Image.Image | Sequence[Image.Image] | None = None,
+        strength: float = 0.7,
+        steering: Steering | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of image embeddings that are already the decoder's own, of :meth:`condition`.
+
+        Args:
+            image_embeds: Shape (1, D_out) for ``n_images`` variations, or (N, D_out) for one
+                picture each (then ``n_images`` must be 1).
+            steps: Denoising steps, 1 to 1000.
+            guidance: Classifier-free guidance, 1 for none; by default 3 for a small decoder, 10 else.
+            noise_level: Noise put on the image embedding, 0 to 999 of the noising scheduler's
+                steps: more of it, and the picture keeps less of the embedding.
+            seed: Picture i is drawn with ``seed + i``, whatever ``n_images`` is.
+            n_images: 1 to 16.
+            prompt: A text prompt, for decoders with a text encoder.
+            negative_prompt: What to keep away from, for decoders with a text encoder.
+            scheduler: One of :data:`SCHEDULERS`; the decoder's own by default.
+            start: Begin from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073);
+                it is squeezed to the decoder's square. Several take turns: picture i begins from the
+                i-th, and after the last from the first again.
+            strength: With ``start``, the share of the steps that is taken, in (0, 1]: little
+                keeps the picture, 1 keeps next to nothing of it.
+            steering: What the steps are moved towards; by default the condition alone draws.
+            on_step: Called after every step with (steps done, steps in all, preview of the first
+                picture or None); return True to stop. Small decoders preview every step.
+
+        Returns:
+            RGB pictures of the decoder's own size.
+
+        Raises:
+            ValueError: If an argument is out of range, the embeddings do not fit or the scheduler loses its numbers.
+            Cancelled: If ``on_step`` asked to stop.
+        """
+        self._check_request(image_embeds, steps, guidance, noise_level, n_images, scheduler)
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must be -2**63 to 2**63 - 1, got {float(seed):.3g}.")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
+        if start is not None and not isinstance(start, Image.Image) and not len(start):
+            raise ValueError("start holds no picture; leave it out to begin from noise.")
+        pipe = copy(self.pipeline)  # drawings at the same time share the networks, not the scheduler
+        rows = image_embeds.expand(n_images, -1) if len(image_embeds) == 1 else image_embeds
+        pipe.scheduler = (
+            SCHEDULERS[scheduler].from_config(self._default_scheduler.config)
+            if scheduler
+            else deepcopy(self._default_scheduler)
+        )
+        device, dtype = pipe._execution_device, pipe.unet.dtype
+        generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(rows))]
+        side = pipe.unet.config.sample_size
+        shape = (pipe.unet.config.in_channels, side, side)
+        latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, dtype)
+        taken = steps
+        if start is not None:
+            taken = max(1, round(strength * steps))
+            starts = [start] if isinstance(start, Image.Image) else list(start)
+            clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
+            turns = torch.arange(len(rows)) % len(clean)
+            latents = start_late(pipe.scheduler, clean[turns.to(clean.device)], latents, steps, taken)
+        else:
+            latents = start_from_noise(pipe.scheduler, latents, steps)
+        watch = Watch(self, pipe.scheduler, taken, on_step) if on_step else None
+        if steering is not None:
+            if len(steering.wanted) not in (1, len(rows)):
+                raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
+            steering.steer(pipe.scheduler, self._pixels, [seed + i for i in range(len(rows))])
+        refuse_nan(pipe.scheduler, steps)
+        pipe.set_progress_bar_config(disable=True)
+        with one_thread(self.is_small and device.type == "cpu"):
+            result = pipe(
+                image_embeds=rows.to(device, dtype),
+                **self._prompt_arguments(prompt, negative_prompt, len(rows), device, dtype),
+                num_inference_steps=steps,
+                guidance_scale=self.default_guidance if guidance is None else guidance,
+                noise_level=noise_level,
+                generator=generators,
+                latents=latents,
+                callback=watch,
+            )
+        return list(result.images)
+
+    @property
+    def default_guidance(self) -> float:
+        """3 for a small decoder, diffusers' 10 for Stable Diffusion."""
+        return 3.0 if self.is_small else 10.0
+
+    def _check_request(
+        self, rows: Tensor, steps: int, guidance: float | None, noise_level: int, n_images: int, scheduler: str | None
+    ) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.image_embeds_dim or not len(rows):
+            raise ValueError(f"This decoder takes image_embeds (N, {self.image_embeds_dim}), got {tuple(rows.shape)}.")
+        if not 1 <= steps <= 1000:
+            raise ValueError(f"steps must be 1 to 1000, got {steps}.")
+        if not 1 <= n_images <= MAX_IMAGES or (len(rows) > 1 and n_images != 1):
+            raise ValueError(f"n_images must be 1 to {MAX_IMAGES}, and 1 with several embeddings, got {n_images}.")
+        levels = self.pipeline.image_noising_scheduler.config.num_train_timesteps
+        if not 0 <= noise_level < levels:
+            raise ValueError(f"noise_level must be 0 to {levels - 1}, got {noise_level}.")
+        if guidance is not None and not 1 <= guidance <= 100:
+            raise ValueError(f"guidance must be 1 to 100, got {guidance}.")
+        if scheduler is not None and scheduler not in SCHEDULERS:
+            raise ValueError(f"No scheduler is called {scheduler!r}; expected one of {sorted(SCHEDULERS)}.")
+
+    def _prompt_arguments(
+        self, prompt: str, negative_prompt: str, n: int, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Prompts for a decoder with a text encoder; for one without, the zeros it was trained with."""
+        if self.pipeline.text_encoder is not None:
+            return {"prompt": [prompt] * n, "negative_prompt": [negative_prompt] * n}
+        if prompt or negative_prompt:
+            raise ValueError("This decoder has no text encoder, so it takes no prompt; blend a text embedding instead.")
+        zeros = torch.zeros(n, 1, self.pipeline.unet.config.cross_attention_dim, device=device, dtype=dtype)
+        return {"prompt_embeds": zeros, "negative_prompt_embeds": zeros}
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image) -> Tensor:
+        """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square."""
+        vae = self.pipeline.vae
+        pixels = image.convert("RGB").resize((self.side, self.side), Image.Resampling.LANCZOS)
+        x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
+        latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
+        return latents * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (N, C, s, s) at the scale the UNet works at."""
+        return list(self.pipeline.image_processor.postprocess(self._pixels(latents) * 2 - 1, output_type="pil"))
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), about [0, 1], of latents at the scale the UNet works at; gradients pass through."""
+        vae = self.pipeline.vae
+        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return (pixels + 1) / 2
+
+
+def default_steering(generator: Generator, encoder: Any) -> float:
+    """How strongly drawings are steered unless asked otherwise: a small decoder's, if its encoder can steer."""
+    return STRENGTH if generator.is_small and isinstance(encoder, Seeing) else 0.0
+
+
+def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
+    """Weights of a blend: ``share`` for the first name, the rest equally for the others; 1 for one alone.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"The share of the {names[0]} must be 0 to 1, got {share}.")
+    others = len(names) - 1
+    if not others:
+        return {names[0]: 1.0}
+    return {name: share if i == 0 else (1 - share) / others for i, name in enumerate(names)}
+
+
+def nearest_pictures(
+    index: EmbeddingIndex | QdrantIndex,
+    embedding: np.ndarray,
+    count: int,
+    *,
+    exclude: Container[Path] = (),
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of an index that are nearest to an embedding, to begin drawings from.
+
+    What is drawn from them is a work after them: name them, and keep to their licences.
+
+    Args:
+        index: With a root below which its pictures lie.
+        embedding: Shape (D,), of the index's space.
+        count: At most so many.
+        exclude: Resolved paths that do not count, such as held-out pictures.
+
+    Returns:
+        (file, its metadata), nearest first.
+
+    Raises:
+        ValueError: If the index holds no picture with a file.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    wider = count
+    while len(found) < count:
+        hits = index.search("image", np.asarray(embedding)[None], top_k=wider)[0]
+        files = [(path, hit.item) for hit in hits if (path := index.path_of(hit.item)) is not None]
+        found = [(path, item) for path, item in files if path.resolve() not in exclude][:count]
+        if len(hits) < wider:
+            break
+        wider *= 4
+    if not found:
+        raise ValueError("This index holds no picture to begin from; begin from noise instead.")
+    return found
+
+
+def rank_images(
+    images: Sequence[Image.Image], embedding: Tensor | np.ndarray, model: FusionModel, encoder: Encoder
+) -> list[tuple[Image.Image, float]]:
+    """Order generated pictures by how close the frozen encoder finds them to what was asked for.
+
+    Say so wherever you show only the best: it is a choice by the same encoder that conditions the decoder.
+
+    Args:
+        images: The candidates.
+        embedding: Shape (D,) or (1, D), of the model's space.
+        model: The adapters.
+        encoder: The image encoder of ``model``.
+
+    Returns:
+        (picture, cosine similarity), nearest first.
+    """
+    made = model.embed("image", encoder.encode(list(images)))  # (N, D)
+    wanted = F.normalize(torch.as_tensor(np.asarray(embedding), dtype=torch.float32).reshape(1, -1), dim=1)
+    similarity = (made @ wanted.T)[:, 0]
+    return [(images[int(i)], float(similarity[int(i)])) for i in similarity.argsort(descending=True)]

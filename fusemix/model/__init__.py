@@ -1,0 +1,1 @@
+"""FusionModel: its configuration, adapters, closed forms, checkpoints and their cards."""

@@ -1,0 +1,120 @@
+"""The model card that lies beside every checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fusemix.model.config import ModelConfig, TrainConfig
+
+
+def model_card(
+    name: str,
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    data: list[str],
+    best: dict[str, Any],
+    seconds: float,
+    notes: str = "",
+) -> str:
+    """Markdown with Hub front matter: encoders, data, settings, validation recall, limits.
+
+    Args:
+        name: Title of the model.
+        model: Its configuration.
+        train: How it was trained.
+        data: One line per set of pairs, with counts.
+        best: The history entry of the kept epoch.
+        seconds: Training time.
+        notes: Further Markdown, e.g. licences of the data and held-out results.
+    """
+    recall = "\n".join(f"| {key} | {value:.3f} |" for key, value in best.items() if "/" in key)
+    settings = ", ".join(f"{key} {value}" for key, value in train.to_dict().items())
+    return f"""{_FRONT}
+# {name}
+
+Adapters that map latents of frozen encoders into one shared space of {model.embed_dim} dimensions, trained with
+FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144). Load with `FusionModel.from_pretrained(folder)`.
+
+{_encoders(model)}
+
+## Data
+
+{chr(10).join(f"- {line}" for line in data)}
+
+## Training
+
+Adapters: depth {model.depth}, expansion {model.expansion}, dropout {model.dropout}. {seconds:.0f} s on the machine
+that trained it. Settings: {settings}.
+
+## Validation recall@1
+
+Chosen at epoch {best.get("epoch")}, on held-out groups of the training tables (not a test set).
+
+| direction | recall@1 |
+| --- | --- |
+{recall}
+
+{notes}
+{_limits(model)}"""
+
+
+def ensemble_card(name: str, model: ModelConfig, members: Sequence[tuple[str, str]]) -> str:
+    """The card of models that stand side by side (:mod:`fusemix.model.ensemble`).
+
+    Args:
+        name: Title.
+        model: The ensemble's configuration.
+        members: Of each member its name and, where it has one, its card, whose data, training and validation are
+            taken over.
+    """
+    parts = []
+    for number, (member, card) in enumerate(members, start=1):
+        body = card.partition("\n## Data")[2].partition("\n## Limits")[0]
+        told = "## Data" + body if body else "It came without a card that says how it was trained.\n"
+        lower = re.sub(r"^(?=##+ )", "#", told, flags=re.MULTILINE)
+        parts.append(f"## Member {number}: {member}\n\n{lower}")
+    return f"""{_FRONT}
+# {name}
+
+{len(members)} models on the same latents, trained apart with FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144) and
+searched as one: an embedding of {model.embed_dim} dimensions holds theirs side by side, so that a cosine is the mean of
+the cosines of all their paths. Load with `FusionModel.from_pretrained(folder)`.
+
+{_encoders(model)}
+
+{chr(10).join(parts)}
+{_limits(model)}"""
+
+
+_FRONT = """---
+library_name: fusemix
+license: apache-2.0
+tags: [fusemix, multimodal, retrieval]
+---
+"""
+
+
+def _short(revision: object) -> str:
+    """The weights' identity, shortened; of an encoder of several networks each part."""
+    return "+".join(part[:16] for part in str(revision).split("+"))
+
+
+def _encoders(model: ModelConfig) -> str:
+    rows = "\n".join(
+        f"| {m} | {e.get('name', '?')} | {model.latent_dims[m]} | `{_short(e.get('revision', ''))}` "
+        f"| {e.get('fingerprint', '')} |"
+        for m, e in model.encoders.items()
+    )
+    head = "| modality | frozen encoder | latent width | weights | preprocessing and pooling |"
+    return f"{head}\n| --- | --- | --- | --- | --- |\n{rows}"
+
+
+def _limits(model: ModelConfig) -> str:
+    return f"""## Limits
+
+The model knows what its encoders and its pairs know: {", ".join(model.latent_dims)} of the kinds listed above, and
+English. It inherits the encoders' and the captions' biases. Similarities are comparable within one direction only.
+"""

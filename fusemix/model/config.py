@@ -1,0 +1,193 @@
+"""Frozen dataclasses that fix a model and a training run; to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+VIEWS = ("whitened", "components", "root")  # what trained paths beside a closed form can read of a latent
+EncoderInfo = dict[str, Any]  # name, revision, fingerprint, dim, modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything needed to rebuild a FusionModel; saved as ``config.json``.
+
+    Attributes:
+        latent_dims: Modality -> width D_x of its latents.
+        encoders: Modality -> identity of the frozen encoder (name, revision, fingerprint, ...).
+        embed_dim: Width D of the shared space.
+        depth: Number of inverted-bottleneck blocks per adapter (the paper's code: 4).
+        expansion: Hidden width of a block as a multiple of the width it reads, D_x in the paper (its code: 4).
+        dropout: Dropout inside the blocks while training (the paper's code: 0.6).
+        closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
+            closed form fills (:mod:`fusemix.model.closed_form`); 0 is the paper's adapter alone.
+        whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
+        whiten: Whether those components are whitened; if not, they keep the latents' own scale.
+        views: Some of :data:`VIEWS`: a trained path for each, beside the closed form, that reads the latents so
+            (:class:`fusemix.model.adapters.TwoPathAdapter`). Empty: one path, of components as ``whiten`` says.
+        members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
+            (:mod:`fusemix.model.ensemble`); empty for a model that was trained.
+    """
+
+    latent_dims: dict[str, int]
+    encoders: dict[str, EncoderInfo] = field(default_factory=dict)
+    embed_dim: int = 512
+    depth: int = 1
+    expansion: float = 4.0
+    dropout: float = 0.6
+    closed_form_dim: int = 0
+    whiten_dim: int = 512
+    whiten: bool = True
+    views: tuple[str, ...] = ()
+    members: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.latent_dims) < 2:
+            raise ValueError(f"A fusion model needs at least 2 modalities, got {sorted(self.latent_dims)}.")
+        for modality, dim in self.latent_dims.items():
+            if dim < 1:
+                raise ValueError(f"latent_dims[{modality!r}] must be >= 1, got {dim}.")
+        if self.embed_dim < 1 or self.depth < 0 or self.expansion <= 0:
+            raise ValueError(
+                "embed_dim must be >= 1, depth >= 0 and expansion > 0, got "
+                f"{self.embed_dim}, {self.depth} and {self.expansion}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        narrowest = min(self.embed_dim - 1, *self.latent_dims.values())
+        if not 0 <= self.closed_form_dim <= narrowest:
+            raise ValueError(
+                f"closed_form_dim must be between 0 and {narrowest} (no wider than the narrowest latents, and less "
+                f"than embed_dim {self.embed_dim}), got {self.closed_form_dim}."
+            )
+        if self.whiten_dim < 1:
+            raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
+        for name in ("members", "views"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if unknown := [view for view in self.views if view not in VIEWS]:
+            raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
+        if self.views and not self.closed_form_dim:
+            raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
+        if self.views and not self.whiten:
+            raise ValueError("views name their components themselves; whiten=False belongs to one path without views.")
+        if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
+            raise ValueError(
+                f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
+                f"{self.closed_form_dim} cannot be so divided."
+            )
+
+    @property
+    def trained_parts(self) -> list[slice]:
+        """Where in the trained paths' output each path's stands; the loss compares them one by one."""
+        paths = max(1, len(self.views))
+        width = (self.embed_dim - self.closed_form_dim) // paths
+        return [slice(i * width, (i + 1) * width) for i in range(paths)]
+
+    @property
+    def n_paths(self) -> int:
+        """Paths whose cosines an embedding's cosine is the mean of."""
+        return len(self.trained_parts) + (self.closed_form_dim > 0)
+
+    def check_encoder(self, modality: str, info: EncoderInfo) -> None:
+        """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
+        expected = self.encoders.get(modality)
+        if expected is None:
+            raise ValueError(f"The model records no encoder for {modality!r}; it has {sorted(self.encoders)}.")
+        for key in ("name", "revision", "fingerprint", "dim"):
+            if expected.get(key) != info[key]:
+                raise ValueError(
+                    f"The {modality} adapter was trained on latents of {expected.get('name')} with {key} "
+                    f"{expected.get(key)!r}, these have {info[key]!r}; extract and train again, or install the "
+                    "pinned packages (requirements.txt)."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; newer keys only where they say something, because identities hang on it."""
+        values = dataclasses.asdict(self)
+        for name in ("members", "views"):
+            if not values[name]:
+                del values[name]
+            else:
+                values[name] = list(values[name])  # as JSON gives it back
+        if self.whiten:
+            del values["whiten"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        return cls(**_checked(cls, values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that changes a training run; saved as ``train_config.json`` beside the weights.
+
+    The defaults are the paper's recipe (layer6ai-labs/fusemix, settings of
+    ``mlp_contrastive_fusion_pretrain``) scaled to a small machine: batch 40,960 -> 4,096
+    pairs, 500 -> 30 epochs.
+    """
+
+    batch_size: int = 4096  # pairs read per step; FuseMix halves it
+    epochs: int = 30  # passes over the largest set of pairs
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-6  # end of the cosine, and start of the warm-up
+    warmup_steps: int = 100  # optimizer steps; at most a fifth of the run
+    weight_decay: float = 0.1  # not on 1-d parameters
+    temperature: float = 0.07  # initial
+    min_temperature: float = 0.001
+    max_temperature: float = 0.5
+    mixup_alpha: float | None = 1.0  # None trains without mixup
+    mixup_per_row: bool = False  # one lambda per row instead of one per batch
+    multi_positive: bool = False  # pairs of one group (captions of one picture) are right answers for one another
+    accumulate: int = 1  # pieces a batch is embedded in; less memory, the negatives stay the whole batch's
+    closed_form_ridge: float = 2.0  # of standardised covariances; only for adapters with a closed form
+    val_fraction: float = 0.05  # of groups, where the latents name no validation split
+    max_val_groups: int = 1000
+    eval_every: int = 1  # epochs
+    save_every: int = 1  # epochs
+    mixed_precision: str = "auto"  # "auto", "no", "bf16", "fp16"
+    frozen: tuple[str, ...] = ()  # modalities whose adapters keep their initial weights
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frozen", tuple(self.frozen))  # a list after JSON
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
+        if self.mixup_alpha is not None and self.mixup_alpha <= 0:
+            raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
+        if self.mixup_alpha is not None and self.batch_size % 2:
+            raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
+        if self.epochs < 1 or self.eval_every < 1 or self.save_every < 1:
+            raise ValueError("epochs, eval_every and save_every must each be >= 1.")
+        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError(
+                f"temperature must lie in [{self.min_temperature}, {self.max_temperature}], got {self.temperature}."
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be in (0, 1), got {self.val_fraction}.")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        return cls(**_checked(cls, values))
+
+
+def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := set(values) - known:
+        raise ValueError(
+            f"{cls.__name__} does not know {sorted(unknown)}; expected keys among {sorted(known)}. "
+            "The file may come from a newer version of FuseMix."
+        )
+    return values

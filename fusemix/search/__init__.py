@@ -1,0 +1,1 @@
+"""Indexes of embeddings, the correction of hubs and the Retriever."""

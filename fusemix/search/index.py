@@ -1,0 +1,411 @@
+"""Exact nearest-neighbour search over embeddings: faiss behind one small class."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+ITEMS_NAME = "items.jsonl"
+UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
+MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
+_LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
+_REBUILD = "rebuild it with scripts/build_index.py"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+        modality: Of the item: ``image``, ``audio``, ``text``, ...
+        item: Its metadata: id, path or text, title, caption, group, source, licence, credit.
+        similarity: Cosine of the vector searched with and the item's embedding, in [-1, 1]; higher is
+            closer. Comparable within one modality, not between two (the modality gap).
+        rank: 1 for the nearest item of its modality.
+    """
+
+    modality: str
+    item: dict[str, Any]
+    similarity: float
+    rank: int
+
+
+class EmbeddingIndex:
+    """Unit-length embeddings and their items, searched exactly, one faiss index per modality.
+
+    Example:
+        >>> index = EmbeddingIndex(512, model_identity=model.identity, root="demo/gallery")
+        >>> index.add("image", model.embed("image", latents), items)
+        >>> hits = index.search("image", query_embedding[None], top_k=5)[0]
+    """
+
+    def __init__(self, embed_dim: int, *, model_identity: str, root: str | Path | None = None) -> None:
+        """Start an empty index.
+
+        Args:
+            embed_dim: Width D of the shared space.
+            model_identity: ``FusionModel.identity`` of the model that makes the embeddings.
+            root: Folder that the items' ``path`` is relative to; None if items are no files.
+        """
+        if embed_dim < 1:
+            raise ValueError(f"embed_dim must be >= 1, got {embed_dim}.")
+        self.embed_dim = embed_dim
+        self.model_identity = model_identity
+        self.root = Path(root).resolve() if root is not None else None
+        self._indexes: dict[str, faiss.IndexFlatIP] = {}
+        self._items: dict[str, list[dict[str, Any]]] = {}
+        self.corrected: dict[str, dict[str, Any]] = {}  # modality -> how its hubs were corrected
+
+    def __len__(self) -> int:
+        return sum(map(len, self._items.values()))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Modality -> number of items."""
+        return {modality: len(items) for modality, items in self._items.items()}
+
+    def items(self, modality: str) -> list[dict[str, Any]]:
+        """The metadata of one modality's items, in the order they were added."""
+        return list(self._items.get(modality, []))
+
+    def path_of(self, item: dict[str, Any]) -> Path | None:
+        """The file of an item; None if it is no file.
+
+        Raises:
+            ValueError: If the index has no root, or the path leads out of it.
+        """
+        return item_path(self.root, item)
+
+    def embeddings(self, modality: str) -> np.ndarray:
+        """Every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
+        return np.ascontiguousarray(self._stored(modality)[:, : self.embed_dim])
+
+    def _stored(self, modality: str) -> np.ndarray:
+        """What faiss holds: (N, D), or (N, D + 1) once hubs are corrected."""
+        index = self._indexes[modality]
+        rows: np.ndarray = index.reconstruct_n(0, index.ntotal)
+        return rows
+
+    def add(self, modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]]) -> None:
+        """Append items of one modality.
+
+        Args:
+            modality: A plain name (letters, digits, ``_``, ``-``); it becomes a file name.
+            embeddings: Shape (N, D), any float dtype, finite, unit length.
+            items: N metadata dicts of JSON values.
+
+        Raises:
+            ValueError: If name, width, count or values are not as above.
+        """
+        if modality in self.corrected:
+            raise ValueError(f"The hubs of {modality!r} are corrected already; add items first, correct them then.")
+        rows = checked_items(modality, embeddings, items, self.embed_dim)
+        index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
+        index.add(rows)
+        self._items.setdefault(modality, []).extend(dict(item) for item in items)
+
+    def correct(
+        self, modality: str, bank: np.ndarray | Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
+    ) -> None:
+        """Let the hubs of one modality give way: order by similarity less a share of how near an item is to everything.
+
+        The correction becomes one more dimension of what faiss holds, and search stays exact. Similarities of
+        hits stay cosines; their order is the corrected one. Correcting again starts from the embeddings.
+
+        Args:
+            modality: Whose items.
+            bank: Embeddings of training queries, shape (N, D), unit length; of the kinds that will be asked, in their
+                proportions, and none that a result is measured with.
+            neighbours: Of the bank, the most similar ones that count for an item.
+            weight: Of the correction, >= 0.
+
+        Raises:
+            KeyError: If the index holds no such modality.
+            ValueError: If the bank is empty, of another width or not of unit length, or a number makes no sense.
+
+        Source:
+            NNN, arXiv:2410.24114; see :mod:`fusemix.search.hubness`.
+        """
+        if modality not in self._indexes:
+            raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
+        rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
+        plain = torch.from_numpy(self.embeddings(modality))
+        _, wide = corrected(plain[:0], plain, rows, neighbours=neighbours, weight=weight)
+        index = faiss.IndexFlatIP(self.embed_dim + 1)
+        index.add(np.ascontiguousarray(wide.numpy()))
+        self._indexes[modality] = index
+        self.corrected[modality] = {"bank": len(rows), "neighbours": neighbours, "weight": weight}
+
+    def search(
+        self,
+        modality: str,
+        queries: np.ndarray | Tensor,
+        *,
+        top_k: int = 10,
+        where: Mapping[str, str] | None = None,
+    ) -> list[list[Hit]]:
+        """The nearest items of one modality for each query; after :meth:`correct`, in the corrected order.
+
+        Args:
+            modality: Which items to search.
+            queries: Shape (Q, D), any float dtype, finite; any length but zero, they are
+                normalised here, so that a similarity is always a cosine.
+            top_k: Hits per query; at most as many as there are items are returned.
+            where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
+
+        Returns:
+            For each query its hits, nearest first.
+
+        Raises:
+            KeyError: If the index holds no such modality.
+            ValueError: If the shape or a value is not as above, or ``top_k`` < 1.
+        """
+        if modality not in self._indexes:
+            raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
+        rows = checked_queries(queries, top_k, self.embed_dim)
+        where = check_where(where)
+        items = self._items[modality]
+        chosen: Sequence[int] = range(len(items))
+        if where:
+            chosen = [i for i in chosen if all(items[i].get(key) == value for key, value in where.items())]
+        if not len(rows) or not chosen:
+            return [[] for _ in rows]
+        params = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(chosen))) if where else None  # type: ignore[call-arg]
+        index = self._indexes[modality]
+        if modality in self.corrected:
+            rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
+        similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
+        if modality in self.corrected:  # a hit's similarity is a cosine all the same
+            last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
+            similarities = similarities - last
+        return [
+            [
+                Hit(modality, items[position], float(np.clip(similarity, -1, 1)), rank)
+                for rank, (similarity, position) in enumerate(zip(row, found, strict=True), start=1)
+            ]
+            for row, found in zip(similarities, positions, strict=True)
+        ]
+
+    def save(self, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> Path:
+        """Write ``index.json``, ``items.jsonl`` and the faiss files of each modality.
+
+        Each file is written atomically and ``index.json``, which holds the checksums of the
+        others, last: a torn folder is noticed at load. Files over 9 MB are split.
+
+        Args:
+            folder: Created if absent.
+            dtype: Of the stored embeddings. ``float16`` takes half the disk and moves a similarity by less than a
+                thousandth (and so may exchange hits that are as near as that); loaded, they are float32 and searched
+                exactly all the same.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the dtype is another, or what :meth:`correct` found is too large for ``float16``.
+        """
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"An index is stored as float32 or float16, not {dtype!r}.")
+        if dtype == "float16" and any(how["weight"] > _LARGEST_WEIGHT for how in self.corrected.values()):
+            raise ValueError(
+                f"Corrections of hubs with a weight above {_LARGEST_WEIGHT:g} are too large for float16; store this "
+                "index as float32."
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = {modality: self._write_shards(folder, modality, dtype) for modality in self._items}
+        write_atomic(folder / ITEMS_NAME, self._write_items)
+        names = [ITEMS_NAME, *(name for part in shards.values() for name in part)]
+        manifest = {
+            "format": FORMAT_VERSION,
+            "model_identity": self.model_identity,
+            "embed_dim": self.embed_dim,
+            "counts": self.counts,
+            "corrected": self.corrected,
+            "root": os.path.relpath(self.root, folder.resolve()) if self.root is not None else None,
+            "shards": shards,
+            "sha256": {name: sha256_of(folder / name) for name in names},
+        }
+        write_json(folder / INDEX_NAME, manifest)
+        for stale in set(folder.glob("*.faiss")) - {folder / name for name in names}:
+            stale.unlink()
+        return folder
+
+    def _write_items(self, path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as handle:
+            for modality, items in self._items.items():
+                for item in items:
+                    handle.write(json.dumps({"modality": modality, **item}, ensure_ascii=False) + "\n")
+
+    def _write_shards(self, folder: Path, modality: str, dtype: str) -> list[str]:
+        index = self._indexes[modality]
+        rows_per_shard = max(1, MAX_SHARD_BYTES // (np.dtype(dtype).itemsize * index.d))
+        starts = range(0, index.ntotal, rows_per_shard)
+        names = [f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{i:03d}.faiss" for i in range(len(starts))]
+        for name, start in zip(names, starts, strict=True):
+            rows = index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start))
+            shard = _empty_shard(index.d, dtype)
+            if dtype == "float16":  # rows may be a little longer or shorter than 1 already: rounded, they still load
+                rows[:, : self.embed_dim] /= np.linalg.norm(rows[:, : self.embed_dim], axis=1, keepdims=True)
+            shard.add(rows)
+            write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
+        return names
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model_identity: str) -> EmbeddingIndex:
+        """Load an index that a given model made.
+
+        Args:
+            folder: A folder written by :meth:`save`.
+            model_identity: ``FusionModel.identity`` of the model that will make the queries.
+
+        Raises:
+            FileNotFoundError: If the folder holds no index.
+            ValueError: If another model made it, its format is another, or a file is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX_NAME).is_file():
+            raise FileNotFoundError(f"{folder} holds no {INDEX_NAME}; build an index with scripts/build_index.py.")
+        manifest = read_json(folder / INDEX_NAME)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
+            raise ValueError(f"{folder} is no index of format {FORMAT_VERSION}; {_REBUILD}.")
+        if manifest.get("model_identity") != model_identity:
+            raise ValueError(
+                f"The index in {folder} was made by the model {str(manifest.get('model_identity'))[:12]}..., "
+                f"but this model is {model_identity[:12]}...; {_REBUILD}."
+            )
+        try:
+            return cls._read(folder, manifest)
+        except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            raise ValueError(f"The index in {folder} is damaged or incomplete ({error}); {_REBUILD}.") from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: dict[str, Any]) -> EmbeddingIndex:
+        for name, expected in manifest["sha256"].items():
+            if Path(name).name != name or sha256_of(folder / name) != expected:
+                raise ValueError(f"{name} is not the file that was saved")
+        root = None if manifest["root"] is None else folder.resolve() / manifest["root"]
+        loaded = cls(int(manifest["embed_dim"]), model_identity=manifest["model_identity"], root=root)
+        items: dict[str, list[dict[str, Any]]] = {modality: [] for modality in manifest["counts"]}
+        for line in (folder / ITEMS_NAME).read_text(encoding="utf-8").split("\n")[:-1]:
+            item = json.loads(line)
+            items[item.pop("modality")].append(item)
+        for modality, names in manifest["shards"].items():
+            shards = [faiss.read_index(str(folder / name)) for name in names if name in manifest["sha256"]]
+            rows = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
+            stored = np.concatenate(rows) if rows else np.empty((0, loaded.embed_dim), np.float32)
+            loaded.add(modality, stored[:, : loaded.embed_dim], items[modality])
+            if how := manifest.get("corrected", {}).get(modality):
+                loaded._restore(modality, stored, how)
+        if loaded.counts != manifest["counts"]:
+            raise ValueError(f"it holds {loaded.counts} items, expected {manifest['counts']}")
+        return loaded
+
+    def _restore(self, modality: str, stored: np.ndarray, how: dict[str, Any]) -> None:
+        """Take over what :meth:`correct` had made of a modality."""
+        if stored.shape[1] != self.embed_dim + 1 or not np.isfinite(stored).all():
+            raise ValueError(f"the correction of {modality!r} is not among its embeddings")
+        self._indexes[modality] = faiss.IndexFlatIP(self.embed_dim + 1)
+        self._indexes[modality].add(np.ascontiguousarray(stored))
+        self.corrected[modality] = dict(how)
+
+
+def _empty_shard(dim: int, dtype: str) -> faiss.Index:
+    if dtype == "float16":
+        return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    return faiss.IndexFlatIP(dim)
+
+
+def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
+    """The file of an item below a folder; None if it is no file.
+
+    Raises:
+        ValueError: If the folder is not known, or the path leads out of it.
+    """
+    if "path" not in item:
+        return None
+    if root is None:
+        raise ValueError(f"The index knows no folder for {item['path']!r}; {_REBUILD}.")
+    path = (root / item["path"]).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"The item path {item['path']!r} leads out of {root}; {_REBUILD}.")
+    return path
+
+
+def checked_items(
+    modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]], embed_dim: int
+) -> np.ndarray:
+    """What an index may take in: contiguous float32 rows (N, D), finite and of unit length.
+
+    Raises:
+        ValueError: If name, width, count or values are not so.
+    """
+    if not modality.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
+    rows = _checked_rows(embeddings, "embeddings", embed_dim)
+    if len(rows) != len(items):
+        raise ValueError(f"Expected one item per embedding, got {len(items)} items and {len(rows)} embeddings.")
+    lengths = np.linalg.norm(rows, axis=1)
+    if len(rows) and np.abs(lengths - 1).max() > UNIT_TOLERANCE:
+        worst = int(np.abs(lengths - 1).argmax())
+        raise ValueError(
+            f"Embeddings must have unit length, row {worst} has {lengths[worst]:.4g}; use FusionModel.embed."
+        )
+    return rows
+
+
+def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:
+    """What an index searches with: float32 rows (Q, D), brought to unit length.
+
+    Raises:
+        ValueError: If the shape or a value is not so, a row has length zero, or ``top_k`` < 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be >= 1, got {top_k}.")
+    rows = _checked_rows(queries, "queries", embed_dim)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(rows) and lengths.min() == 0:
+        raise ValueError("A query of length zero has no direction; encode it again.")
+    unit: np.ndarray = rows / lengths
+    return unit
+
+
+def check_where(where: Mapping[str, str] | None) -> dict[str, str]:
+    """A filter on metadata, its keys known to be plain names.
+
+    Raises:
+        ValueError: If a key is no plain name or a value no text.
+    """
+    for key, value in (where or {}).items():
+        if not str(key).isidentifier() or not isinstance(value, str):
+            raise ValueError(
+                f"A filter is a plain name and a text, such as licence and CC0-1.0, got {key!r}: {value!r}."
+            )
+    return dict(where or {})
+
+
+def _checked_rows(vectors: np.ndarray | Tensor, what: str, embed_dim: int) -> np.ndarray:
+    """Contiguous float32 rows (N, D), all finite."""
+    array = vectors.detach().cpu().float().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] != embed_dim:
+        raise ValueError(f"Expected {what} of shape (N, {embed_dim}), got {array.shape}.")
+    rows = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"The {what} hold NaN or infinite values; encode these items again.")
+    return rows

@@ -1,0 +1,269 @@
+"""A query of any modality -> encoder -> adapter -> index -> hits of every modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusemix.encoders import Encoder, load_encoder
+from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
+from fusemix.media import MediaError
+from fusemix.model.adapters import FusionModel
+from fusemix.model.config import ModelConfig
+from fusemix.search.index import EmbeddingIndex, Hit
+
+if TYPE_CHECKING:
+    from fusemix.search.qdrant_index import QdrantIndex
+
+MAX_QUERY_CHARS = 2000  # longest text query
+# Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
+DEFAULT_WEIGHTS = {"text": 1.0, "image": 1.0, "audio": 1.0, "minus_text": -0.5}
+_SMALLEST_SUM = 1e-3  # length below which a weighted sum of unit vectors points nowhere
+
+
+class Retriever:
+    """Search an index by text, picture, sound or a weighted sum of them. Safe to call from several threads.
+
+    Example:
+        >>> retriever = Retriever.from_pretrained("checkpoints/default", "demo/index")
+        >>> for hit in retriever.search(text="a dog running on the grass")["image"]:
+        ...     print(hit.rank, f"{hit.similarity:.2f}", hit.item["caption"])
+        >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
+    """
+
+    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | QdrantIndex) -> None:
+        """Put the parts together.
+
+        Args:
+            model: In evaluation mode.
+            encoders: Modality -> the encoder whose latents the model was trained on.
+            index: Made by the same model.
+
+        Raises:
+            ValueError: If an encoder or the index does not fit the model.
+        """
+        for modality, encoder in encoders.items():
+            check_encoder(modality, encoder, model.config)
+        if index.model_identity != model.identity:
+            raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
+        self.model = model
+        self.encoders = encoders
+        self.index = index
+        self._locks = {modality: Lock() for modality in encoders}
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu", revision: str | None = None
+    ) -> Retriever:
+        """Load model, index and the encoders that the checkpoint names.
+
+        Args:
+            checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
+            index: Folder, or address ``qdrant://host:port/collection``, written by
+                ``scripts/build_index.py`` with the same checkpoint.
+            device: A torch device string, for the encoders.
+            revision: Branch, tag or commit of the checkpoint on the Hub.
+
+        Raises:
+            FileNotFoundError: If the checkpoint or the index is not there.
+            ValueError: If a part is damaged or made for another one.
+            ConnectionError: If the server of the index does not answer.
+            ImportError: If a package that this needs is not installed.
+        """
+        model = FusionModel.from_pretrained(checkpoint, revision=revision)
+        loaded = load_index(index, model_identity=model.identity)
+        return cls(model, load_encoders(model.config, device=device), loaded)
+
+    def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
+        """The embedding of one query.
+
+        Args:
+            text: At most 2,000 characters.
+            image: A path, bytes, PIL image or array; see ``fusemix.media.load_image``.
+            audio: A path, bytes or (sample rate in Hz, samples); see ``fusemix.media.load_audio``.
+
+        Returns:
+            Shape (D,), float32, unit length.
+
+        Raises:
+            MediaError: (a ValueError) If the query cannot be used, in one sentence.
+            ValueError: If not exactly one query is given, or the model lacks its modality.
+        """
+        given = {"text": text, "image": image, "audio": audio}
+        given = {modality: value for modality, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of text, image and audio, got {sorted(given) or 'none'}.")
+        ((modality, value),) = given.items()
+        if modality not in self.encoders:
+            raise ValueError(f"This model understands {sorted(self.encoders)}, not {modality!r}.")
+        if isinstance(value, str) and modality == "text" and len(value) > MAX_QUERY_CHARS:
+            raise MediaError(
+                f"The text has {len(value):,} characters, more than the {MAX_QUERY_CHARS:,} taken here; "
+                "a sentence or two is enough."
+            )
+        latents = self.encode(modality, [self.encoders[modality].prepare(value)])
+        embedding: np.ndarray = self.model.embed(modality, latents)[0].numpy()
+        return embedding
+
+    def encode(self, modality: str, prepared: Sequence[Any]) -> np.ndarray:
+        """Latents of what the modality's encoder prepared: shape (N, D_x), float32, not normalised."""
+        with self._locks[modality]:  # tokenizers are not thread-safe, and two cores gain nothing from two at once
+            return self.encoders[modality].encode_prepared(prepared)
+
+    def embed_heard(self, audio: Any) -> tuple[np.ndarray, Transcript]:
+        """The embedding of a sound as of :meth:`embed`, and the words heard in it, for one hearing of it.
+
+        Without words if the model's encoder only hears sounds. Raises like :meth:`embed`.
+        """
+        encoder = self.encoders.get("audio")
+        if audio is None or not isinstance(encoder, WhisperTinyEnWords):
+            return self.embed(audio=audio), Transcript("", 0.0)
+        prepared = encoder.prepare(audio)
+        with self._locks["audio"]:
+            latents, said = encoder.hear([prepared])
+        embedding: np.ndarray = self.model.embed("audio", latents)[0].numpy()
+        return embedding, said[0]
+
+    def embed_parts(
+        self, *, text: str | None = None, image: Any = None, audio: Any = None, minus_text: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """The embedding of each part given: name of the part -> shape (D,), float32, unit length.
+
+        Raises like :meth:`embed`; here any number of parts may be given.
+        """
+        given = {"text": text, "image": image, "audio": audio, "minus_text": minus_text}
+        return {
+            part: self.embed(**{"text" if part == "minus_text" else part: value})
+            for part, value in given.items()
+            if value is not None
+        }
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: Any = None,
+        audio: Any = None,
+        minus_text: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        top_k: int = 10,
+        modalities: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> dict[str, list[Hit]]:
+        """The nearest items of each modality.
+
+        Args:
+            text: A part of the query, as in :meth:`embed`; at least one part is given.
+            image: See ``text``.
+            audio: See ``text``.
+            minus_text: Words to subtract.
+            weights: Part -> weight, as in :func:`blend`; a part given and not named has its default.
+            top_k: Hits per modality, >= 1.
+            modalities: Which kinds of items to return; all of the index by default.
+            where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
+
+        Returns:
+            Modality -> hits, nearest first. Each modality is ranked on its own: similarities
+            to different modalities do not compare.
+
+        Raises:
+            MediaError: (a ValueError) If the query cannot be used, in one sentence.
+            ValueError: If no part is given, or the model lacks its modality.
+            KeyError: If the index lacks one of ``modalities``.
+        """
+        parts = self.embed_parts(text=text, image=image, audio=audio, minus_text=minus_text)
+        return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
+
+    def search_embedding(
+        self,
+        embedding: np.ndarray,
+        *,
+        top_k: int = 10,
+        modalities: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> dict[str, list[Hit]]:
+        """As :meth:`search`, by an embedding made before: shape (D,)."""
+        wanted = list(self.index.counts) if modalities is None else modalities
+        return {
+            modality: self.index.search(modality, embedding[None], top_k=top_k, where=where)[0] for modality in wanted
+        }
+
+
+def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None) -> np.ndarray:
+    """The weighted sum of a query's parts, brought to unit length.
+
+    Args:
+        parts: Part (of :data:`DEFAULT_WEIGHTS`) -> embedding, shape (D,), unit length.
+        weights: Part -> weight, finite; below zero subtracts, zero leaves the part out.
+
+    Returns:
+        Shape (D,), float32, unit length.
+
+    Raises:
+        MediaError: (a ValueError) If the parts cancel, or every weight is zero.
+        ValueError: If there is no part, or a weight is unknown or not finite.
+    """
+    chosen = DEFAULT_WEIGHTS | dict(weights or {})
+    unknown = sorted((set(chosen) | set(parts)) - set(DEFAULT_WEIGHTS))
+    if unknown:
+        raise ValueError(f"The parts of a query are {list(DEFAULT_WEIGHTS)}, not {unknown}.")
+    if not parts:
+        raise ValueError(f"Give at least one of {list(DEFAULT_WEIGHTS)}, got none.")
+    if not np.isfinite([chosen[part] for part in parts]).all():
+        raise ValueError(f"Weights must be finite numbers, got {dict(weights or {})}.")
+    largest = max(abs(float(chosen[part])) for part in parts) or 1.0  # only their ratios count; no sum overflows
+    total = np.sum([chosen[part] / largest * embedding.astype(np.float64) for part, embedding in parts.items()], axis=0)
+    length = np.linalg.norm(total)
+    if length < _SMALLEST_SUM:
+        raise MediaError("The parts of this query cancel each other; change a weight.")
+    mixed: np.ndarray = (total / length).astype(np.float32)
+    return mixed
+
+
+def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | QdrantIndex:
+    """Load an index that a given model made.
+
+    Args:
+        source: A folder, or an address ``qdrant://host:port/collection`` (:mod:`fusemix.search.qdrant_index`).
+        model_identity: ``FusionModel.identity`` of the model that will make the queries.
+
+    Raises:
+        FileNotFoundError: If there is no index.
+        ValueError: If another model made it, or it is damaged or incomplete.
+        ConnectionError: If its server does not answer.
+        ImportError: If the client of the server is not installed.
+    """
+    if str(source).startswith(("qdrant:", "qdrants:")):
+        from fusemix.search.qdrant_index import QdrantIndex
+
+        return QdrantIndex.load(str(source), model_identity=model_identity)
+    return EmbeddingIndex.load(source, model_identity=model_identity)
+
+
+def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:
+    """Load the encoders a configuration names, and check that they are the same.
+
+    Raises:
+        ValueError: If an encoder is unknown, or not the one the model was trained on.
+        ImportError: If a package that carries weights is not installed.
+    """
+    missing = sorted(set(config.latent_dims) - set(config.encoders))
+    if missing:
+        raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
+    encoders = {modality: load_encoder(info["name"], device=device) for modality, info in config.encoders.items()}
+    for modality, encoder in encoders.items():
+        check_encoder(modality, encoder, config)
+    return encoders
+
+
+def check_encoder(modality: str, encoder: Encoder, config: ModelConfig) -> None:
+    """Refuse an encoder other than the one the model was trained on.
+
+    Raises:
+        ValueError: If name, weights, preprocessing or width differ.
+    """
+    config.check_encoder(modality, encoder.info())

@@ -1,0 +1,1 @@
+"""FuseMix, the contrastive loss and the training loop."""
