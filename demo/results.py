@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from demo.heard import sentences
 from demo.service import Answer
+from demo.transcripts import sentences
 from fusemix.search.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.familiar import MAX_CAPTIONS, Familiar
-from demo.heard import Told, told
-from demo.lanes import Lanes
+from demo.near_duplicates import distinct
+from demo.out_of_domain import MAX_CAPTIONS, Familiar
 from demo.query import Query
-from demo.twins import distinct
+from demo.transcripts import Told, told
+from demo.workers import Lanes
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.search.index import Hit
 from fusemix.search.retriever import Retriever, blend

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo.visitors import GONE, take
+from demo.sessions import GONE, take
 from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
 from fusemix.model.config import ModelConfig, TrainConfig

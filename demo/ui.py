@@ -10,15 +10,15 @@ from typing import Any
 
 import gradio as gr
 
-from demo.corpus_tab import CorpusTab
-from demo.explore_tab import Explorer, build_explore_tab, map_component
-from demo.generate_tab import build_generate_tab
-from demo.lanes import QUICK, SLOW
-from demo.picture_input import PictureInput
 from demo.results import describe_counts
-from demo.search_tab import SORRY, SearchTab
 from demo.service import MAX_TOP_K, Answer, Service
-from demo.training_tab import TrainingTab
+from demo.tabs.explore import Explorer, build_explore_tab, map_component
+from demo.tabs.picture_input import PictureInput
+from demo.tabs.search import SORRY, SearchTab
+from demo.tabs.sound_to_picture import build_generate_tab
+from demo.tabs.train_your_own import TrainingTab
+from demo.tabs.your_files import CorpusTab
+from demo.workers import QUICK, SLOW
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from demo import ui
 from demo.query import Query
-from demo.search_tab import SORRY, answer_page
+from demo.tabs.search import SORRY, answer_page
 from fusemix.media import MediaError
 
 RATE = 16_000

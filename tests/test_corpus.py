@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo import corpus as corpus_module
-from demo import visitors as visitors_module
-from demo.corpus import Corpus
+from demo import collection as corpus_module
+from demo import sessions as visitors_module
+from demo.collection import Corpus
 from demo.query import Query
-from demo.visitors import Visitors
+from demo.sessions import Visitors
 from fusemix.data.import_latents import import_latents
 from fusemix.media import MediaError
 from fusemix.search.index import EmbeddingIndex

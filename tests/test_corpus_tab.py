@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from demo.corpus import Corpus, Step
-from demo.corpus_tab import MOST_LEFT_OUT, SORRY, CorpusTab, left_out_html, progress_html
-from demo.incoming import LeftOut
-from demo.visitors import Visitors
+from demo.collection import Corpus, Step
+from demo.sessions import Visitors
+from demo.tabs.your_files import MOST_LEFT_OUT, SORRY, CorpusTab, left_out_html, progress_html
+from demo.uploads import LeftOut
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = [str(p) for p in sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:5]]

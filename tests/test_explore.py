@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from demo.explore_tab import Explorer, land, nearest_html
 from demo.query import Query
 from demo.space_map import VIEWS, SpaceMap
+from demo.tabs.explore import Explorer, land, nearest_html
 from demo.why import contributions, histogram, why
 
 

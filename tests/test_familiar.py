@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.familiar import SENTENCE, Familiar
+from demo.out_of_domain import SENTENCE, Familiar
 from demo.query import Query
-from demo.search_tab import answer_page
 from demo.service import Service
+from demo.tabs.search import answer_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = next((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))

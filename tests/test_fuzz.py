@@ -20,10 +20,10 @@ import soundfile
 from conftest import tone
 from PIL import Image
 
-from demo.explore_tab import Explorer, land, map_component
-from demo.generate_tab import pages, request_of
 from demo.query import WEIGHT_RANGE, Query
-from demo.search_tab import SORRY, SearchTab, answer_page
+from demo.tabs.explore import Explorer, land, map_component
+from demo.tabs.search import SORRY, SearchTab, answer_page
+from demo.tabs.sound_to_picture import pages, request_of
 from demo.ui import answer_api
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 
@@ -266,7 +266,7 @@ def tab(service):
 
 @pytest.fixture(scope="module")
 def studio(service):
-    from demo.studio import Studio
+    from demo.drawing import Studio
     from fusemix.generation.generator import Generator
     from tests.test_generate import tiny_small_pipeline
 

@@ -11,8 +11,8 @@ from playwright.sync_api import expect, sync_playwright
 from test_browser import FLAGS
 from test_generate_tab import FakeService
 
-from demo.generate_tab import build_generate_tab
-from demo.studio import Studio
+from demo.drawing import Studio
+from demo.tabs.sound_to_picture import build_generate_tab
 from fusemix.generation.generator import Generator
 from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
 

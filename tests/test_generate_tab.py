@@ -14,10 +14,10 @@ import pytest
 import soundfile
 import torch
 
-from demo.familiar import SENTENCE, Familiar
-from demo.generate_tab import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
-from demo.lanes import Lanes
-from demo.studio import DEFAULT_DECODER, Request, Studio
+from demo.drawing import DEFAULT_DECODER, Request, Studio
+from demo.out_of_domain import SENTENCE, Familiar
+from demo.tabs.sound_to_picture import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
+from demo.workers import Lanes
 from fusemix.generation.generator import Generator
 from fusemix.generation.guidance import STRENGTH
 from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
@@ -302,7 +302,7 @@ def test_the_tab_builds_with_an_endpoint_and_its_own_queue(studio):
 
 
 def test_without_a_decoder_the_tab_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("demo.studio.DEFAULT_DECODER", tmp_path / "none")
+    monkeypatch.setattr("demo.drawing.DEFAULT_DECODER", tmp_path / "none")
     monkeypatch.delenv("FUSEMIX_DECODER", raising=False)
     studio = Studio(FakeService())
     assert "There is no decoder" in studio.fault()

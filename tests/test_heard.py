@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.heard import FOREIGN, SURE, UNSURE, Told, only_words, sentences, told
+from demo.transcripts import FOREIGN, SURE, UNSURE, Told, only_words, sentences, told
 from fusemix.encoders import load_encoder
 from fusemix.encoders.speech import Transcript
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo import incoming
-from demo.incoming import LeftOut, Piece, read
+from demo import uploads as incoming
+from demo.uploads import LeftOut, Piece, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:3]

@@ -3,8 +3,8 @@
 import gradio as gr
 from test_generate_tab import FakeService
 
-from demo.generate_tab import build_generate_tab, request_of
-from demo.studio import Studio
+from demo.drawing import Studio
+from demo.tabs.sound_to_picture import build_generate_tab, request_of
 from scripts import load_test
 from scripts.load_test import memory_figures
 

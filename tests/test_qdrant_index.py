@@ -237,8 +237,8 @@ def test_the_scripts_build_and_search_a_collection(checkpoint, pairs, index_fold
 
 def test_the_app_serves_a_collection_once_it_knows_the_folder(checkpoint, pairs, tmp_path):
     from demo.query import Query
-    from demo.search_tab import answer_page
     from demo.service import Service
+    from demo.tabs.search import answer_page
 
     address = f"qdrant://{tmp_path}/gallery"
     assert build_index.main(["--checkpoint", str(checkpoint), "--pairs", str(pairs), "--index", address]) == 0

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.heard import UNSURE
-from demo.lanes import AT_ONCE
 from demo.query import Query
 from demo.service import Service
+from demo.transcripts import UNSURE
+from demo.workers import AT_ONCE
 from fusemix.encoders.speech import Transcript
 from fusemix.media import MediaError
 
@@ -169,7 +169,7 @@ def test_warm_queries_answer_in_a_blink(shipped):
 
 def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
-        "import sys; from demo.service import Service; from demo.studio import Studio; import demo.ui\n"
+        "import sys; from demo.service import Service; from demo.drawing import Studio; import demo.ui\n"
         "service = Service.from_pretrained('checkpoints/default', 'demo/index')\n"
         "assert Studio(service).steering > 0 and 'small one' in Studio(service).label\n"  # as the page asks for
         "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start

@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 import app
-from demo.generate_tab import build_generate_tab
-from demo.studio import Studio
+from demo.drawing import Studio
+from demo.tabs.sound_to_picture import build_generate_tab
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import save_file
 
 from demo import training as training_module
+from demo.sessions import Visitors
+from demo.tabs.train_your_own import EXAMPLE, SORRY, TrainingTab, curve, stage_html
 from demo.training import Stage, Training
-from demo.training_tab import EXAMPLE, SORRY, TrainingTab, curve, stage_html
-from demo.visitors import Visitors
 from fusemix.data.pairs import PairTable
 from fusemix.encoders import DEFAULT_ENCODERS
 from fusemix.media import MediaError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.twins import NEAR, distinct
+from demo.near_duplicates import NEAR, distinct
 from fusemix.search.index import Hit
 
 IMAGES = Path(__file__).resolve().parents[1] / "demo/gallery/images"

@@ -13,12 +13,13 @@ import torch
 from gradio_client import Client, handle_file
 
 import app
-from demo import search_tab, ui
-from demo.explore_tab import Explorer, map_component
-from demo.lanes import AT_ONCE
+from demo import ui
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, reel, results, status
 from demo.service import Answer, Service
+from demo.tabs import search as search_tab
+from demo.tabs.explore import Explorer, map_component
+from demo.workers import AT_ONCE
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig

@@ -11,14 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from demo.heard import sentences
+from demo.drawing import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
 from demo.service import Answer, Service
-from demo.studio import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
+from demo.transcripts import sentences
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = Path(__file__).resolve().parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SPOKEN_EXAMPLES = (
     ("spoken-boat.mp3", "“a sailing boat on the water”"),
     ("spoken-car.mp3", "“a red racing car”"),

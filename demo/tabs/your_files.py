@@ -13,19 +13,19 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from demo.corpus import MAX_ITEMS, MAX_SECONDS, Corpus, Step
-from demo.incoming import MAX_BYTES, LeftOut
-from demo.lanes import QUICK, SLOW
-from demo.picture_input import FilesInput, PictureInput
+from demo.collection import MAX_ITEMS, MAX_SECONDS, Corpus, Step
 from demo.query import Query
 from demo.results import apology, describe_counts, file_url, results, status
 from demo.service import Service
-from demo.visitors import Visitors
+from demo.sessions import Visitors
+from demo.tabs.picture_input import FilesInput, PictureInput
+from demo.uploads import MAX_BYTES, LeftOut
+from demo.workers import QUICK, SLOW
 from fusemix.media import MediaError
 
 logger = logging.getLogger(__name__)
 
-JS = Path(__file__).parent / "js"
+JS = Path(__file__).parents[1] / "js"
 SORRY = "Something went wrong on our side and was noted; please try again."
 EMBEDDING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "corpus"}  # search never waits for it
 EXAMPLES = {"image": 24, "audio": 6}  # of the gallery, for those who only want to see it work

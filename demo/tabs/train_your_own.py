@@ -13,15 +13,15 @@ import gradio as gr
 import pandas as pd
 from gradio.utils import get_upload_folder
 
-from demo.picture_input import FilesInput
 from demo.results import apology, file_url
+from demo.sessions import Visitors
+from demo.tabs.picture_input import FilesInput
 from demo.training import MAX_DIM, MAX_EPOCHS, MAX_ROWS, MAX_SECONDS, Stage, Training
-from demo.visitors import Visitors
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = {name: Path(__file__).parent / "examples" / f"latents-{name}.npy" for name in ("image", "text")}
+EXAMPLE = {name: Path(__file__).parents[1] / "examples" / f"latents-{name}.npy" for name in ("image", "text")}
 SORRY = "Something went wrong on our side and was noted; please try again."
 TRAINING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}  # search never waits for it
 _PAUSE_S = 0.25  # between two looks of the page while training

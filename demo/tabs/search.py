@@ -11,20 +11,20 @@ from typing import Any
 
 import gradio as gr
 
-from demo.explore_tab import Explorer, nearest_html
-from demo.generate_tab import SPOKEN_EXAMPLES
-from demo.lanes import QUICK, SLOW
-from demo.picture_input import PictureInput
 from demo.query import WEIGHT_RANGE, Query, read_weight
 from demo.results import SHOWN, apology, mosaic, reel, results, status
 from demo.service import Answer, Service
+from demo.tabs.explore import Explorer, nearest_html
+from demo.tabs.picture_input import PictureInput
+from demo.tabs.sound_to_picture import SPOKEN_EXAMPLES
 from demo.why import why
+from demo.workers import QUICK, SLOW
 from fusemix.media import MediaError
 from fusemix.search.retriever import DEFAULT_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SORRY = "Something went wrong on our side and was noted; please try another query."
 GONE = "This item is not here any more; please search again."
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import gradio as gr
 
-from demo.lanes import QUICK
 from demo.query import Query
 from demo.results import NOUNS, file_url
 from demo.service import Answer, Service
 from demo.space_map import VIEWS, SpaceMap
+from demo.workers import QUICK
 from fusemix.media import MediaError
 
 logger = logging.getLogger(__name__)
 
-JS = Path(__file__).parent / "js"
+JS = Path(__file__).parents[1] / "js"
 HITS = 4  # lines from the query to its nearest items of each kind
 _PLACES = 4  # decimals of a place on the map: finer than a pixel
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from demo.near_duplicates import alike
 from demo.service import Answer, Service
-from demo.twins import alike
 from fusemix.files import read_json
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.threads import give_way

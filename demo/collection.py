@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from demo.incoming import MAX_BYTES, LeftOut, Piece, read
-from demo.lanes import Lanes
 from demo.query import Query
 from demo.service import EMPTY, Answer
-from demo.visitors import GONE, LIFETIME_S, take
+from demo.sessions import GONE, LIFETIME_S, take
+from demo.uploads import MAX_BYTES, LeftOut, Piece, read
+from demo.workers import Lanes
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.search.index import EmbeddingIndex
 from fusemix.search.retriever import Retriever, blend
