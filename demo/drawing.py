@@ -128,7 +128,7 @@ class Studio:
         if not folder.is_dir():
             return (
                 "There is no decoder in `checkpoints/unclip-small`, so nothing can be drawn here. Train it with "
-                f"`scripts/train_unclip.py`, or set `{DECODER_VARIABLE}` to a Stable unCLIP folder or Hub id."
+                f"`scripts/release/train_unclip.py`, or set `{DECODER_VARIABLE}` to a Stable unCLIP folder or Hub id."
             )
         from fusemix.generation.decoder_files import check_decoder
 
@@ -164,7 +164,7 @@ class Studio:
     @property
     def steering(self) -> float:
         """How strongly drawings are steered unless asked otherwise; 0 where the image encoder cannot steer."""
-        if not (Path(self.source) / "train_config.json").is_file():  # of scripts/train_unclip.py
+        if not (Path(self.source) / "train_config.json").is_file():  # of scripts/release/train_unclip.py
             return 0.0
         from fusemix.generation.guidance import STRENGTH as AS_MEASURED
         from fusemix.generation.guidance import Seeing

@@ -1,7 +1,7 @@
 """Does the gallery show anything like what a visitor typed? A sentence where it clearly does not.
 
 Words in another language, code or letters at random embed somewhere, and something is always nearest to them. They lie
-farther from every caption of the index than its captions lie from one another; ``scripts/study.py robustness`` measures
+farther from every caption of the index than its captions lie from one another; ``scripts.studies robustness`` measures
 how well that tells them apart. Pictures and sounds are not judged: there the same distance says little.
 """
 

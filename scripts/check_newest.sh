@@ -2,7 +2,7 @@
 # Do the fast tests pass with the newest versions that the bounds allow? A fresh environment, the tests, what changed.
 #
 #   scripts/check_newest.sh                                  # about 3 GB and ten minutes; the environment is removed
-#   PYTHON=python3.12 KEEP=/tmp/newest scripts/check_newest.sh tests/test_index.py   # with another Python; kept there
+#   PYTHON=python3.12 KEEP=/tmp/newest scripts/check_newest.sh tests/search/test_index.py   # with another Python; kept there
 #
 # TORCH names PyTorch's version (by default the Makefile's). 0 when all pass; then widen a bound or refresh the lock.
 set -euo pipefail
@@ -16,6 +16,6 @@ make --no-print-directory "$venv/.dev" VENV="$venv" PYTHON="${PYTHON:-python3}" 
   -c <("$venv/bin/python" -m pip freeze | grep '^torch==' | sed 's/+.*//')
 echo "Against requirements.lock (<) this environment has (>):"
 diff <(grep '==' requirements.lock | sort) \
-  <("$venv/bin/python" scripts/lock_requirements.py | grep '==' | sort) && echo "the same versions" || true
+  <("$venv/bin/python" scripts/release/lock_requirements.py | grep '==' | sort) && echo "the same versions" || true
 "$venv/bin/python" -m pip check || echo "(the packages above disagree; go on and see what the tests say)"
 "$venv/bin/python" -m pytest -m "not slow and not gpu" "$@"

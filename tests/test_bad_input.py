@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
 from PIL import Image
 
 from demo import ui
 from demo.query import Query
 from demo.tabs.search import SORRY, answer_page
 from fusemix.media import MediaError
+from tests.conftest import tone
 
 RATE = 16_000
 SENTENCE = re.compile(r"[^\n]{10,300}[.!?]")

@@ -14,7 +14,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_generate import tiny_stable_unclip
+
+from tests.generation.test_generator import tiny_stable_unclip
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")

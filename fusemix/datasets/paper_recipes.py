@@ -32,7 +32,7 @@ TABLE_OPTIONS = {"visual-genome": ("--captions", "8")}
 IMAGE_TEXT = ("coco", "visual-genome", "sbu", "cc3m")
 AUDIO_TEXT = ("audiocaps", "clotho")
 DECODER = "sd2-community/stable-diffusion-2-1-unclip-small"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

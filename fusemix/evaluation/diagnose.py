@@ -1,7 +1,7 @@
 """Which encoders fit together? Figures of paired latents that need no training.
 
 One pair of every group is looked at, so that captions of one picture are not one another's neighbours. Which of the
-figures foretells what training reaches, and which does not, is measured by ``scripts/diagnose_study.py``
+figures foretells what training reaches, and which does not, is measured by ``scripts/studies/diagnose_study.py``
 (docs/results/diagnose.json).
 """
 

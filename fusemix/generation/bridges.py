@@ -230,8 +230,8 @@ class Conditioner:
     def of(self, model: FusionModel) -> Conditioner:
         """This conditioner for a model's embeddings.
 
-        A decoder that was trained in the space of one model also serves an ensemble (:mod:`fusemix.model.ensemble`) that
-        the model is a member of: of the ensemble's embeddings it then reads that member's part.
+        A decoder that was trained in the space of one model also serves an ensemble (:mod:`fusemix.model.ensemble`)
+        that the model is a member of: of the ensemble's embeddings it then reads that member's part.
 
         Raises:
             ValueError: If it was made for another model's space.
@@ -246,7 +246,7 @@ class Conditioner:
         if self.space is not None and self.space != space_identity(model):
             raise ValueError(
                 "This decoder was trained on the embeddings of another checkpoint; train it again for this one with "
-                "scripts/train_unclip.py, or load the checkpoint it came with."
+                "scripts/release/train_unclip.py, or load the checkpoint it came with."
             )
         if self.embed_dim != model.config.embed_dim:
             raise ValueError(

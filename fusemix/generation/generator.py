@@ -1,7 +1,7 @@
 """Embedding -> Stable unCLIP -> picture.
 
 Two decoders, one format: the real Stable Diffusion unCLIP (conditioned on CLIP projections of
-width 768 or 1024), and the small pipeline of scripts/train_unclip.py, which has the same classes
+width 768 or 1024), and the small pipeline of scripts/release/train_unclip.py, which has the same classes
 and files and is conditioned on the shared space itself.
 """
 

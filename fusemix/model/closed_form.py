@@ -1,7 +1,7 @@
 """What of an adapter is known in closed form: whitening, CCA for the first pair, ridge for later modalities.
 
 Adapters that start here have nothing to unlearn: on small data the linear maps alone come near a
-trained adapter, and both together go beyond either (docs/results, ``scripts/study.py``).
+trained adapter, and both together go beyond either (docs/results, ``scripts.studies``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Trainings that differ in their seed or recipe err in different places. Their embeddings side by side, in one vector,
 make a cosine that is the mean of theirs; any index, conditioner or app takes it as it takes a single model. What
-that is worth is measured by ``scripts/study.py``.
+that is worth is measured by ``scripts.studies``.
 
 Source: averaging the logits of independently trained networks (deep ensembles, arXiv:1612.01474), here of contrastive
 ones, whose logits are cosines. Not in the paper.

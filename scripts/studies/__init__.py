@@ -1,1 +1,1 @@
-"""The parts of scripts/study.py: one study a module."""
+"""The parts of scripts.studies: one study a module."""

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import TrainConfig
 from fusemix.training.mixup import draw_lam, mix
-from studies.common import (
+from scripts.studies.common import (
     Rebuilt,
     StudyRun,
     console,

@@ -39,7 +39,7 @@ from fusemix.evaluation.metrics import ranks
 from fusemix.model.adapters import FusionModel
 from fusemix.model.cca import fit_cca
 from fusemix.model.ensemble import join_models
-from studies.common import call, console, latents, write
+from scripts.studies.common import call, console, latents, write
 
 DIRECTIONS = (("text", "image"), ("image", "text"))
 TEXT = "minilm-l6"

@@ -112,7 +112,7 @@ def read_small_parts(folder: Path) -> tuple[Any, Any]:
     """
     for part in ("unet", "vae"):
         if not (folder / part / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no {part}; expected a folder of scripts/train_unclip.py.")
+            raise FileNotFoundError(f"{folder} holds no {part}; expected a folder of scripts/release/train_unclip.py.")
     with quiet():
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
         vae = AutoencoderTiny.from_pretrained(folder / "vae", dtype=torch.float32)

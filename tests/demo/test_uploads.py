@@ -1,0 +1,167 @@
+"""What visitors drop: real files, tables and archives, hostile ones among them."""
+
+import io
+import os
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from demo import uploads as incoming
+from demo.uploads import LeftOut, Piece, read
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:3]
+SOUND = sorted((ROOT / "demo/gallery/sounds").iterdir())[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "unpacked").mkdir()
+    return tmp_path / "unpacked"
+
+
+def packed(path, members, **options):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, **options)
+    return path
+
+
+def reasons(found):
+    return {entry.name: entry.reason for entry in found.left_out}
+
+
+def test_files_are_sorted_by_kind_and_keep_their_names(folder, tmp_path):
+    (tmp_path / "lines.txt").write_text("a red apple\n\n  a drum \na drum\n")
+    found = read([PICTURES[0], SOUND, tmp_path / "lines.txt"], folder)
+    assert found.left_out == []
+    assert found.pieces == [
+        Piece(PICTURES[0].name, "image", str(PICTURES[0]), PICTURES[0].stem),
+        Piece(SOUND.name, "audio", str(SOUND), SOUND.stem),
+        Piece("lines.txt", "text", "a red apple", "a red apple"),
+        Piece("lines.txt", "text", "a drum", "a drum"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "id,text\n1,a dog\n2,a cat\n"),
+        ("t.tsv", "caption\tn\na dog\t1\na cat\t2\n"),
+        ("t.jsonl", '{"title": "a dog"}\n{"title": "a cat"}\n'),
+    ],
+)
+def test_tables_give_their_captions(folder, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert [piece.value for piece in read([tmp_path / name], folder).pieces] == ["a dog", "a cat"]
+
+
+def test_a_table_in_an_archive_names_the_files_beside_it(folder, tmp_path):
+    table = "image,text\npictures/one.webp,a ripe fruit\n"
+    path = packed(tmp_path / "a.zip", {"set/pictures/one.webp": PICTURES[0].read_bytes(), "set/pairs.csv": table})
+    picture, caption = read([path], folder).pieces
+    assert (picture.name, picture.caption) == ("set/pictures/one.webp", "a ripe fruit")
+    assert Path(picture.value).read_bytes() == PICTURES[0].read_bytes()
+    assert (caption.modality, caption.value) == ("text", "a ripe fruit")
+
+
+def test_no_name_of_an_archive_becomes_a_path(folder, tmp_path):
+    names = ["../up.png", "/etc/cron.d/x.png", "a/../../up.png", "..\\up.png", "C:\\up.png", "fine.png"]
+    path = packed(tmp_path / "a.zip", dict.fromkeys(names, b"x"))
+    found = read([path], folder)
+    assert [piece.name for piece in found.pieces] == ["fine.png"]
+    assert set(reasons(found).values()) == {"has a name that leads out of the archive"} and len(found.left_out) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "unpacked"]
+    assert [p.parent for p in folder.rglob("*")] == [folder]
+
+
+def test_a_bomb_is_stopped_at_the_limit_whatever_it_says_of_itself(folder, tmp_path):
+    path = packed(tmp_path / "bomb.zip", {"big.png": bytes(30 * 10**6), "small.png": b"x"})
+    assert path.stat().st_size < 50_000
+    lying = bytearray(path.read_bytes())
+    at = lying.find(b"PK\x01\x02")
+    lying[at + 24 : at + 28] = struct.pack("<I", 30 * 10**6)
+    path.write_bytes(lying)
+    found = read([path], folder, max_bytes=10**6)
+    assert "beyond the 1 MB" in reasons(found)["big.png"]
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 10**6
+
+
+def test_an_endless_list_of_contents_is_refused_before_it_is_read(folder, tmp_path, monkeypatch):
+    path = packed(tmp_path / "many.zip", {f"{i}.png": b"" for i in range(200)})
+    monkeypatch.setattr(incoming, "MAX_DIRECTORY_BYTES", 1000)
+    assert read([path], folder).left_out == [LeftOut("many.zip", "lists far too many files; pack fewer")]
+
+
+def test_only_so_many_members_are_looked_at(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(incoming, "MAX_MEMBERS", 3)
+    path = packed(tmp_path / "many.zip", {f"{i}.png": b"x" for i in range(5)})
+    found = read([path], folder)
+    assert len(found.pieces) == 3 and reasons(found)["many.zip"] == "holds 2 files beyond the 3 looked at"
+
+
+def test_archives_that_cannot_be_read_and_what_is_odd_in_them_is_listed(folder, tmp_path):
+    inner = io.BytesIO()
+    packed(inner, {"a.png": b"x"})
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    path = packed(tmp_path / "a.zip", {"inner.zip": inner.getvalue(), "__MACOSX/._a.png": b"x", ".DS_Store": b"x"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("notes.pdf", b"x")
+    damaged = bytearray(packed(tmp_path / "damaged.zip", {"a.png": os.urandom(1000)}).read_bytes())
+    damaged[500] ^= 255
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    (tmp_path / "words.zip").write_text("no archive")
+    (tmp_path / "empty.zip").write_bytes(b"")
+    locked = bytearray(packed(tmp_path / "locked.zip", {"a.png": b"secret"}).read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[locked.find(signature) + offset] |= 1  # "encrypted"
+    (tmp_path / "locked.zip").write_bytes(locked)
+    names = ("a", "damaged", "words", "empty", "locked")
+    found = read([*(tmp_path / f"{name}.zip" for name in names), tmp_path / "gone.png"], folder)
+    assert found.pieces == []
+    assert [entry.sentence for entry in found.left_out] == [
+        "link.png is a link, not a file",
+        "a.png is damaged inside the archive",
+        "words.zip is not a zip archive that can be read, or damaged",
+        "empty.zip is not a zip archive that can be read, or damaged",
+        "a.png is protected by a password, or packed in a way not read here",
+        "gone.png did not arrive; send it again",
+        "inner.zip is an archive in an archive; send it by itself",
+        "notes.pdf is of a kind not taken here (.pdf)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", b"smell,taste\n1,2\n", "expected at least one of"),
+        ("a.csv", b"image\nx.png\n", "has no column of captions; call one text or caption or title"),
+        ("a.csv", b'text\n"never closed\n', "cannot be read as a table of pairs: line"),
+        ("a.csv", b"", "cannot be read as a table of pairs"),
+        ("a.csv", b"text\n\xff\xfe\x00\n", "cannot be read as a table of pairs"),
+        ("a.jsonl", b"[" * 100_000, "cannot be read as a table of pairs"),
+        ("a.jsonl", b"7\n8\n", "has columns ['0']; expected at least one of"),
+        ("a.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
+        ("a.txt", b"\n \n", "holds no captions"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_listed(folder, tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    found = read([tmp_path / name], folder)
+    assert found.pieces == [] and reason in reasons(found)[name]
+    assert str(tmp_path) not in reasons(found)[name]
+
+
+def test_a_large_table_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(incoming, "MAX_TABLE_BYTES", 10)
+    (tmp_path / "a.txt").write_text("eleven chars")
+    assert "is larger than" in reasons(read([tmp_path / "a.txt"], folder))["a.txt"]
+
+
+def test_nothing_more_is_read_after_a_stop(folder):
+    assert read(PICTURES, folder, stopped=lambda: True).pieces == []
