@@ -5,7 +5,7 @@ Examples::
     python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv \
         --dtype float16 --out demo/index
     python scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv \
-        --index qdrant://localhost:6333/gallery
+        --index postgresql://me@localhost/mine/gallery
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fusemix.search.index import EmbeddingIndex
 from fusemix.search.retriever import load_encoders
 
 if TYPE_CHECKING:
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 DETAILS = ("title", "source", "licence", "credit")
 
@@ -42,7 +42,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", required=True, type=Path, help="table of pairs (csv, tsv, jsonl, parquet)")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="index folder to write")
-    place.add_argument("--index", help="qdrant://host:port/collection to write instead; see docs/scale-out.md")
+    place.add_argument(
+        "--index", help="postgresql://user@host:port/database/collection to write instead; see docs/scale-out.md"
+    )
     hubs = parser.add_argument_group("correction of hubs (fusemix/search/hubness.py), off without a bank")
     hubs.add_argument(
         "--bank", action="append", default=[], metavar="DIR",
@@ -77,7 +79,7 @@ def distinct(table: PairTable, modality: str) -> list[Item]:
 
 
 def fill(
-    index: EmbeddingIndex | QdrantIndex,
+    index: EmbeddingIndex | PostgresIndex,
     model: FusionModel,
     encoder: Encoder,
     table: PairTable,
@@ -104,13 +106,13 @@ def fill(
         advance(len(batch))
 
 
-def begin(args: argparse.Namespace, model: FusionModel) -> EmbeddingIndex | QdrantIndex:
+def begin(args: argparse.Namespace, model: FusionModel) -> EmbeddingIndex | PostgresIndex:
     """The empty index, in memory or on the server."""
     if args.index is None:
         return EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=args.pairs.parent)
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
-    return QdrantIndex.create(args.index, model.config.embed_dim, model_identity=model.identity)
+    return PostgresIndex.create(args.index, model.config.embed_dim, model_identity=model.identity)
 
 
 def correct(index: EmbeddingIndex, model: FusionModel, args: argparse.Namespace) -> None:
@@ -140,9 +142,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}.")
         if args.dtype != "float32" and args.index is not None:
-            raise ValueError("--dtype is that of an index folder (--out); a Qdrant server chooses its own. Drop it.")
+            raise ValueError("--dtype is that of an index folder (--out); PostgreSQL chooses its own. Drop it.")
         if args.bank and args.index is not None:
-            raise ValueError("Hubs are corrected in an index folder (--out), not on a Qdrant server; drop --bank.")
+            raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
         table = PairTable.read(args.pairs)
         model = FusionModel.from_pretrained(args.checkpoint)
         encoders = load_encoders(model.config)

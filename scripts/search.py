@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--index",
         default=str(ROOT / "demo/index"),
-        help="folder or qdrant://host:port/collection (default: demo/index)",
+        help="folder or postgresql://user@host:port/database/collection (default: demo/index)",
     )
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="what to look for, at most 2,000 characters")

@@ -29,7 +29,7 @@ from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
     from fusemix.search.index import EmbeddingIndex
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 MAX_IMAGES = 16  # pictures in one call
 _SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
@@ -334,7 +334,7 @@ def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
 
 
 def nearest_pictures(
-    index: EmbeddingIndex | QdrantIndex,
+    index: EmbeddingIndex | PostgresIndex,
     embedding: np.ndarray,
     count: int,
     *,

@@ -191,6 +191,8 @@ class EmbeddingIndex:
         if modality in self.corrected:
             rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
         similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
+        order = np.lexsort((positions, -similarities))  # equal similarities stand in the order the items were added
+        similarities, positions = (np.take_along_axis(found, order, axis=1) for found in (similarities, positions))
         if modality in self.corrected:  # a hit's similarity is a cosine all the same
             last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
             similarities = similarities - last

@@ -17,7 +17,7 @@ from fusemix.model.config import ModelConfig
 from fusemix.search.index import EmbeddingIndex, Hit
 
 if TYPE_CHECKING:
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 MAX_QUERY_CHARS = 2000  # longest text query
 # Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
@@ -35,7 +35,7 @@ class Retriever:
         >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
     """
 
-    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | QdrantIndex) -> None:
+    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | PostgresIndex) -> None:
         """Put the parts together.
 
         Args:
@@ -63,7 +63,7 @@ class Retriever:
 
         Args:
             checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
-            index: Folder, or address ``qdrant://host:port/collection``, written by
+            index: Folder, or address ``postgresql://user@host:port/database/collection``, written by
                 ``scripts/build_index.py`` with the same checkpoint.
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
@@ -224,11 +224,12 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
     return mixed
 
 
-def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | QdrantIndex:
+def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | PostgresIndex:
     """Load an index that a given model made.
 
     Args:
-        source: A folder, or an address ``qdrant://host:port/collection`` (:mod:`fusemix.search.qdrant_index`).
+        source: A folder, or an address ``postgresql://user@host:port/database/collection``
+            (:mod:`fusemix.search.postgres_index`).
         model_identity: ``FusionModel.identity`` of the model that will make the queries.
 
     Raises:
@@ -237,10 +238,10 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | Q
         ConnectionError: If its server does not answer.
         ImportError: If the client of the server is not installed.
     """
-    if str(source).startswith(("qdrant:", "qdrants:")):
-        from fusemix.search.qdrant_index import QdrantIndex
+    if str(source).startswith(("postgresql:", "postgres:")):
+        from fusemix.search.postgres_index import PostgresIndex
 
-        return QdrantIndex.load(str(source), model_identity=model_identity)
+        return PostgresIndex.load(str(source), model_identity=model_identity)
     return EmbeddingIndex.load(source, model_identity=model_identity)
 
 

@@ -192,8 +192,8 @@ def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint
     assert 0 < np.abs(half.embeddings("image") - index.embeddings("image")).max() < 1e-3
     for flags, sentence in (
         (["--out", str(tmp_path / "j"), "--correct", "smell"], "the index holds"),
-        (["--index", "qdrant://localhost:1/x"], "not on a Qdrant server"),
-        (["--index", "qdrant://localhost:1/x", "--dtype", "float16"], "a Qdrant server chooses its own"),
+        (["--index", "postgresql://localhost/d/x"], "not in PostgreSQL"),
+        (["--index", "postgresql://localhost/d/x", "--dtype", "float16"], "PostgreSQL chooses its own"),
     ):
         assert build_index.main([*arguments, *flags]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
