@@ -167,9 +167,9 @@ class Studio:
         if not (Path(self.source) / "train_config.json").is_file():  # of scripts/release/train_unclip.py
             return 0.0
         from fusemix.generation.guidance import STRENGTH as AS_MEASURED
-        from fusemix.generation.guidance import Seeing
+        from fusemix.generation.guidance import DifferentiableEncoder
 
-        return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
+        return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), DifferentiableEncoder) else 0.0
 
     def generator(self) -> Generator:
         """The decoder, loaded once.
