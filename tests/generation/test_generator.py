@@ -405,7 +405,7 @@ def test_a_start_takes_the_nearest_whole_number_of_steps(strength, taken):
     assert seen == [(i, taken) for i in range(1, taken + 1)]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_what_is_transparent_of_a_start_is_white(mode):
     generator = Generator(tiny_small_pipeline(8))
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
