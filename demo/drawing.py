@@ -393,8 +393,8 @@ class _Drawing:
     def _sentence(self, shown: int, drawn: int, seconds: float) -> str:
         parts = [f"{_count('repaint' if self.starts else 'picture', shown)} in {seconds:.1f} s."]
         if self.request.candidates > 1:
-            which = f"These are the nearest to your request of {drawn}" if drawn > shown else "The nearest comes first"
-            parts.append(f"{which}, as judged by the image encoder.")
+            which = f"Chosen from {drawn}" if drawn > shown else "Sorted"
+            parts.append(f"{which} by how well they fit your request, as the image encoder judges.")
         if self.starts:
             named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
             parts.append(f"Repainted from the gallery: {', '.join(named)}.")

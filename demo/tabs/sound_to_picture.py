@@ -29,6 +29,7 @@ SPOKEN_EXAMPLES = (
     ("spoken-car.mp3", "“a red racing car”"),
     ("spoken-cake.mp3", "“a birthday cake”"),
 )
+SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # of which the gallery's nearest pictures are that thing
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
 GPU_SECONDS = 60  # asked of ZeroGPU for one drawing
 SORRY = "Something went wrong on our side and was noted; please try again."
@@ -125,7 +126,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     with gr.Row(elem_id="fm-drawing"):
         with gr.Column():
             gr.HTML(f'<p class="fm-lead">{_lead(studio)}</p>')
-            chips = _chips() if "audio" in service.understood else {}
+            chips = _chips(offered_examples(studio)) if "audio" in service.understood else {}
             audio, text = _main_inputs(service.understood)
             with gr.Row(elem_id="fm-draw-keys"):
                 go = gr.Button("Draw", variant="primary", elem_id="fm-draw")
@@ -197,7 +198,7 @@ async def _load(studio: Studio) -> None:
 
 def _choose(file: str) -> tuple[str, str, None]:
     """The widgets of an example: its sound alone."""
-    return str(EXAMPLES / file), "", None
+    return file, "", None
 
 
 def _lead(studio: Studio) -> str:
@@ -210,60 +211,25 @@ def _lead(studio: Studio) -> str:
     return f"Say something, or play a sound. {made}"
 
 
-def _chips() -> dict[str, gr.Button]:
-    """A button per spoken example, by its file."""
+def offered_examples(studio: Studio) -> list[tuple[str, str]]:
+    """Files of sounds to tap, with a name each: spoken sentences, and sounds whose picture is what they are named."""
+    examples = [(str(EXAMPLES / file), name) for file, name in SPOKEN_EXAMPLES]
+    if studio.from_gallery:
+        service = studio.service
+        for identity, name in SOUND_EXAMPLES:
+            row = service.row_of("audio", identity)
+            path = None if row is None else service.path_of(service.items("audio")[row])
+            if path is not None:
+                examples.append((str(path), name))
+    return examples
+
+
+def _chips(examples: list[tuple[str, str]]) -> dict[str, gr.Button]:
+    """A button per example, by its file."""
     gr.HTML('<p class="fm-label">Try one:</p>')
+    icons = {True: HERE / "icons/speech.svg", False: HERE / "icons/note.svg"}
     with gr.Row(elem_classes="fm-chips"):
-        return {file: gr.Button(name, size="sm", icon=HERE / "icons/speech.svg") for file, name in SPOKEN_EXAMPLES}
-
-
-def request_of(
-    audio: str | None,
-    text: str | None,
-    image: str | None,
-    share: float,
-    steps: float,
-    guidance: float,
-    noise_level: float,
-    seed: float | None,
-    n_images: float,
-    candidates: float,
-    from_gallery: bool,
-    strength: float,
-    steering: float = 0.0,
-) -> Request:
-    """The widgets' values as a request.
-
-    Raises:
-        gr.Error: If a number is none, in one sentence.
-    """
-    return Request(
-        audio=audio,
-        text=text if isinstance(text, str) else "",
-        image=image,
-        share=_number("The share of the sound", share),
-        steps=int(_number("The number of steps", steps)),
-        guidance=_number("The guidance", guidance),
-        noise_level=int(_number("The noise level", noise_level)),
-        seed=int(_number("The seed", seed or 0)),
-        n_images=int(_number("The number of pictures", n_images)),
-        candidates=int(_number("The number of candidates", candidates)),
-        from_gallery=bool(from_gallery),
-        strength=_number("How much is drawn over", strength),
-        steering=_number("The steering", steering),
-    )
-
-
-def _number(name: str, value: Any) -> float:
-    """A finite number from a widget; whole numbers stay whole."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or value in (float("inf"), float("-inf"))
-        or value != value
-    ):
-        raise gr.Error(f"{name} must be a number, not {shown(value)}.", print_exception=False)
-    return value
+        return {file: gr.Button(name, size="sm", icon=icons[name.startswith("“")]) for file, name in examples}
 
 
 def _main_inputs(understood: frozenset[str]) -> tuple[gr.Audio, gr.Textbox]:

@@ -15,25 +15,30 @@ import pytest
 import soundfile
 import torch
 
-from demo.drawing import DEFAULT_DECODER, Request, Studio
+from demo.drawing import DEFAULT_DECODER, STARTS, Request, Studio
 from demo.out_of_domain import SENTENCE, Familiar
+from demo.service import Service
 from demo.tabs.sound_to_picture import (
+    SOUND_EXAMPLES,
     SPOKEN_EXAMPLES,
     build_generate_tab,
     calm_pages,
     heard_html,
+    offered_examples,
     on_gpu,
     pages,
     request_of,
     waveform_html,
 )
 from demo.workers import Lanes
+from fusemix.encoders import load_encoder
 from fusemix.generation.generator import Generator
 from fusemix.generation.guidance import STRENGTH
 from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
-from fusemix.search.index import Hit
+from fusemix.search.index import EmbeddingIndex, Hit
+from fusemix.search.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[2]
 DOG = str(ROOT / "demo/examples/spoken-dog.mp3")
@@ -88,6 +93,9 @@ class FakeService:
         )
         self.lanes = Lanes()
         self.familiar = Familiar(np.empty((0, 8), np.float32))  # without captions: everything is
+
+    def row_of(self, modality, identity):
+        return None  # no item of the gallery is offered as an example
 
     def embed_parts(self, **queries):
         return {modality: self.embed(**{modality: value}) for modality, value in queries.items()}
@@ -243,9 +251,9 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
     chosen = list(studio.draw(Request(audio=DOG, steps=2, n_images=2, candidates=6)))[-1]
     darkest = sorted(np.asarray(image).mean() for image, _ in everything)[:2]
     assert [np.asarray(image).mean() for image, _ in chosen.images] == pytest.approx(darkest, abs=0.5)
-    assert "These are the nearest to your request of 6 drawn, as judged by the image encoder." in chosen.sentence
+    assert "Chosen from 6 by how well they fit your request, as the image encoder judges." in chosen.sentence
     *_, all_shown = studio.draw(Request(text="a dog", steps=2, n_images=2, candidates=2))
-    assert "The nearest comes first, as judged by the image encoder." in all_shown.sentence
+    assert "Sorted by how well they fit your request" in all_shown.sentence
 
 
 def test_what_is_repainted_is_shown_first_and_repaints_are_called_so(studio):
