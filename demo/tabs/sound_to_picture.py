@@ -232,6 +232,55 @@ def _chips(examples: list[tuple[str, str]]) -> dict[str, gr.Button]:
         return {file: gr.Button(name, size="sm", icon=icons[name.startswith("“")]) for file, name in examples}
 
 
+def request_of(
+    audio: str | None,
+    text: str | None,
+    image: str | None,
+    share: float,
+    steps: float,
+    guidance: float,
+    noise_level: float,
+    seed: float | None,
+    n_images: float,
+    candidates: float,
+    from_gallery: bool,
+    strength: float,
+    steering: float = 0.0,
+) -> Request:
+    """The widgets' values as a request.
+
+    Raises:
+        gr.Error: If a number is none, in one sentence.
+    """
+    return Request(
+        audio=audio,
+        text=text if isinstance(text, str) else "",
+        image=image,
+        share=_number("The share of the sound", share),
+        steps=int(_number("The number of steps", steps)),
+        guidance=_number("The guidance", guidance),
+        noise_level=int(_number("The noise level", noise_level)),
+        seed=int(_number("The seed", seed or 0)),
+        n_images=int(_number("The number of pictures", n_images)),
+        candidates=int(_number("The number of candidates", candidates)),
+        from_gallery=bool(from_gallery),
+        strength=_number("How much is drawn over", strength),
+        steering=_number("The steering", steering),
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    """A finite number from a widget; whole numbers stay whole."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value in (float("inf"), float("-inf"))
+        or value != value
+    ):
+        raise gr.Error(f"{name} must be a number, not {shown(value)}.", print_exception=False)
+    return value
+
+
 def _main_inputs(understood: frozenset[str]) -> tuple[gr.Audio, gr.Textbox]:
     """A sound and words."""
     audio = gr.Audio(

@@ -380,6 +380,22 @@ def test_the_tab_builds_with_an_endpoint_and_its_own_queue(studio):
     assert {(fn.concurrency_id, fn.concurrency_limit) for fn in drawing} == {("generate", 1)}
 
 
+@pytest.mark.slow
+def test_every_example_begins_from_pictures_of_what_it_says():
+    model = FusionModel.from_pretrained(ROOT / "checkpoints/default")
+    index = EmbeddingIndex.load(ROOT / "demo/index", model_identity=model.identity)
+    retriever = Retriever(model, {"audio": load_encoder(model.config.encoders["audio"]["name"])}, index)
+    studio = Studio(Service(retriever))
+    named = {"boat": "boat|sail|ship", "car": "car", "cake": "cake", "drum": "drum"}
+    examples = offered_examples(studio)
+    assert [label for _, label in examples][len(SPOKEN_EXAMPLES) :] == [name for _, name in SOUND_EXAMPLES]
+    for path, label in examples:
+        starts = studio.nearest(retriever.embed(audio=path), STARTS)
+        wanted = next(pattern for noun, pattern in named.items() if noun in label)
+        fitting = [bool(re.search(wanted, start.title.lower())) for start in starts]
+        assert len(starts) == STARTS and fitting[0] and sum(fitting) >= 3, (label, [s.title for s in starts])
+
+
 @pytest.mark.parametrize(
     ("decoder", "said"), [("tiny", "A picture is drawn of"), (None, "nearest pictures are repainted")]
 )
