@@ -63,6 +63,7 @@ def default_dtype(device: str) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") else torch.float32
 
 
+@torch.no_grad()
 def encode_prompt(pipeline: Any, prompt: str) -> Tensor:
     """What a pipeline's text encoder makes of a prompt, (1, L, C); zeros, as in training, if it has none.
 
