@@ -264,7 +264,7 @@ def request_of(
         n_images=int(_number("The number of pictures", n_images)),
         candidates=int(_number("The number of candidates", candidates)),
         from_gallery=bool(from_gallery),
-        strength=_number("How much is drawn over", strength),
+        strength=_number("How freely to repaint", strength),
         steering=_number("The steering", steering),
     )
 
