@@ -147,8 +147,9 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     inputs = [audio, text, *_more_inputs(service.understood, studio)]
     gr.HTML(f'<p class="fm-own-note">{html.escape(studio.label)}</p>')
 
-    if os.environ.get("SPACES_ZERO_GPU"):
-        studio.generator()  # ZeroGPU forks for every call: what is not loaded now would be loaded each time
+    forks = bool(os.environ.get("SPACES_ZERO_GPU"))  # a process for every call
+    if forks:
+        studio.generator()  # what is not loaded now would be loaded each time
     elif Context.root_block is not None:
         Context.root_block.extra_startup_events.append(partial(_load, studio))  # once the page is served
 
@@ -166,16 +167,19 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         return progress_html(Frame("Waiting for its turn …"))
 
     def stop_drawing(page: gr.Request) -> Any:
-        stopped = studio.stop(page.session_hash or "")
-        return progress_html(Frame("Stopping after this step …", done=True)) if stopped else gr.skip()
+        if not studio.stop(page.session_hash or ""):
+            return gr.skip()
+        return progress_html(Frame("Stopped." if forks else "Stopping after this step …", done=True))
 
     drawing: dict[str, Any] = {"fn": on_gpu(for_page), "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
     asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
-    go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
+    drawings = [go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)]
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
-        chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
-    stop.click(stop_drawing, None, sentence, queue=False, show_progress="hidden", **private)
+        drawings.append(chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private))
+    # Here a drawing ends by itself at its next step; one in another process hears nothing and has to be cut off.
+    stopping: dict[str, Any] = {"cancels": drawings if forks else None, "queue": False, "show_progress": "hidden"}
+    stop.click(stop_drawing, None, sentence, **stopping, **private)
     gr.Button(visible=False).click(
         on_gpu(for_api),
         inputs,
