@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from fusemix.data.pairs import FILE_COLUMNS, PairTable
+from fusemix.datasets.base import Tally, is_litter
+from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.reader import open_text, read_table
 from fusemix.media import one_line
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -224,7 +226,8 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
         raise _Refused(f"is larger than the {MAX_TABLE_BYTES / 1e6:.0f} MB taken of a table or list")
     if table.path.suffix.lower() == ".txt":
         try:
-            lines = table.path.read_text(encoding="utf-8-sig").splitlines()
+            with open_text(table.path) as handle:
+                lines = handle.read().splitlines()
         except UnicodeDecodeError as error:
             raise _Refused("is not text in UTF-8; save it as UTF-8") from error
         texts = [line.strip() for line in lines]
@@ -238,12 +241,13 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
 
 def _column(table: _File, named: dict[str, str]) -> list[str]:
     try:
-        frame = PairTable.read(table.path, own=CAPTION_COLUMNS).frame
+        frame = read_table(table.path, Tally(), texts=CAPTION_COLUMNS)
     except (ValueError, OSError, RecursionError) as error:
         raise _Refused(one_line(str(error).removeprefix(f"{table.path} "), 200)) from error
     column = next((name for name in CAPTION_COLUMNS if name in frame.columns), None)
     if column is None:
-        raise _Refused(f"has no column of captions; call one {' or '.join(CAPTION_COLUMNS)}")
+        has = f" (it has {', '.join(map(str, frame.columns))})" if len(frame.columns) else ""
+        raise _Refused(one_line(f"has no column of captions{has}; call one {' or '.join(CAPTION_COLUMNS)}", 200))
     folder = PurePosixPath(table.name).parent
     for files in set(FILE_COLUMNS) & set(frame.columns):
         for cell, text in zip(frame[files], frame[column], strict=True):

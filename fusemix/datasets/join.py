@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fusemix.datasets.base import Pair
+from fusemix.datasets.base import Pair, Tally
+from fusemix.datasets.reader import read_chunks
+from fusemix.datasets.splits import KNOWN, side_of, sides
 
 
-def join_tables(tables: Mapping[str, Path], *, splits: Sequence[str] = ()) -> Iterator[Pair]:
-    """The rows of several tables, for :func:`fusemix.datasets.write_table`; one row is in memory at a time.
+def join_tables(
+    tables: Mapping[str, Path], *, splits: Sequence[str] = (), tally: Tally | None = None
+) -> Iterator[Pair]:
+    """The rows of several tables, for :func:`fusemix.datasets.write_table`; a piece of one is in memory at a time.
 
     Files are named from the working folder on, and groups get their table's name in front, so that picture 7 of
     one set and picture 7 of another stay two. Columns other than a :class:`~fusemix.datasets.Pair`'s are left out.
 
     Args:
-        tables: Name -> ``.csv``, ``.tsv`` or ``.parquet``.
+        tables: Name -> ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         splits: Only rows of these; all by default.
+        tally: Told of what is left out.
 
     Raises:
         FileNotFoundError: If a table is not there.
-        ValueError: If it is of another kind, or damaged.
+        ValueError: If one cannot be understood, or a split is not known.
     """
-    for name, path in tables.items():
+    tally = tally if tally is not None else Tally()
+    if unknown := [split for split in splits if side_of(split) is None]:
+        raise ValueError(f"There is no split {unknown[0]!r}; a split is one of {KNOWN}.")
+    wanted = {side_of(split) for split in splits}
+    for path in tables.values():
         if not path.is_file():
             raise FileNotFoundError(f"There is no table {path}.")
-        for row in _rows(path):
-            cells = {field: str(row.get(field) or "").strip() for field in Pair._fields}
-            if splits and cells["split"] not in splits:
-                continue
-            for kind in ("image", "audio"):
-                if cells[kind]:
-                    cells[kind] = str(path.parent / cells[kind])
-            if cells["group"]:
-                cells["group"] = f"{name}:{cells['group']}"
-            yield Pair(**cells)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=10_000):
-                yield from batch.to_pylist()
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} is not a parquet file, or damaged ({error}).") from error
-    elif path.suffix in (".csv", ".tsv"):
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            yield from csv.DictReader(handle, delimiter="," if path.suffix == ".csv" else "\t", restkey="")
-    else:
-        raise ValueError(f"{path}: tables to join end in .csv, .tsv or .parquet.")
+    for name, path in tables.items():
+        empty, dropped = True, set[str]()
+        for chunk in read_chunks(path, tally):
+            empty = False
+            dropped |= set(chunk.columns) - set(Pair._fields)
+            together = chunk.index.duplicated(keep=False)  # captions of one cell
+            chunk = chunk.reindex(columns=list(Pair._fields), fill_value="").fillna("")
+            on = sides(chunk["split"].to_numpy(), path)
+            lines = zip(chunk.itertuples(index=False), on, together, chunk.index, strict=True)
+            for cells, side, shared, place in lines:
+                if wanted and side not in wanted:
+                    tally.left_out[f"rows of other splits than {', '.join(splits)}"] += 1
+                    continue
+                files = {
+                    kind: str(path.parent / v) if (v := getattr(cells, kind)) else "" for kind in ("image", "audio")
+                }
+                group = cells.group or (f"{chunk.index.name} {place}" if shared else "")
+                yield Pair(text=cells.text, split=cells.split, group=f"{name}:{group}" if group else "", **files)
+        if empty:
+            raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
+        if dropped:
+            tally.notes.append(f"{path}: the columns {', '.join(sorted(dropped))} are not taken into a joined table.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import Item
+from fusemix.datasets.splits import in_split
 from fusemix.encoders.base import Encoder
 from fusemix.evaluation.metrics import retrieval
 from fusemix.model.adapters import FusionModel
@@ -59,9 +60,7 @@ class StoredPairs:
         if column not in self._rows:
             raise ValueError(f"There are no {column!r} latents; there are {list(self._rows)}.")
         rows = self._rows[column]
-        chosen = rows if split is None else rows[rows["split"] == split]
-        if chosen.empty:
-            raise ValueError(f"The {column} latents have no split {split!r}; they have {sorted(set(rows['split']))}.")
+        chosen = rows if split is None else rows[in_split(rows["split"].to_numpy(), split, f"The store of {column}")]
         lines = zip(chosen["item"], chosen["group"], chosen["row"], strict=True)
         return [Item(str(item), int(group), int(row)) for item, group, row in lines]
 

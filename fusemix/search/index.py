@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
+RESERVED = ("modality", "rank", "similarity")  # what a hit and a line of items.jsonl say besides an item's metadata
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
 MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
 _LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
@@ -106,7 +108,8 @@ class EmbeddingIndex:
         Args:
             modality: A plain name (letters, digits, ``_``, ``-``); it becomes a file name.
             embeddings: Shape (N, D), any float dtype, finite, unit length.
-            items: N metadata dicts of JSON values.
+            items: N metadata dicts of JSON values; ``modality``, ``rank`` and ``similarity`` are no keys of theirs,
+                and a ``path`` lies below the index's root.
 
         Raises:
             ValueError: If name, width, count or values are not as above.
@@ -114,6 +117,8 @@ class EmbeddingIndex:
         if modality in self.corrected:
             raise ValueError(f"The hubs of {modality!r} are corrected already; add items first, correct them then.")
         rows = checked_items(modality, embeddings, items, self.embed_dim)
+        for item in items:
+            _check_below(self.root, item)
         index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
         index.add(rows)
         self._items.setdefault(modality, []).extend(dict(item) for item in items)
@@ -142,6 +147,7 @@ class EmbeddingIndex:
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
+        weight, neighbours = float(weight), operator.index(neighbours)  # numpy's numbers are no JSON
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
         rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
@@ -178,7 +184,7 @@ class EmbeddingIndex:
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
-        rows = checked_queries(queries, top_k, self.embed_dim)
+        rows, top_k = checked_queries(queries, top_k, self.embed_dim), operator.index(top_k)
         where = check_where(where)
         items = self._items[modality]
         chosen: Sequence[int] = range(len(items))
@@ -218,8 +224,11 @@ class EmbeddingIndex:
             The folder.
 
         Raises:
-            ValueError: If the dtype is another, or what :meth:`correct` found is too large for ``float16``.
+            ValueError: If there is no item, the dtype is another, or what :meth:`correct` found is too large for
+                ``float16``.
         """
+        if not len(self):
+            raise ValueError("The index holds nothing, so there is nothing to save; add items of a modality first.")
         if dtype not in ("float32", "float16"):
             raise ValueError(f"An index is stored as float32 or float16, not {dtype!r}.")
         if dtype == "float16" and any(how["weight"] > _LARGEST_WEIGHT for how in self.corrected.values()):
@@ -348,19 +357,32 @@ def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
     return path
 
 
+def _check_below(root: Path | None, item: dict[str, Any]) -> None:
+    """Refuse a path that :func:`item_path` would refuse once the index is loaded."""
+    if "path" in item and (root is None or not (root / item["path"]).resolve().is_relative_to(root)):
+        place = f"does not lie in {root}" if root else "has no folder to lie in, as no root was given"
+        raise ValueError(
+            f"The file {item['path']} {place}; an index finds the files of its items below its root: give a root that "
+            "holds them all (of a table of pairs, the table's folder)."
+        )
+
+
 def checked_items(
     modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]], embed_dim: int
 ) -> np.ndarray:
     """What an index may take in: contiguous float32 rows (N, D), finite and of unit length.
 
     Raises:
-        ValueError: If name, width, count or values are not so.
+        ValueError: If name, width, count or values are not so, or an item's metadata has a key that is ours or a value
+            that JSON cannot hold.
     """
     if not modality.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
     rows = _checked_rows(embeddings, "embeddings", embed_dim)
     if len(rows) != len(items):
         raise ValueError(f"Expected one item per embedding, got {len(items)} items and {len(rows)} embeddings.")
+    for number, item in enumerate(items):
+        _check_metadata(number, item)
     lengths = np.linalg.norm(rows, axis=1)
     if len(rows) and np.abs(lengths - 1).max() > UNIT_TOLERANCE:
         worst = int(np.abs(lengths - 1).argmax())
@@ -370,13 +392,29 @@ def checked_items(
     return rows
 
 
+def _check_metadata(number: int, item: dict[str, Any]) -> None:
+    if taken := [key for key in RESERVED if key in item]:
+        raise ValueError(f"Item {number} has the metadata key {taken[0]!r}, which the index itself uses; rename it.")
+    for key, value in item.items():
+        try:
+            if not isinstance(key, str):
+                raise TypeError(f"the key is of type {type(key).__name__}")
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"Item {number} has metadata that JSON cannot hold, {key!r} ({error}); make it text, a number, a list or "
+                "a dict of these."
+            ) from error
+
+
 def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:
     """What an index searches with: float32 rows (Q, D), brought to unit length.
 
     Raises:
+        TypeError: If ``top_k`` is no whole number; numpy's are.
         ValueError: If the shape or a value is not so, a row has length zero, or ``top_k`` < 1.
     """
-    if top_k < 1:
+    if operator.index(top_k) < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}.")
     rows = _checked_rows(queries, "queries", embed_dim)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
