@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import lzma
+import posixpath
 import secrets
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from fusemix.datasets.base import Tally, is_litter
+from fusemix.datasets.base import Tally
 from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.datasets.reader import open_text, read_table
 from fusemix.media import one_line
@@ -132,7 +134,7 @@ def read(
             found.pieces.extend(_captions(table, named))
         except _Refused as error:
             found.left_out.append(LeftOut(table.name, str(error)))
-    found.pieces = [replace(p, caption=named.get(p.name, p.caption)) for p in found.pieces]
+    found.pieces = [replace(p, caption=named.get(_spelled(p.name), p.caption)) for p in found.pieces]
     return found
 
 
@@ -239,6 +241,11 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
     return [Piece(table.name, "text", text, text) for text in distinct]
 
 
+def _spelled(name: str) -> str:
+    """One spelling of a file's name for all: composed accents (macOS takes them apart), no ``./``."""
+    return unicodedata.normalize("NFC", one_line(posixpath.normpath(name)))
+
+
 def _column(table: _File, named: dict[str, str]) -> list[str]:
     try:
         frame = read_table(table.path, Tally(), texts=CAPTION_COLUMNS)
@@ -252,7 +259,8 @@ def _column(table: _File, named: dict[str, str]) -> list[str]:
     for files in set(FILE_COLUMNS) & set(frame.columns):
         for cell, text in zip(frame[files], frame[column], strict=True):
             if cell and text:
-                named.setdefault(str(folder / cell), text)
+                name = _spelled(str(folder / cell.replace("\\", "/")))
+                named.setdefault(name, text)
                 if folder == PurePosixPath():  # dropped beside its files, which lost their folders on the way
-                    named.setdefault(PurePosixPath(cell).name, text)
+                    named.setdefault(PurePosixPath(name).name, text)
     return list(frame[column])

@@ -184,8 +184,8 @@ def _index(table: PairTable | None, column: str | None, n: int, what: str) -> pd
         if n not in (len(table), in_file):
             captions = f" ({len(table):,} with each caption of a list by itself)" if in_file != len(table) else ""
             raise ValueError(
-                f"{what}: {n:,} latents for the {in_file:,} rows of {table.path}{captions}; there must be one a row, or "
-                "name the column that was encoded."
+                f"{what}: {n:,} latents for the {in_file:,} rows of {table.path}{captions}; there must be one a row, "
+                "or name the column that was encoded."
             )
         number = np.arange(len(table))
         item = number if n == len(table) else table.source
@@ -258,8 +258,8 @@ def _open_parquet(path: Path, key: str | None) -> LatentFile:
         if strange := [n for n in columns if not pa.types.is_floating(file.schema_arrow.field(n).type)]:
             kinds = ", ".join(f"{name} ({file.schema_arrow.field(name).type})" for name in strange[:10])
             raise ValueError(
-                f"{path} has the columns {kinds} beside {len(columns) - len(strange):,} of floating point; the dimensions "
-                "of a latent are floating point, so drop what is none of them, or convert it."
+                f"{path} has the columns {kinds} beside {len(columns) - len(strange):,} of floating point; the "
+                "dimensions of a latent are floating point, so drop what is none of them, or convert it."
             )
         dim = len(columns)
     _check_shape(str(path), (rows, dim))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusemix.datasets.splits import sides
+
 if TYPE_CHECKING:
     from fusemix.data.latent_store import LatentStore
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusemix.data.real_files import RealFiles
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 
@@ -68,6 +69,7 @@ class EmbeddingIndex:
         self.embed_dim = embed_dim
         self.model_identity = model_identity
         self.root = Path(root).resolve() if root is not None else None
+        self._files: RealFiles | None = None  # of the root, while items are added
         self._indexes: dict[str, faiss.IndexFlatIP] = {}
         self._items: dict[str, list[dict[str, Any]]] = {}
         self.corrected: dict[str, dict[str, Any]] = {}  # modality -> how its hubs were corrected
@@ -117,11 +119,26 @@ class EmbeddingIndex:
         if modality in self.corrected:
             raise ValueError(f"The hubs of {modality!r} are corrected already; add items first, correct them then.")
         rows = checked_items(modality, embeddings, items, self.embed_dim)
-        for item in items:
-            _check_below(self.root, item)
+        check_metadata(items)
+        self._check_paths([str(item["path"]) for item in items if "path" in item])
+        self._append(modality, rows, items)
+
+    def _append(self, modality: str, rows: np.ndarray, items: Sequence[dict[str, Any]]) -> None:
         index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
         index.add(rows)
         self._items.setdefault(modality, []).extend(dict(item) for item in items)
+
+    def _check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse files that :func:`item_path` would refuse once the index is loaded."""
+        if self.root is None:
+            return
+        self._files = self._files or RealFiles(self.root)
+        for path, real in zip(paths, self._files.paths(paths), strict=True):
+            if not Path(real).is_relative_to(self.root):
+                raise ValueError(
+                    f"The file {path} does not lie in {self.root}, the root of the index, from which it finds its "
+                    "files; give a root that holds them all."
+                )
 
     def correct(
         self, modality: str, bank: np.ndarray | Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
@@ -317,9 +334,10 @@ class EmbeddingIndex:
             items[item.pop("modality")].append(item)
         for modality, names in manifest["shards"].items():
             shards = [faiss.read_index(str(folder / name)) for name in names if name in manifest["sha256"]]
-            rows = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
-            stored = np.concatenate(rows) if rows else np.empty((0, loaded.embed_dim), np.float32)
-            loaded.add(modality, stored[:, : loaded.embed_dim], items[modality])
+            parts = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
+            stored = np.concatenate(parts) if parts else np.empty((0, loaded.embed_dim), np.float32)
+            rows = checked_items(modality, stored[:, : loaded.embed_dim], items[modality], loaded.embed_dim)
+            loaded._append(modality, rows, items[modality])
             if how := manifest.get("corrected", {}).get(modality):
                 loaded._restore(modality, stored, how)
         if loaded.counts != manifest["counts"]:
@@ -357,32 +375,19 @@ def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
     return path
 
 
-def _check_below(root: Path | None, item: dict[str, Any]) -> None:
-    """Refuse a path that :func:`item_path` would refuse once the index is loaded."""
-    if "path" in item and (root is None or not (root / item["path"]).resolve().is_relative_to(root)):
-        place = f"does not lie in {root}" if root else "has no folder to lie in, as no root was given"
-        raise ValueError(
-            f"The file {item['path']} {place}; an index finds the files of its items below its root: give a root that "
-            "holds them all (of a table of pairs, the table's folder)."
-        )
-
-
 def checked_items(
     modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]], embed_dim: int
 ) -> np.ndarray:
     """What an index may take in: contiguous float32 rows (N, D), finite and of unit length.
 
     Raises:
-        ValueError: If name, width, count or values are not so, or an item's metadata has a key that is ours or a value
-            that JSON cannot hold.
+        ValueError: If name, width, count or values are not so.
     """
     if not modality.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
     rows = _checked_rows(embeddings, "embeddings", embed_dim)
     if len(rows) != len(items):
         raise ValueError(f"Expected one item per embedding, got {len(items)} items and {len(rows)} embeddings.")
-    for number, item in enumerate(items):
-        _check_metadata(number, item)
     lengths = np.linalg.norm(rows, axis=1)
     if len(rows) and np.abs(lengths - 1).max() > UNIT_TOLERANCE:
         worst = int(np.abs(lengths - 1).argmax())
@@ -392,19 +397,25 @@ def checked_items(
     return rows
 
 
-def _check_metadata(number: int, item: dict[str, Any]) -> None:
-    if taken := [key for key in RESERVED if key in item]:
-        raise ValueError(f"Item {number} has the metadata key {taken[0]!r}, which the index itself uses; rename it.")
-    for key, value in item.items():
-        try:
-            if not isinstance(key, str):
-                raise TypeError(f"the key is of type {type(key).__name__}")
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"Item {number} has metadata that JSON cannot hold, {key!r} ({error}); make it text, a number, a list or "
-                "a dict of these."
-            ) from error
+def check_metadata(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse metadata that an index cannot keep; to be asked before anything is stored.
+
+    Raises:
+        ValueError: If a key is one of :data:`RESERVED` or no text, or JSON cannot hold a value.
+    """
+    for number, item in enumerate(items):
+        if taken := [key for key in RESERVED if key in item]:
+            raise ValueError(f"Item {number} has the metadata key {taken[0]!r}, which the index itself uses; rename.")
+        for key, value in item.items():
+            try:
+                if not isinstance(key, str):
+                    raise TypeError(f"a key of type {type(key).__name__}")
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"Item {number} has metadata that JSON cannot hold, {key!r} ({error}); make it text, a number, a "
+                    "list or a dict of these."
+                ) from error
 
 
 def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:

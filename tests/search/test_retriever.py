@@ -175,7 +175,7 @@ def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, cap
     arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
     assert build_index.main(arguments) == 2
     printed = " ".join(capsys.readouterr().err.split())
-    assert "row 3, column image" in printed and "no picture file" in printed
+    assert "line 3, column image" in printed and "no picture file" in printed
     assert not (tmp_path / "i").exists()
 
 
