@@ -209,7 +209,7 @@ def below(root: Path) -> list[Path]:
 def read_json_file(path: Path) -> Any:
     """A whole JSON file; a damaged one is a ValueError that names it."""
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open(path, encoding="utf-8-sig") as handle:
             return json.load(handle)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it cut short on the way?") from error
@@ -222,7 +222,7 @@ def stream_array(path: Path) -> Iterator[Any]:
         ValueError: If the file is no JSON array, or ends early.
     """
     decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8") as handle:
+    with open(path, encoding="utf-8-sig") as handle:
         text = ""
         while not text and (more := handle.read(_CHUNK)):
             text = more.lstrip()

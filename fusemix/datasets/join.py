@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusemix.datasets.base import Pair, Tally
 from fusemix.datasets.reader import read_chunks
-from fusemix.datasets.splits import KNOWN, side_of, sides
+from fusemix.datasets.splits import KNOWN, check_names, side_of, sides
 
 
 def join_tables(
@@ -35,13 +36,19 @@ def join_tables(
         if not path.is_file():
             raise FileNotFoundError(f"There is no table {path}.")
     for name, path in tables.items():
-        empty, dropped = True, set[str]()
+        empty, columns = True, set[str]()
         for chunk in read_chunks(path, tally):
             empty = False
-            dropped |= set(chunk.columns) - set(Pair._fields)
+            columns |= set(chunk.columns)
+            if not columns & {"image", "audio", "text"}:
+                raise ValueError(f"{path} has columns {sorted(columns)}; expected at least one of image, audio, text.")
             together = chunk.index.duplicated(keep=False)  # captions of one cell
             chunk = chunk.reindex(columns=list(Pair._fields), fill_value="").fillna("")
-            on = sides(chunk["split"].to_numpy(), path)
+            try:
+                on = sides(chunk["split"].to_numpy(), path)
+            except ValueError:
+                check_names(_splits(path), path)  # names all of the table's rows, not of this piece
+                raise
             lines = zip(chunk.itertuples(index=False), on, together, chunk.index, strict=True)
             for cells, side, shared, place in lines:
                 if wanted and side not in wanted:
@@ -54,5 +61,12 @@ def join_tables(
                 yield Pair(text=cells.text, split=cells.split, group=f"{name}:{group}" if group else "", **files)
         if empty:
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
-        if dropped:
-            tally.notes.append(f"{path}: the columns {', '.join(sorted(dropped))} are not taken into a joined table.")
+        if dropped := sorted(columns - set(Pair._fields)):
+            tally.notes.append(f"{path}: the columns {', '.join(dropped)} are not taken into a joined table.")
+
+
+def _splits(path: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for chunk in read_chunks(path, Tally()):
+        counts.update(chunk["split"].tolist() if "split" in chunk.columns else [""] * len(chunk))
+    return counts

@@ -98,8 +98,8 @@ def closing(counts: Mapping[str, int], left_out: Mapping[str, int] | None = None
     reasons = [f"{number:,} {reason}" for reason, number in (left_out or {}).items() if number]
     why = f": {', '.join(reasons)}" if reasons else ""
     return (
-        f"{on.total():,} {what}: {train}, {on['val']:,} validate{share}, {on['test']:,} are kept out (test); "
-        f"{sum((left_out or {}).values()):,} are left out{why}."
+        f"{on.total():,} {what}: {train}, {on['val']:,} validate{share}, {on['test']:,} kept out (test); "
+        f"{sum((left_out or {}).values()):,} left out{why}."
     )
 
 

@@ -66,7 +66,7 @@ class EmbeddingIndex:
         """
         if embed_dim < 1:
             raise ValueError(f"embed_dim must be >= 1, got {embed_dim}.")
-        self.embed_dim = embed_dim
+        self.embed_dim = operator.index(embed_dim)
         self.model_identity = model_identity
         self.root = Path(root).resolve() if root is not None else None
         self._files: RealFiles | None = None  # of the root, while items are added

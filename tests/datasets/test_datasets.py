@@ -85,7 +85,7 @@ def test_coco_counts_restval_as_train_and_lists_what_is_missing(tmp_path, capsys
     out = capsys.readouterr()
     assert "1 of 2 files of test are missing and left out; figures on the rest are not those of" in out.err
     assert "1 left out: captions that are empty" in out.err
-    assert "10 pairs: 3 train, 1 validate, 6 are kept out (test); 2 are left out: 1 files that are" in out.out
+    assert "10 pairs: 3 train, 1 validate, 6 kept out (test); 2 left out: 1 files that are" in out.out
     assert len(table("coco", tmp_path, "--captions", 5)[0]) == 9
 
 

@@ -68,7 +68,7 @@ def test_split_names_in_capitals_keep_their_meaning(given_input):
     table = PairTable.read(given_input("capital-splits.csv"))
     assert table.splits().tolist() == ["train", "val", "test"]
     assert [table.rows("text", name).tolist() for name in ("TRAIN", "validation", "Testing")] == [[0], [1], [2]]
-    assert "3 rows: 1 train, 1 validate, 1 are kept out (test); 0 are left out." in table.summary()
+    assert "3 rows: 1 train, 1 validate, 1 kept out (test); 0 left out." in table.summary()
 
 
 @given(side=st.sampled_from(sorted(SIDES)), data=st.data())
@@ -111,7 +111,7 @@ def test_the_split_column_is_found_whatever_its_capitals(header, tmp_path):
 def test_rows_without_a_split_train_and_the_sentence_says_so(tmp_path):
     (tmp_path / "t.csv").write_text("text,split\na,train\nb,\nc,test\n")
     said = PairTable.read(tmp_path / "t.csv").summary()
-    assert "3 rows: 2 train (1 without a split), 0 validate (training sets a share of the others aside), 1 are" in said
+    assert "3 rows: 2 train (1 without a split), 0 validate (training sets a share of the others aside), 1 kept" in said
 
 
 def test_stores_of_capital_splits_are_divided_by_their_meaning(tmp_path):
@@ -123,7 +123,7 @@ def test_stores_of_capital_splits_are_divided_by_their_meaning(tmp_path):
     pairs = PairSet.join(stores)
     train, validation = pairs.divide(TrainConfig(seed=np.int64(3)))
     assert train.tolist() == list(range(16)) and validation.tolist() == list(range(16, 20))
-    assert "30 pairs: 16 train, 4 validate, 10 are kept out (test); 0 are left out." in pairs.summary(TrainConfig())
+    assert "30 pairs: 16 train, 4 validate, 10 kept out (test); 0 left out." in pairs.summary(TrainConfig())
     stores["b"] = write_latents(tmp_path / "c", values, modality="b", name="b", splits=["holdout"] * 30)
     stores["a"] = write_latents(tmp_path / "d", values, modality="a", name="a", splits=["holdout"] * 30)
     with pytest.raises(ValueError, match="'holdout' 30"):
@@ -134,14 +134,12 @@ def test_the_sentence_counts_every_row_and_says_why(tmp_path):
     (tmp_path / "t.csv").write_text("image,text,split\na.jpg,x,train\n,y,train\nc.jpg,z,dev\nd.jpg,w,test\n")
     table = PairTable.read(tmp_path / "t.csv")
     said = table.summary("image", "text")
-    assert "3 rows: 1 train, 1 validate, 1 are kept out (test); 1 are left out: 1 without a cell in image." in said
+    assert "3 rows: 1 train, 1 validate, 1 kept out (test); 1 left out: 1 without a cell in image." in said
     said = table.summary("image", split="train", kept=np.array([], dtype=int))
-    assert said.endswith("4 are left out: 1 without a cell in image, 2 of other splits, 1 that could not be used."), (
-        said
-    )
+    assert said.endswith("4 left out: 1 without a cell in image, 2 of other splits, 1 that could not be used."), said
     assert closing({"": 5}) == (
         "5 rows: 5 train (without a split), 0 validate (training sets a share of the others aside), "
-        "0 are kept out (test); 0 are left out."
+        "0 kept out (test); 0 left out."
     )
 
 
@@ -197,9 +195,7 @@ def test_rows_know_their_lines(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-@pytest.mark.parametrize(
-    ("ending", "text"), [("csv", "text\nä, ö\n"), ("tsv", "text\nä\n"), ("jsonl", '{"text": "ä"}\n')]
-)
+@pytest.mark.parametrize(("ending", "text"), [("csv", "text\nä\n"), ("tsv", "text\nä\n"), ("jsonl", '{"text": "ä"}\n')])
 def test_a_byte_order_mark_says_the_encoding(ending, text, encoding, tmp_path):
     mark = "\ufeff".encode(encoding) if encoding.endswith("le") else b""
     (tmp_path / f"t.{ending}").write_bytes(mark + text.encode(encoding))
@@ -638,15 +634,46 @@ def test_a_joined_table_says_what_it_left_out(tmp_path):
     path, tally = written(tmp_path / "t.jsonl", rows), Tally()
     counts = write_table(join_tables({"a": path}, splits=["train", "val"], tally=tally), tmp_path / "j.tsv", tally)
     assert tally.summary(counts) == (
-        "2 pairs: 1 train, 1 validate, 0 are kept out (test); 1 are left out: 1 rows of other splits than train, val."
+        "2 pairs: 1 train, 1 validate, 0 kept out (test); 1 left out: 1 rows of other splits than train, val."
     )
     assert tally.notes == [f"{path}: the columns price are not taken into a joined table."]
     with open(tmp_path / "j.tsv", newline="", encoding="utf-8") as handle:
         assert [row["group"] for row in csv.DictReader(handle, delimiter="\t")] == ["a:0", "a:0"]
     with pytest.raises(ValueError, match="There is no split 'holdout'"):
         joined(tmp_path, {"a": path}, splits=["holdout"])
+    odd = written(tmp_path / "odd.tsv", [{"picture": "a.jpg", "caption": "x"}])
+    with pytest.raises(
+        ValueError, match=r"columns \['caption', 'picture'\]; expected at least one of image, audio, text"
+    ):
+        joined(tmp_path, {"a": odd})
+
+
+def test_a_joined_table_counts_the_rows_of_unknown_splits_to_its_end(tmp_path):
+    path = written(tmp_path / "t.csv", [{"text": "x", "split": "train"}, {"text": "y", "split": "eval"}] * 10_001)
+    with pytest.raises(ValueError, match="'train' 10,001, 'eval' 10,001"):
+        joined(tmp_path, {"a": path})
 
 
 def test_the_reader_gives_text_alone(tmp_path):
     frame = read_table(written(tmp_path / "t.parquet", [{"text": "x", "n": 3}]), Tally())
     assert frame.map(type).stack().unique().tolist() == [str]
+
+
+def test_commands_end_by_saying_how_many_rows_are_where(tmp_path, capsys):
+    from scripts import import_latents as import_script
+    from scripts import join_tables as join_script
+
+    rows = [
+        {"video": f"{i}.mp4" if i else "", "text": str(i), "split": s} for i, s in enumerate(["Test", "dev", "train"])
+    ]
+    path = written(tmp_path / "t.csv", rows)
+    np.save(tmp_path / "l.npy", np.eye(2, 4, dtype=np.float32))
+    arguments = ["--from", tmp_path / "l.npy", "--modality", "video", "--name", "x", "--out", tmp_path / "s"]
+    assert import_script.main([*map(str, arguments), "--pairs", str(path), "--column", "video"]) == 0
+    said = "2 rows: 1 train, 1 validate, 0 kept out (test); 1 left out: 1 without a cell in video."
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert join_script.main(["--tables", f"a={path}", "--splits", "Train", "--out", str(tmp_path / "j.csv")]) == 0
+    assert "1 left out" not in (out := capsys.readouterr().out) and "2 left out: 2 rows of other splits" in out
+    assert join_script.main(["--tables", f"a={tmp_path / 'gone.csv'}", "--out", str(tmp_path / "x.csv")]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "gone.csv" in err and "could not be written" not in err and not (tmp_path / "x.csv").exists()
