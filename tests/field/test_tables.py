@@ -642,9 +642,7 @@ def test_a_joined_table_says_what_it_left_out(tmp_path):
     with pytest.raises(ValueError, match="There is no split 'holdout'"):
         joined(tmp_path, {"a": path}, splits=["holdout"])
     odd = written(tmp_path / "odd.tsv", [{"picture": "a.jpg", "caption": "x"}])
-    with pytest.raises(
-        ValueError, match=r"columns \['caption', 'picture'\]; expected at least one of image, audio, text"
-    ):
+    with pytest.raises(ValueError, match=r"columns .*picture.*; expected at least one of image"):
         joined(tmp_path, {"a": odd})
 
 
