@@ -251,6 +251,8 @@ def _column(table: _File, named: dict[str, str]) -> list[str]:
         frame = read_table(table.path, Tally(), texts=CAPTION_COLUMNS)
     except (ValueError, OSError, RecursionError) as error:
         raise _Refused(one_line(str(error).removeprefix(f"{table.path} "), 200)) from error
+    if frame.empty:
+        raise _Refused("holds no captions")
     column = next((name for name in CAPTION_COLUMNS if name in frame.columns), None)
     if column is None:
         has = f" (it has {', '.join(map(str, frame.columns))})" if len(frame.columns) else ""

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import FILE_COLUMNS, PairTable
 from fusemix.data.subsets import best, greedy_map, in_blocks, sample_kdpp, uniform
-from fusemix.datasets.splits import closing, in_split, side_of, sides
+from fusemix.datasets.splits import closing, side_of, sides
 from fusemix.files import write_atomic
 
 METHODS = ("kdpp", "greedy", "best", "uniform")
@@ -148,7 +148,7 @@ def _rows(stores: dict[str, LatentStore], split: str | None) -> pd.DataFrame:
     first, *others = stores
     rows = stores[first].rows.rename(columns={"item": first})
     if split is not None:
-        rows = rows[in_split(rows["split"].to_numpy(), split, stores[first].folder)]
+        rows = rows[sides(rows["split"].to_numpy(), stores[first].folder) == side_of(split)]
     rows = rows[["row", first, "split"]]
     for name in others:
         rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")

@@ -258,8 +258,8 @@ def _open_parquet(path: Path, key: str | None) -> LatentFile:
         if strange := [n for n in columns if not pa.types.is_floating(file.schema_arrow.field(n).type)]:
             kinds = ", ".join(f"{name} ({file.schema_arrow.field(name).type})" for name in strange[:10])
             raise ValueError(
-                f"{path} has the columns {kinds} beside {len(columns) - len(strange):,} of floating point; the "
-                "dimensions of a latent are floating point, so drop what is none of them, or convert it."
+                f"{path} has the columns {kinds} beside {len(columns) - len(strange):,} of floating point; "
+                "latents are floating point, so drop what is no dimension of them, or convert it."
             )
         dim = len(columns)
     _check_shape(str(path), (rows, dim))
@@ -293,7 +293,7 @@ def _choose(path: Path, key: str | None, names: list[str], kind: str) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None:
-        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which (key).")
+        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which with --key.")
     if key not in names:
         raise ValueError(f"{path} has no {kind[:-1]} {key!r}; it holds {', '.join(names[:10]) or 'none'}.")
     return key

@@ -69,8 +69,8 @@ class PairTable:
             self.tally.notes.append(
                 f"{files.respelled:,} cells name a file with backslashes or in another Unicode form than the disk."
             )
-        groups = {"group": self.frame["group"]} if "group" in self.frame else {}
-        self.groups = _group_rows(len(frame), [*groups.values(), *self._files.values()], self.source)
+        named = [self.frame["group"].tolist()] if "group" in self.frame else []
+        self.groups = _group_rows(len(frame), [*named, *map(np.ndarray.tolist, self._files.values())], self.source)
 
     @classmethod
     def read(cls, path: str | Path, *, own: Sequence[str] = ()) -> PairTable:

@@ -65,10 +65,10 @@ def _scalar(value: Any, column: str) -> str:
         return str(int(value))
     if isinstance(value, Decimal):
         return str(int(value)) if value.is_finite() and value == value.to_integral_value() else str(value)
-    if isinstance(value, Real) and float(value).is_integer():
-        if column in ID_COLUMNS and abs(value) >= EXACT:
+    if isinstance(value, Real) and (number := float(value)).is_integer():
+        if column in ID_COLUMNS and abs(number) >= EXACT:
             raise ValueError(_rounded(value))
-        return str(int(value))
+        return str(int(number))
     return str(value)
 
 

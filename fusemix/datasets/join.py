@@ -49,16 +49,15 @@ def join_tables(
             except ValueError:
                 check_names(_splits(path), path)  # names all of the table's rows, not of this piece
                 raise
-            lines = zip(chunk.itertuples(index=False), on, together, chunk.index, strict=True)
-            for cells, side, shared, place in lines:
+            cells = (chunk[field].tolist() for field in Pair._fields)
+            for row, side, shared, place in zip(zip(*cells, strict=True), on, together, chunk.index, strict=True):
                 if wanted and side not in wanted:
                     tally.left_out[f"rows of other splits than {', '.join(splits)}"] += 1
                     continue
-                files = {
-                    kind: str(path.parent / v) if (v := getattr(cells, kind)) else "" for kind in ("image", "audio")
-                }
-                group = cells.group or (f"{chunk.index.name} {place}" if shared else "")
-                yield Pair(text=cells.text, split=cells.split, group=f"{name}:{group}" if group else "", **files)
+                image, audio, text, split, group = row
+                image, audio = (str(path.parent / file) if file else "" for file in (image, audio))
+                group = group or (f"{chunk.index.name} {place}" if shared else "")
+                yield Pair(image, audio, text, split, f"{name}:{group}" if group else "")
         if empty:
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
         if dropped := sorted(columns - set(Pair._fields)):

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import pandas as pd
 
 from fusemix.datasets.base import Tally
-from fusemix.datasets.cells import NAMED_COLUMNS, cell_text, is_scalar
+from fusemix.datasets.cells import FILE_COLUMNS, ID_COLUMNS, NAMED_COLUMNS, cell_text, is_scalar
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 CHUNK_ROWS = 10_000
@@ -246,7 +246,11 @@ def _cleaned(
             unread.add(name)
             continue
         cells = clean[name] = []
+        plain = not captions and name not in (*FILE_COLUMNS, *ID_COLUMNS)
         for row, value in enumerate(values):
+            if plain and type(value) is str and "\0" not in value:  # millions of them
+                cells.append(value.strip())
+                continue
             try:
                 cell = cell_text(value, name, captions=captions)
             except ValueError as error:
