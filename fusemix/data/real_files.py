@@ -44,7 +44,9 @@ class RealFiles:
     def _path(self, cell: str) -> str:
         path = os.path.join(self.folder, cell)  # noqa: PTH118
         if ("\\" in cell or not cell.isascii()) and not os.path.lexists(path):
-            other = next((p for s in (cell, cell.replace("\\", "/")) if (p := self._spelled(s))), None)
+            other = next(
+                (p for s in (cell, cell.replace("\\", "/")) if (p := self._spelled(os.path.normpath(s)))), None
+            )
             self.respelled += other is not None
             path = other or path
         folder, name = os.path.split(path)

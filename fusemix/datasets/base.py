@@ -131,7 +131,8 @@ def walk(root: Path, tally: Tally | None = None) -> Iterator[tuple[Path, list[st
     Hidden folders, and those that were met under another name, are counted in the tally.
     """
     seen: set[tuple[int, int]] = set()
-    for where, folders, names in os.walk(root, followlinks=True):
+    unopened = "folders that cannot be opened"
+    for where, folders, names in os.walk(root, followlinks=True, onerror=lambda error: _count(tally, unopened)):
         about = Path(where).stat()
         if (about.st_dev, about.st_ino) in seen:
             folders.clear()
