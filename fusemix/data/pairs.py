@@ -136,13 +136,20 @@ class PairTable:
         filled: np.ndarray = self.frame[column].to_numpy(dtype=object) != ""
         return filled if split is None else filled & in_split(self.splits(), split, self.path)
 
-    def summary(self, *columns: str, split: str | None = None, kept: np.ndarray | None = None) -> str:
+    def summary(
+        self,
+        *columns: str,
+        split: str | None = None,
+        kept: np.ndarray | None = None,
+        why: str = "that could not be used",
+    ) -> str:
         """Say how many rows train, validate, are kept out and were left out, and why; every command ends with it.
 
         Args:
             columns: Those that were used: rows without a cell in one of them were left out.
             split: If only its rows were used.
-            kept: Numbers of the rows that remain of these, the others could not be used; by default all.
+            kept: Numbers of the rows that remain of these; by default all.
+            why: The others do not.
         """
         used = np.ones(len(self), dtype=bool)
         left: Counter[str] = Counter()
@@ -155,7 +162,7 @@ class PairTable:
             left["of other splits"] = int((used & ~inside).sum())
             used &= inside
         if kept is not None:
-            left["that could not be used"] = int(used.sum() - np.isin(np.flatnonzero(used), kept).sum())
+            left[why] = int(used.sum() - np.isin(np.flatnonzero(used), kept).sum())
             used &= np.isin(np.arange(len(self)), kept)
         left += self.tally.left_out
         return " ".join([f"{self.path}: {closing(Counter(self.splits()[used].tolist()), left)}", *self.tally.notes])
