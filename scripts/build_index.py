@@ -65,7 +65,7 @@ def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:
     """Metadata of one item: what a result shows."""
     cell = {column: str(table.frame[column].iat[item.row]) for column in table.frame.columns}
     metadata: dict[str, Any] = {"id": cell.get("id") or str(item.row), "caption": cell.get("text", "")}
-    metadata["path" if modality in FILE_COLUMNS else "text"] = cell[modality]
+    metadata |= {"path": table.below(item.value)} if modality in FILE_COLUMNS else {"text": item.value}
     metadata["group"] = cell.get("group") or str(item.group)
     return metadata | {key: cell.get(key, "") for key in DETAILS}
 
@@ -100,7 +100,8 @@ def fill(
             try:
                 prepared.append(encoder.prepare(item.value))
             except MediaError as error:
-                raise MediaError(f"{table.path}, row {item.row + 2}, column {encoder.modality}: {error}") from error
+                where = f"{table.path}, {table.place(item.row)}, column {encoder.modality}"
+                raise MediaError(f"{where}: {error}") from error
         embeddings = model.embed(encoder.modality, encoder.encode_prepared(prepared))
         index.add(encoder.modality, embeddings, [describe(table, encoder.modality, item) for item in batch])
         advance(len(batch))
@@ -175,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(str(error), markup=False)
         return 2
     counts = ", ".join(f"{count:,} {modality}" for modality, count in index.counts.items())
+    console.print(table.summary(), highlight=False, soft_wrap=True, markup=False)
     console.print(f"{args.out or args.index}: {counts} items, for the model {model.identity[:12]}...")
     return 0
 

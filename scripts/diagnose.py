@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _from_stores(args: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
     from fusemix.data.latent_store import LatentStore
+    from fusemix.datasets.splits import in_split
     from fusemix.evaluation.diagnose import sample_pairs
 
     stores: dict[str, dict[str, Any]] = {}
@@ -79,7 +80,7 @@ def _from_stores(args: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
         rows = rows[rows["row"].isin(store.rows["row"])]
     rows = rows.drop_duplicates("row")
     if args.split is not None:
-        rows = rows[rows["split"] == args.split]
+        rows = rows[in_split(rows["split"].to_numpy(), args.split, every[0].folder)]
     rows = rows.iloc[sample_pairs(rows["group"].to_numpy(), args.n, seed=args.seed)]
     read = {}
     for modality, named in stores.items():

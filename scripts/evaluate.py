@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         for column in columns:
             if column not in embeds:
                 embeds[column] = _encoding(model, column, args.device, progress)
-        return evaluate(
+        values = evaluate(
             table,
             lambda modality, items: embeds[modality](modality, items),
             query=args.query,
@@ -103,6 +103,8 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
             neighbours=args.neighbours,
             weight=args.weight,
         )
+    console.print(table.summary(*columns, split=args.split), highlight=False, soft_wrap=True, markup=False)
+    return values
 
 
 def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
             speed = progress.tasks[task].speed
             progress.update(task, completed=done, total=total, rate=f"{speed:.0f}/s" if speed else "")
 
-        return extract(
+        store = extract(
             table,
             args.column,
             encoder,
@@ -109,6 +109,10 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
             skip_errors=args.on_error == "skip",
             report=report,
         )
+    if rank == 0:
+        kept = store.rows["row"].to_numpy()
+        console.print(escape(table.summary(args.column, split=args.split, kept=kept)), highlight=False, soft_wrap=True)
+    return store
 
 
 if __name__ == "__main__":

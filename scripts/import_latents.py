@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(args.modality, total=None)
-        return import_latents(
+        store = import_latents(
             args.source,
             args.out,
             modality=args.modality,
@@ -71,6 +71,10 @@ def run(args: argparse.Namespace, console: Console) -> LatentStore:
             dtype=args.dtype,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    if table is not None:
+        said = table.summary(*([args.column] if args.column else []))
+        console.print(said, highlight=False, soft_wrap=True, markup=False)
+    return store
 
 
 if __name__ == "__main__":

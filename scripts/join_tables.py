@@ -21,18 +21,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--splits", nargs="+", default=(), help="only rows of these splits")
     parser.add_argument("--out", required=True, type=Path, help="the table: .csv, .tsv or .parquet")
     args = parser.parse_args(argv)
-    console = Console(stderr=True)
+    console, tally = Console(stderr=True), Tally()
     try:
         pieces = [piece.partition("=") for piece in args.tables]
         tables = {name: Path(file) for name, _, file in pieces if name and file}
         if len(tables) != len(pieces):
             raise ValueError(f"--tables takes NAME=FILE, each name once, got {args.tables}.")
         with console.status("joining"):
-            counts = write_table(join_tables(tables, splits=args.splits), args.out, Tally())
+            counts = write_table(join_tables(tables, splits=args.splits, tally=tally), args.out, tally)
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         return 2
-    print(f"{args.out}: {sum(counts.values()):,} pairs ({', '.join(f'{s} {n:,}' for s, n in counts.items())})")
+    for sentence in tally.notes:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+    print(f"{args.out}: {tally.summary(counts)}")
     return 0
 
 

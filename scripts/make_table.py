@@ -83,8 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     for sentence in tally.sentences():
         console.print(sentence, highlight=False, soft_wrap=True)
-    splits = ", ".join(f"{split or 'no split'} {number:,}" for split, number in counts.items())
-    print(f"{args.out}: {sum(counts.values()):,} pairs ({splits})")
+    print(f"{args.out}: {tally.summary(counts)}")
     if tally.missing:
         print(f"{args.out}.missing.txt: {len(tally.missing):,} files that are not there")
     return 0

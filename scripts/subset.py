@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import FILE_COLUMNS, PairTable
 from fusemix.data.subsets import best, greedy_map, in_blocks, sample_kdpp, uniform
+from fusemix.datasets.splits import closing, side_of, sides
 from fusemix.files import write_atomic
 
 METHODS = ("kdpp", "greedy", "best", "uniform")
@@ -81,9 +83,10 @@ def run(args: argparse.Namespace, console: Console) -> str:
             raise ValueError("--top needs --quality COLUMN or --score-with CHECKPOINT.")
         eligible = best(quality, args.top)
     chosen = eligible[_choose(args, features, quality, eligible, console)]
-    kept = rows.merge(candidates.iloc[chosen], on=list(stores))["row"].to_numpy()
-    _write(args, table, np.sort(kept))
-    return f"{args.out}: {len(chosen):,} of {len(candidates):,} candidates, {len(kept):,} of {len(rows):,} rows"
+    kept = rows.merge(candidates.iloc[chosen], on=list(stores))
+    _write(args, table, np.sort(kept["row"].to_numpy()))
+    said = closing(Counter(kept["split"].tolist()), {"not chosen": len(rows) - len(kept)})
+    return f"{args.out}: {len(chosen):,} of {len(candidates):,} candidates, {len(kept):,} of {len(rows):,} rows. {said}"
 
 
 def _choose(
@@ -145,8 +148,8 @@ def _rows(stores: dict[str, LatentStore], split: str | None) -> pd.DataFrame:
     first, *others = stores
     rows = stores[first].rows.rename(columns={"item": first})
     if split is not None:
-        rows = rows[rows["split"] == split]
-    rows = rows[["row", first]]
+        rows = rows[sides(rows["split"].to_numpy(), stores[first].folder) == side_of(split)]
+    rows = rows[["row", first, "split"]]
     for name in others:
         rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")
     if rows.empty:
@@ -210,7 +213,7 @@ def _write(args: argparse.Namespace, table: PairTable | None, rows: np.ndarray) 
     if args.out.suffix == ".txt" or table is None:
         write_atomic(args.out, lambda path: path.write_text("".join(f"{row}\n" for row in rows)))
         return
-    others = np.flatnonzero(np.isin(table.splits(), list(args.keep_splits)))
+    others = np.flatnonzero(np.isin(sides(table.splits(), args.pairs), [side_of(split) for split in args.keep_splits]))
     numbers = np.union1d(rows, others)
     frame = table.frame.iloc[numbers].copy()
     if args.out.parent.resolve() != table.path.parent.resolve():

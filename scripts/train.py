@@ -153,7 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.quiet = int(os.environ.get("RANK", 0)) > 0  # one voice for all processes
     console.print(f"processes: {os.environ.get('WORLD_SIZE', 1)}", highlight=False)
     for s in sets:
-        console.print(f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups", highlight=False)
+        console.print(f"{s.summary(config)} {len(set(s.groups.tolist())):,} groups.", highlight=False, soft_wrap=True)
     if args.plan:
         from fusemix.training.estimate import plan
 

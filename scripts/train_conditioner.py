@@ -117,7 +117,7 @@ def embed(
     """Shared-space embeddings of the pictures, captions and sounds that belong to the given pictures' groups."""
     found: dict[str, Pairs] = {}
     for modality in model.modalities:
-        if modality not in table.frame.columns or not (table.frame[modality] != "")[table.splits() == split].any():
+        if not table.has(modality, split):
             continue
         items = [item for item in table.items(modality, split) if item.group in row_of]
         if not items:

@@ -339,7 +339,7 @@ class _Work:
         except MediaError as error:
             if not self.skip_errors:
                 raise ValueError(
-                    f"Row {item.row} of {self.table.path}, column {self.column!r}: {error} "
+                    f"{self.table.path}, {self.table.place(item.row)}, column {self.column}: {error} "
                     "(--on-error skip leaves such rows out and lists them)"
                 ) from error
             return _LeftOut(number, item.row, str(error))

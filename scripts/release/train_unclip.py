@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from fusemix.data.latent_store import MANIFEST_NAME, LatentStore, extract
 from fusemix.data.pairs import PairTable
+from fusemix.datasets.splits import in_split
 from fusemix.encoders import load_encoder
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.generation.bridges import Conditioner, space_identity
@@ -302,7 +303,7 @@ def embed_column(
                 table, column, encoder, folder, split=args.split, skip_errors=column != "image",
                 report=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
-    rows = store.rows[store.rows["split"] == args.split].drop_duplicates("item")
+    rows = store.rows[in_split(store.rows["split"].to_numpy(), args.split, store.folder)].drop_duplicates("item")
     latents = store.read(rows["item"].to_numpy())
     return model.embed(column, latents).numpy(), rows["group"].to_numpy()
 

@@ -151,7 +151,7 @@ def test_another_encoder_or_table_is_refused_and_nothing_changes(table, tmp_path
 def test_an_unusable_item_stops_with_its_row_or_is_left_out_and_listed(tmp_path):
     (tmp_path / "t.csv").write_text("text\none\nbad\nthree\n")
     table = PairTable.read(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match=r"Row 1 of .*This item cannot be used"):
+    with pytest.raises(ValueError, match=r"line 3, column text: This item cannot be used"):
         extract(table, "text", LengthEncoder(), tmp_path / "stop")
     store = extract(table, "text", LengthEncoder(), tmp_path / "skip", skip_errors=True)
     assert store.rows["row"].tolist() == [0, 2]
@@ -203,7 +203,7 @@ def test_the_command_reports_a_wrong_column_and_a_wrong_encoder(tmp_path):
     for arguments, message in (
         (["--column", "sound", "--encoder", "minilm-l6"], "no column 'sound'"),
         (["--column", "text", "--encoder", "clip"], "No encoder is called 'clip'"),
-        (["--column", "image", "--encoder", "efficientnet-lite0"], "Row 0"),
+        (["--column", "image", "--encoder", "efficientnet-lite0"], "line 2"),
     ):
         done = subprocess.run([*script, *arguments, "--out", str(tmp_path / "o")], capture_output=True, text=True)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -175,8 +176,39 @@ def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, cap
     arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
     assert build_index.main(arguments) == 2
     printed = " ".join(capsys.readouterr().err.split())
-    assert "row 3, column image" in printed and "no picture file" in printed
+    assert "line 3, column image" in printed and "no picture file" in printed
     assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,text\n{folder}/red.png,a caption\n", "red.png does not lie in"),
+        ("video,text\na.mp4,\n", "The index holds nothing"),
+    ],
+)
+def test_the_index_script_builds_none_that_the_app_would_refuse(table, message, checkpoint, pairs, tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text(table.format(folder=pairs.parent))
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
+    assert build_index.main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.field
+def test_every_spelling_of_a_file_is_found_again_by_its_index(checkpoint, pairs, tmp_path, capsys):
+    shutil.copy(pairs.parent / "red.png", tmp_path / "rot é.png")
+    names = ["./rot é.png", str(tmp_path / "rot é.png"), "sub\\..\\rot e\u0301.png"]
+    rows = "".join(f"{name},caption {i},Test\n" for i, name in enumerate(names))
+    (tmp_path / "pairs.csv").write_text("image,text,split\n" + rows, encoding="utf-8")
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
+    assert build_index.main(arguments) == 0
+    assert "3 rows: 0 train, 0 validate" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "3 kept out (test); 0 left out." in said
+    index = Retriever.from_pretrained(checkpoint, tmp_path / "i").index
+    (item,) = index.items("image")
+    assert item["path"] == "rot é.png" and index.path_of(item) == tmp_path / "rot é.png"
 
 
 def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint, encoders, pairs, tmp_path, capsys):
