@@ -134,7 +134,9 @@ class _Work:
         """Raise ValueError unless the encoder is fit to make a store of these items; see :func:`extract`."""
         usable: list[Item] = []
         prepared: list[Any] = []
-        for item in self.items[:PROBE_TRIED]:
+        n = len(self.items)  # from all over the table: neighbours are often alike
+        for number in np.random.default_rng(0).choice(n, min(n, PROBE_TRIED), replace=False):
+            item = self.items[number]
             try:
                 prepared.append(self.encoder.prepare(item.value))
             except MediaError:

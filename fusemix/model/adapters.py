@@ -186,7 +186,7 @@ class FusionModel(nn.Module):
 
         Raises:
             KeyError: If the model has no adapter for ``modality``.
-            ValueError: If the width is not the adapter's or a value is not finite.
+            ValueError: If the width is not the adapter's, or a latent or an embedding is not finite.
         """
         if modality not in self.config.latent_dims:
             raise KeyError(f"This model embeds {list(self.modalities)}, not {modality!r}.")
@@ -210,7 +210,13 @@ class FusionModel(nn.Module):
             ]
         finally:
             self.train(was_training)
-        return torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        embeddings = torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(
+                f"The {modality} adapter makes embeddings that are not finite: its weights, or values of these "
+                "latents, are too large."
+            )
+        return embeddings
 
     def check_encoder(self, modality: str, info: dict[str, Any]) -> None:
         """Refuse latents of another encoder than the one the adapter was trained on.
