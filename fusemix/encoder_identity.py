@@ -16,6 +16,16 @@ def portable_name(name: str) -> str:
     return _FOLDER.sub(r"\1./\2", name)
 
 
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration as saved, its encoders' names (and its members') without the path of a machine."""
+    names = {
+        modality: {key: portable_name(value) if key == "name" else value for key, value in info.items()}
+        for modality, info in config.get("encoders", {}).items()
+    }
+    members = {"members": [without_paths(member) for member in config["members"]]} if config.get("members") else {}
+    return {**config, "encoders": names, **members}
+
+
 def same_encoder(a: Any, b: Any) -> bool:
     """Whether two identities are of one encoder, wherever a local folder of it lies and whatever that is called."""
     if not (isinstance(a, dict) and isinstance(b, dict)):

@@ -29,7 +29,7 @@ def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callabl
             f"{name(at[0])} holds {given[at]:.6g}, which {dtype} turns to infinity (its largest number is "
             f"{_largest(dtype):.6g}); store it as float32."
         )
-    if given.dtype == stored.dtype or not (largest := float(np.abs(given).max(initial=0))):
+    if str(given.dtype) == dtype or not (largest := float(np.abs(given).max(initial=0))):
         return
     length = float(np.linalg.norm(given / largest))
     lost = float(np.linalg.norm((given - stored) / largest))

@@ -45,7 +45,7 @@ class HubEncoder(Encoder):
         # a wrong pooling or layer shows itself here, and widths may differ from layer to layer
         self.dim = self._run(prepared[:1]).shape[1]
         self.fingerprint = f"{self._preprocessing()}; layers {list(self.spec.layers)}; {self.pooling}"
-        probe(self, prepared, hint=self._hint)
+        probe(self, prepared, distinct=True, hint=self._hint)
         if folder:
             folders.note(self.revision, folder)
 
@@ -244,7 +244,9 @@ class HubText(HubEncoder):
         )
         numbers = tuple(tokens["input_ids"])
         if not numbers:
-            raise MediaError("The tokenizer makes no token of this text; give another one.")
+            raise MediaError(
+                f"The tokenizer of {self.name} makes no token of the text {text[:40]!r}; give another one."
+            )
         if self._rows and max(numbers) >= self._rows:
             raise ValueError(
                 f"{self.name}: its tokenizer gives token {max(numbers)}, its network knows {self._rows:,}; put the "

@@ -115,19 +115,22 @@ class HubFiles:
         return tokenizer
 
     def _check_vocabulary(self, names: dict[str, str]) -> None:
-        """Raise unless a folder holds the files that a tokenizer's words stand in; ``names`` are those of its class."""
+        """Raise unless a folder holds the files that a tokenizer's words stand in.
+
+        ``names`` are those of its class; where it could not be loaded, any that are usual will do.
+        """
         if self.folder is None:
             return
         folder = self.folder / self._options.get("subfolder", "")
-        parts = [names[key] for key in ("vocab_file", "merges_file") if key in names]
-        whole = [*_VOCABULARIES, *(() if names else ("vocab.txt", "vocab.json"))]
-        if any((folder / name).is_file() for name in whole):
+        parts = [names[key] for key in ("vocab_file", "merges_file") if key in names] or ["vocab.json", "merges.txt"]
+        usual = [] if names else ["vocab.txt", *(path.name for path in folder.glob("*.model"))]
+        if any((folder / name).is_file() for name in [*_VOCABULARIES, *usual]):
             return
-        if not parts or not all((folder / name).is_file() for name in parts):
-            looked = " and ".join(parts) or "vocab.txt, vocab.json"
+        if not all((folder / name).is_file() for name in parts):
+            looked = ", ".join([*_VOCABULARIES, *usual])
             raise FileNotFoundError(
-                f"{folder} lacks the files of its tokenizer: looked for {', '.join(_VOCABULARIES)}, or {looked}. Save "
-                "the tokenizer into the folder too (AutoTokenizer...save_pretrained), or download the whole model."
+                f"{folder} lacks the files of its tokenizer: looked for {looked}, or {' and '.join(parts)}. Save the "
+                "tokenizer into the folder too (AutoTokenizer...save_pretrained), or download the whole model."
             )
 
     def feature_extractor(self) -> Any:

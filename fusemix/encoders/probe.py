@@ -13,7 +13,7 @@ AGREE = 0.01  # an item's latent may differ by this share of its length from bat
 DIFFER = 1e-5  # two items' latents must differ by more than this share of their length (float32's rounding)
 
 
-def probe(encoder: Encoder, prepared: Sequence[Any], *, hint: str = "") -> np.ndarray:
+def probe(encoder: Encoder, prepared: Sequence[Any], *, distinct: bool = False, hint: str = "") -> np.ndarray:
     """Refuse an encoder whose latents say nothing of the items, change from run to run, or are no numbers.
 
     Of the items' latents, (1) the shape must be (N, dim) and the values finite, at least of one item; (2) not all may
@@ -22,6 +22,7 @@ def probe(encoder: Encoder, prepared: Sequence[Any], *, hint: str = "") -> np.nd
     Args:
         encoder: Frozen.
         prepared: What its ``prepare`` made of different items; at least one.
+        distinct: Whether the items are known to differ, also where what was prepared of them does not.
         hint: What else to say where all latents are equal.
 
     Returns:
@@ -35,7 +36,7 @@ def probe(encoder: Encoder, prepared: Sequence[Any], *, hint: str = "") -> np.nd
     if not finite:
         raise ValueError(f"The encoder {encoder.name} makes NaN or infinite values; its weights or its code are wrong.")
     first, *others = finite
-    differ = any(_differs(prepared[other], prepared[first]) for other in others)
+    differ = (distinct and bool(others)) or any(_differs(prepared[other], prepared[first]) for other in others)
     if differ and all(_apart(latents[other], latents[first]) <= DIFFER for other in others):
         raise ValueError(
             f"The encoder {encoder.name} gives {1 + len(others)} different items the same latent, so nothing can be "

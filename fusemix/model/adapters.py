@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.encoder_identity import check_encoder
+from fusemix.encoder_identity import check_encoder, without_paths
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.hub_folders import resolve
 from fusemix.model.config import ModelConfig
@@ -281,7 +281,7 @@ class FusionModel(nn.Module):
         for path in folder.iterdir():
             if _WEIGHTS.fullmatch(path.name) and path.name not in split.filename_to_tensors:
                 path.unlink()  # of a checkpoint cut into other pieces
-        write_json(folder / CONFIG_NAME, self.config.to_dict())
+        write_json(folder / CONFIG_NAME, without_paths(self.config.to_dict()))
         if card is not None:
             text = card.encode()
             write_atomic(folder / "README.md", lambda path: path.write_bytes(text))

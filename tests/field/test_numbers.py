@@ -72,7 +72,7 @@ def test_latents_too_small_for_float16_are_refused(table, tmp_path):
     ("value", "dtype", "said"),
     [
         (np.nan, "float32", "holds nan"), (np.inf, "float16", "holds inf"), (-1e30, "float16", r"holds -1e\+30"),
-        (65_520, "float16", "turns to infinity"),
+        (65_520, "float16", "holds 65520, which float16 turns to infinity"),
     ],
 )  # fmt: skip
 def test_given_latents_that_are_no_numbers_leave_nothing_behind(tmp_path, value, dtype, said, as_pieces):
