@@ -207,7 +207,7 @@ def test_a_name_that_is_not_understood_is_refused_before_anything_is_loaded(name
 
 
 def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="No folder at"):
+    with pytest.raises(FileNotFoundError, match="No encoder folder at"):
         load_encoder(f"hub-image:{tmp_path}/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="could not be loaded as an encoder"):
