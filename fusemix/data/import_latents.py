@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fusemix.data.latent_store import DTYPES, LatentStore, row_index, write_latents
+from fusemix.data.latent_store import DTYPES, LatentStore
+from fusemix.data.latent_writer import row_index, write_latents
 from fusemix.data.pairs import PairTable
 
 PIECE_BYTES = 16 * 2**20  # what is read and stored at a time

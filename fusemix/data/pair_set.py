@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fusemix.data.latent_store import LatentStore
+from fusemix.data.latent_store import CHUNK_ITEMS, LatentStore
 from fusemix.datasets.splits import closing, sides
 from fusemix.model.config import TrainConfig
 
@@ -95,11 +95,31 @@ class PairSet:
                     f"first in item {bad[0]}; extract them again."
                 )
 
+    def check_varied(self, pairs: np.ndarray) -> None:
+        """Raise ValueError if a modality's latents are all equal in these pairs: there is nothing to learn.
+
+        Args:
+            pairs: Numbers of pairs, at least one; latents are read only until two differ.
+        """
+        for modality, items in self.items.items():
+            used = items[pairs]
+            first = self.latents(modality, used[:1])
+            pieces = (used[start : start + CHUNK_ITEMS] for start in range(0, len(used), CHUNK_ITEMS))
+            if all(bool((self.latents(modality, piece) == first).all()) for piece in pieces):
+                raise ValueError(
+                    f"All {len(np.unique(used)):,} {modality} latents to train on in {self.stores[modality].folder} "
+                    "are equal, so nothing can be told apart by them; look at the encoder that made them, and extract "
+                    "again."
+                )
+
     def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
         """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
 
         Validation is what a split column calls so; without one, a fraction of the groups,
         chosen by a hash so that sets of one table hold out the same groups.
+
+        Raises:
+            ValueError: If there are too few pairs, or the latents to train on are all equal.
         """
         side = sides(self.splits, self.name)
         test, validation = side == "test", side == "val"
@@ -112,8 +132,9 @@ class PairSet:
         if len(train) < MIN_PAIRS or not validation.any():
             raise ValueError(
                 f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
-                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger --val-fraction)."
+                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger val_fraction)."
             )
+        self.check_varied(train)
         return train, np.flatnonzero(validation)
 
     def summary(self, config: TrainConfig) -> str:

@@ -13,6 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from fusemix import hub_folders
 from fusemix.files import read_json
 
 CLIP_PARTS = ("image_encoder", "feature_extractor")  # embed pictures; drawing begins from embeddings
@@ -112,18 +113,9 @@ def quiet() -> Iterator[None]:
 
 def resolve(source: str | Path, revision: str | None) -> Path:
     """The local folder of a decoder, fetched from the Hub if it is not a folder."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"No decoder folder at {source}; expected a folder or a Hub id 'owner/name'.")
-    try:
-        return Path(StableUnCLIPImg2ImgPipeline.download(str(source), revision=revision))
-    except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
-        raise FileNotFoundError(
-            f"{str(source)!r} is no folder here and could not be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}). Check the name and the network, or give a local folder."
-        ) from error
+    return hub_folders.resolve(
+        source, "decoder", lambda name: StableUnCLIPImg2ImgPipeline.download(name, revision=revision)
+    )
 
 
 def _absent_parts(folder: Path) -> list[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusemix.encoders import Encoder, load_encoder
+from fusemix.encoders import Encoder
+from fusemix.encoders.recorded import load_recorded
 from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
@@ -47,7 +48,7 @@ class Retriever:
             ValueError: If an encoder or the index does not fit the model.
         """
         for modality, encoder in encoders.items():
-            check_encoder(modality, encoder, model.config)
+            model.check_encoder(modality, encoder.info())
         if index.model_identity != model.identity:
             raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
         self.model = model
@@ -57,7 +58,13 @@ class Retriever:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu", revision: str | None = None
+        cls,
+        checkpoint: str | Path,
+        index: str | Path,
+        *,
+        device: str = "cpu",
+        revision: str | None = None,
+        encoders: Mapping[str, str | Path] | None = None,
     ) -> Retriever:
         """Load model, index and the encoders that the checkpoint names.
 
@@ -67,16 +74,18 @@ class Retriever:
                 ``scripts/build_index.py`` with the same checkpoint.
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
+            encoders: Modality -> where the folder of its encoder lies here, such as ``hub-image:/models/dino``, for
+                a checkpoint trained on an encoder in a folder elsewhere; checked by content.
 
         Raises:
-            FileNotFoundError: If the checkpoint or the index is not there.
+            FileNotFoundError: If the checkpoint, the index or an encoder's folder is not there.
             ValueError: If a part is damaged or made for another one.
             ConnectionError: If the server of the index does not answer.
             ImportError: If a package that this needs is not installed.
         """
         model = FusionModel.from_pretrained(checkpoint, revision=revision)
         loaded = load_index(index, model_identity=model.identity)
-        return cls(model, load_encoders(model.config, device=device), loaded)
+        return cls(model, load_encoders(model.config, device=device, encoders=encoders), loaded)
 
     def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
         """The embedding of one query.
@@ -245,26 +254,25 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | P
     return EmbeddingIndex.load(source, model_identity=model_identity)
 
 
-def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:
+def load_encoders(
+    config: ModelConfig, *, device: str = "cpu", encoders: Mapping[str, str | Path] | None = None
+) -> dict[str, Encoder]:
     """Load the encoders a configuration names, and check that they are the same.
 
+    Args:
+        config: Of a model.
+        device: A torch device string.
+        encoders: Modality -> where the folder of its Hub encoder lies here, such as ``hub-image:/models/dino``.
+
     Raises:
+        FileNotFoundError: If the folder of an encoder is not found.
         ValueError: If an encoder is unknown, or not the one the model was trained on.
         ImportError: If a package that carries weights is not installed.
     """
     missing = sorted(set(config.latent_dims) - set(config.encoders))
     if missing:
         raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
-    encoders = {modality: load_encoder(info["name"], device=device) for modality, info in config.encoders.items()}
-    for modality, encoder in encoders.items():
-        check_encoder(modality, encoder, config)
-    return encoders
-
-
-def check_encoder(modality: str, encoder: Encoder, config: ModelConfig) -> None:
-    """Refuse an encoder other than the one the model was trained on.
-
-    Raises:
-        ValueError: If name, weights, preprocessing or width differ.
-    """
-    config.check_encoder(modality, encoder.info())
+    if unknown := sorted(set(encoders or ()) - set(config.encoders)):
+        raise ValueError(f"encoders names {unknown}; the checkpoint has encoders of {sorted(config.encoders)}.")
+    sources = dict(encoders or {})
+    return {m: load_recorded(m, config.encoders, device=device, source=sources.get(m)) for m in config.encoders}

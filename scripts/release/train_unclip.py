@@ -37,10 +37,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fusemix.data.latent_store import MANIFEST_NAME, LatentStore, extract
+from fusemix.data.extract import extract
+from fusemix.data.latent_store import MANIFEST_NAME, LatentStore
 from fusemix.data.pairs import PairTable
 from fusemix.datasets.splits import in_split
-from fusemix.encoders import load_encoder
+from fusemix.encoders.recorded import load_recorded
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.generation.bridges import Conditioner, space_identity
 from fusemix.generation.generator import Generator
@@ -295,7 +296,7 @@ def embed_column(
     info = model.config.encoders[column]
     store = find_store(args.latents, table, column, info)
     if store is None:
-        encoder = load_encoder(info["name"], device=args.device)
+        encoder = load_recorded(column, model.config.encoders, device=args.device)
         folder = args.work / "latents" / f"{table.fingerprint[:12]}-{column}"
         with bar(console) as progress:
             task = progress.add_task(f"encode {column}", total=None, note="")
@@ -440,12 +441,7 @@ def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
 
 def embed_again(model: FusionModel, paths: list[str]) -> Tensor:
     """Embeddings (N, D) of pictures by an earlier model."""
-    wanted = model.config.encoders["image"]
-    encoder = load_encoder(wanted["name"])
-    info = encoder.info()
-    if any(info.get(key) != wanted.get(key) for key in ("revision", "fingerprint")):
-        raise ValueError(f"--init-checkpoint needs the image encoder {wanted}, but this version has {info}.")
-    return model.embed("image", encoder.encode(paths))
+    return model.embed("image", load_recorded("image", model.config.encoders).encode(paths))
 
 
 def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
