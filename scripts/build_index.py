@@ -121,7 +121,7 @@ def correct(index: EmbeddingIndex, model: FusionModel, args: argparse.Namespace)
     """
     banks = [LatentStore.open(folder) for folder in args.bank]
     for store in banks:
-        model.check_encoder(store.modality, store.encoder)
+        model.config.check_encoder(store.modality, store.encoder)
     chosen = args.correct or [m for m in index.counts if m not in {store.modality for store in banks}]
     if unknown := [m for m in chosen if m not in index.counts]:
         raise ValueError(f"--correct names {unknown}; the index holds {sorted(index.counts)}.")

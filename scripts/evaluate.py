@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         stores = _stores(args.latents, table.fingerprint)
     for column in columns:
         if column in stores:
-            model.check_encoder(column, stores[column].encoder)
+            model.config.check_encoder(column, stores[column].encoder)
     bank = _bank(args, model, table)
     embeds = {column: stored_items(model, stores) for column in columns if column in stores}
     with Progress(console=console, disable=len(embeds) == 2) as progress:
@@ -112,7 +112,7 @@ def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
     if args.bank is None:
         return None
     store = LatentStore.open(args.bank)
-    model.check_encoder(args.query, store.encoder)
+    model.config.check_encoder(args.query, store.encoder)
     asked = {cell.row for cell in table.cells(args.query, args.split)}
     items = bank_items(store)
     rows = store.rows[store.rows["item"].isin(items)]
@@ -126,7 +126,7 @@ def _encoding(model: Any, column: str, device: str, progress: Progress) -> Any:
     from fusemix.evaluation.evaluate import encode_items
 
     encoder = _encoder(model, column, device)
-    model.check_encoder(column, encoder.info())
+    model.config.check_encoder(column, encoder.info())
     task = progress.add_task(column, total=None)
 
     def report(modality: str, done: int, total: int) -> None:

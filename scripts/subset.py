@@ -195,7 +195,7 @@ def _quality(
 
     model = FusionModel.from_pretrained(args.score_with)
     for modality, store in stores.items():
-        model.check_encoder(modality, store.encoder)
+        model.config.check_encoder(modality, store.encoder)
     parts = []
     for start in range(0, len(candidates), 16_384):
         some = candidates.iloc[start : start + 16_384]

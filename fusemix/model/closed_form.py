@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from fusemix.model.adapters import FusionModel, TwoPathAdapter
+from fusemix.model.adapters import FusionModel, MultiPathAdapter
 from fusemix.model.cca import inverse_root
 
 MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
@@ -36,7 +36,7 @@ def fit_closed_form(
     known: tuple[str, ...] = (),
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Fit the closed-form part of every two-path adapter of ``model``, in place.
+    """Fit the closed-form part of every multi-path adapter of ``model``, in place.
 
     The first two modalities met get a regularised CCA on standardised latents; every later one the
     ridge regression onto the linear embedding of a modality that is fitted. All get what the views of their trained
@@ -183,12 +183,12 @@ def _store_views(
     """
     config, adapter = model.config, _adapter(model, modality)
     width = min(config.whiten_dim, len(covariance))
-    if "whitened" in config.views or (not config.views and config.whiten):
+    if "whitened" in config.views:
         values, vectors = parts or decompose(covariance)
         adapter.whiten.copy_(_tensor(_whitened(values, vectors, width, ridge) / scale[:, None]))
-    if "components" in config.views or (not config.views and not config.whiten):
+    if "components" in config.views:
         _, vectors = decompose(covariance * scale[:, None] * scale)  # of the latents themselves: a rotation
-        (adapter.rotate if config.views else adapter.whiten).copy_(_tensor(vectors[:, ::-1][:, :width]))
+        adapter.rotate.copy_(_tensor(vectors[:, ::-1][:, :width]))
     if "root" in config.views:
         typical = float(np.sqrt(np.mean(mean**2 + covariance.diagonal() * scale**2)))
         adapter.floor.copy_(torch.tensor(ROOT_FLOOR * typical))
@@ -203,9 +203,9 @@ def _whitened(values: np.ndarray, vectors: np.ndarray, width: int, ridge: float)
     return np.asarray(vectors * gain)
 
 
-def _adapter(model: FusionModel, modality: str) -> TwoPathAdapter:
+def _adapter(model: FusionModel, modality: str) -> MultiPathAdapter:
     adapter = model.adapters[modality]
-    assert isinstance(adapter, TwoPathAdapter)
+    assert isinstance(adapter, MultiPathAdapter)
     return adapter
 
 

@@ -24,9 +24,8 @@ class ModelConfig:
         closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
             closed form fills (:mod:`fusemix.model.closed_form`); 0 is the paper's adapter alone.
         whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
-        whiten: Whether those components are whitened; if not, they keep the latents' own scale.
         views: Some of :data:`VIEWS`: a trained path for each, beside the closed form, that reads the latents so
-            (:class:`fusemix.model.adapters.TwoPathAdapter`). Empty: one path, of components as ``whiten`` says.
+            (:class:`fusemix.model.adapters.MultiPathAdapter`). Empty beside a closed form means ``("whitened",)``.
         members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
             (:mod:`fusemix.model.ensemble`); empty for a model that was trained.
     """
@@ -39,7 +38,6 @@ class ModelConfig:
     dropout: float = 0.6
     closed_form_dim: int = 0
     whiten_dim: int = 512
-    whiten: bool = True
     views: tuple[str, ...] = ()
     members: tuple[dict[str, Any], ...] = ()
 
@@ -64,14 +62,15 @@ class ModelConfig:
             )
         if self.whiten_dim < 1:
             raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
-        for name in ("members", "views"):  # JSON gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "views", tuple(self.views))  # JSON gives lists
+        members = tuple(ModelConfig.from_dict(member).to_dict() for member in self.members)  # whatever wrote them
+        object.__setattr__(self, "members", members)
         if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
             raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
-        if self.views and not self.whiten:
-            raise ValueError("views name their components themselves; whiten=False belongs to one path without views.")
+        if self.closed_form_dim and not self.views:
+            object.__setattr__(self, "views", VIEWS[:1])
         if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
             raise ValueError(
                 f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
@@ -104,20 +103,19 @@ class ModelConfig:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; newer keys only where they say something, because identities hang on it."""
+        """Return plain JSON-ready values."""
         values = dataclasses.asdict(self)
-        for name in ("members", "views"):
-            if not values[name]:
-                del values[name]
-            else:
-                values[name] = list(values[name])  # as JSON gives it back
-        if self.whiten:
-            del values["whiten"]
-        return values
+        return values | {name: list(values[name]) for name in ("members", "views")}  # as JSON gives them back
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored.
+
+        Checkpoints from before views say ``whiten: false`` where their one trained path reads plain components.
+        """
+        values = dict(values)
+        if values.pop("whiten", True) is False:
+            values["views"] = ("components",)
         return cls(**_checked(cls, values))
 
 

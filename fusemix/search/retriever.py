@@ -47,7 +47,7 @@ class Retriever:
             ValueError: If an encoder or the index does not fit the model.
         """
         for modality, encoder in encoders.items():
-            check_encoder(modality, encoder, model.config)
+            model.config.check_encoder(modality, encoder.info())
         if index.model_identity != model.identity:
             raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
         self.model = model
@@ -256,14 +256,5 @@ def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Enco
         raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
     encoders = {modality: load_encoder(info["name"], device=device) for modality, info in config.encoders.items()}
     for modality, encoder in encoders.items():
-        check_encoder(modality, encoder, config)
+        config.check_encoder(modality, encoder.info())
     return encoders
-
-
-def check_encoder(modality: str, encoder: Encoder, config: ModelConfig) -> None:
-    """Refuse an encoder other than the one the model was trained on.
-
-    Raises:
-        ValueError: If name, weights, preprocessing or width differ.
-    """
-    config.check_encoder(modality, encoder.info())

@@ -59,9 +59,9 @@ def test_a_query_column_that_meets_no_gallery_item_is_refused(tmp_path):
 def test_latents_of_another_encoder_are_refused():
     info = {"name": "x", "revision": "1", "fingerprint": "f", "dim": 4, "modality": "image"}
     model = FusionModel(ModelConfig(latent_dims={"image": 4, "text": 4}, encoders={"image": info}))
-    model.check_encoder("image", info)
+    model.config.check_encoder("image", info)
     with pytest.raises(ValueError, match="trained on latents of x with revision '1'"):
-        model.check_encoder("image", info | {"revision": "2"})
+        model.config.check_encoder("image", info | {"revision": "2"})
 
 
 def test_stored_latents_are_matched_to_items_by_row(table, tmp_path):

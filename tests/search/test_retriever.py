@@ -13,7 +13,7 @@ from fusemix.data.pairs import PairTable
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
 from fusemix.search.index import EmbeddingIndex
-from fusemix.search.retriever import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
+from fusemix.search.retriever import DEFAULT_WEIGHTS, Retriever, blend, load_encoders
 from scripts import build_index, search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_another_encoder_than_the_one_trained_on_is_refused(tiny_model, encoders
     infos = tiny_model.config.encoders
     other = dataclasses.replace(tiny_model.config, encoders=infos | {"text": infos["text"] | {key: "something else"}})
     with pytest.raises(ValueError, match=f"with {key} 'something else'|something else with name"):
-        check_encoder("text", encoders["text"], other)
+        other.check_encoder("text", encoders["text"].info())
 
 
 def test_a_checkpoint_that_names_no_encoder_is_refused(tiny_model):
