@@ -177,7 +177,7 @@ class FusionModel(nn.Module):
 
         Raises:
             KeyError: If the model has no adapter for ``modality``.
-            ValueError: If the width is not the adapter's or a value is not finite.
+            ValueError: If the width is not the adapter's, a latent is not finite, or an embedding would not be.
         """
         if modality not in self.config.latent_dims:
             raise KeyError(f"This model embeds {list(self.modalities)}, not {modality!r}.")
@@ -201,7 +201,13 @@ class FusionModel(nn.Module):
             ]
         finally:
             self.train(was_training)
-        return torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        embeddings = torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        if bad := int((~torch.isfinite(embeddings).all(dim=1)).sum()):
+            raise ValueError(
+                f"{bad} of {len(embeddings)} {modality} embeddings left the range of float32: the largest latent is "
+                f"{latents.abs().max():.3g}; check the encoder, or train on latents of this size."
+            )
+        return embeddings
 
     @property
     def identity(self) -> str:
@@ -233,10 +239,18 @@ class FusionModel(nn.Module):
 
         Raises:
             OSError: If the disk is full or the folder is read-only; weights that lie there are then unchanged.
+            ValueError: If a weight is NaN, infinite, or out of the range of ``dtype``; nothing is written then.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().to(dtype) for name, value in self.state_dict().items()}
+        for name, value in state.items():
+            if not torch.isfinite(value).all():
+                largest = float(self.state_dict()[name].abs().max())
+                raise ValueError(
+                    f"{name} holds values up to {largest:.3g}, which {dtype} (up to {torch.finfo(dtype).max:.3g}) "
+                    "cannot hold; save with dtype=torch.float32, or train again if they are not finite."
+                )
+        folder.mkdir(parents=True, exist_ok=True)
         split = split_torch_state_dict_into_shards(
             state, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size
         )
@@ -286,6 +300,10 @@ class FusionModel(nn.Module):
                 f"The values in {config_path} make no model ({error}); fetch or train it again."
             ) from error
         state = {name: value.float() for name, value in _read_weights(folder).items()}
+        if bad := sorted(name for name, value in state.items() if not torch.isfinite(value).all()):
+            raise ValueError(
+                f"The weights in {folder} hold NaN or infinite values, first in {bad[0]}; train them again."
+            )
         try:
             missing, unexpected = model.load_state_dict(state, strict=False)
         except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,7 @@ class ModelConfig:
     members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         if len(self.latent_dims) < 2:
             raise ValueError(f"A fusion model needs at least 2 modalities, got {sorted(self.latent_dims)}.")
         for modality, dim in self.latent_dims.items():
@@ -152,16 +154,25 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))  # a list after JSON
+        _check_finite(self)
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
-        if self.mixup_alpha is not None and self.mixup_alpha <= 0:
+        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
-        if self.epochs < 1 or self.eval_every < 1 or self.save_every < 1:
-            raise ValueError("epochs, eval_every and save_every must each be >= 1.")
+        for name in ("epochs", "eval_every", "save_every", "max_val_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        for name in ("seed", "warmup_steps", "weight_decay", "min_learning_rate", "closed_form_ridge"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
+        if not self.learning_rate >= self.min_learning_rate:
+            raise ValueError(
+                f"learning_rate must be at least min_learning_rate, {self.min_learning_rate}, got {self.learning_rate}."
+            )
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
             raise ValueError(
                 f"temperature must lie in [{self.min_temperature}, {self.max_temperature}], got {self.temperature}."
@@ -179,6 +190,12 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
         return cls(**_checked(cls, values))
+
+
+def _check_finite(config: ModelConfig | TrainConfig) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:
