@@ -41,7 +41,7 @@ def check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
         for modality, items in pair_set.items.items():
             some = np.unique(items[:: -(-len(items) // SAMPLE) or 1])
             latents = pair_set.latents(modality, some).numpy()
-            check_varied(latents, f"{pair_set.stores[modality].folder}: the {modality} latents")
+            check_varied(latents, f"The {modality} latents of {pair_set.stores[modality].encoder['name']}")
 
 
 def take_over(model: FusionModel, init: FusionModel | None, frozen: tuple[str, ...]) -> None:

@@ -443,11 +443,13 @@ class Trainer:
         """Pairs of a set that a step reads; refuse fewer than the processes and the pieces need."""
         halves = 2 if self.config.mixup_alpha is not None else 1
         rows = min(self.config.batch_size, pairs) // halves
-        if rows < self.processes * self.config.accumulate:
+        needed = max(2, self.processes * self.config.accumulate)  # one pair alone has nothing to be told from
+        if rows < needed:
             raise ValueError(
                 f"{pair_set.name}: a step compares {rows} pairs ({pairs} to train on, batch_size "
-                f"{self.config.batch_size}{', halved by mixing' if halves == 2 else ''}), fewer than {self.processes} "
-                f"processes x accumulate {self.config.accumulate} need; give more pairs or lower accumulate."
+                f"{self.config.batch_size}{', halved by mixing' if halves == 2 else ''}), and needs at least {needed} "
+                f"({self.processes} processes x accumulate {self.config.accumulate}, and never fewer than 2); raise "
+                "batch_size, give more pairs or lower accumulate."
             )
         return rows * halves
 

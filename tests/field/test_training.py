@@ -104,15 +104,17 @@ def test_pieces_that_do_not_divide_the_batch_give_the_gradient_of_the_whole(tmp_
 
 
 def test_more_pieces_than_mixed_pairs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"compares 16 pairs .*halved by mixing.*accumulate 17 need"):
+    with pytest.raises(ValueError, match=r"compares 16 pairs .*halved by mixing.*needs at least 17 .*accumulate 17"):
         new(tmp_path, {"accumulate": 17})
+    with pytest.raises(ValueError, match=r"compares 1 pairs .*needs at least 2"):
+        new(tmp_path / "b", {"batch_size": 2})
 
 
 @pytest.mark.parametrize("form", [0, 4])
 @pytest.mark.parametrize("value", [0.0, 3.7, 1e20])
 def test_latents_that_are_all_equal_are_named(tmp_path, form, value):
     equal = np.full((120, 8), value, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"text: the text latents are all equal"):
+    with pytest.raises(ValueError, match="The text latents of toy-text are all equal"):
         train([pairs(tmp_path, text=equal)], shape(closed_form_dim=form), CONFIG, tmp_path / "run")
 
 
