@@ -228,7 +228,7 @@ class _Run:
 
     def work(self) -> None:
         """Train; every end, a failure too, is kept for the page's thread."""
-        from fusemix.model.closed_form import Stopped
+        from fusemix.stopping import Stopped
         from fusemix.training.trainer import train
 
         until = time.monotonic() + MAX_SECONDS

@@ -72,30 +72,45 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def gather(x: Tensor) -> Tensor:
-    """Rows of all processes, in order of rank: (n, D) -> (W n, D); gradients flow back to their process.
+def row_counts(x: Tensor) -> list[int]:
+    """Rows that every process holds, in order of rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [len(x)]
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    return [int(count) for count in counts]
+
+
+def gather(x: Tensor, counts: list[int]) -> Tensor:
+    """Rows of all processes, in order of rank: (n, D) -> (N, D); gradients flow back to their process.
 
     ``accelerator.gather`` and ``torch.distributed.all_gather`` cut the gradient: negatives of other
     processes would then push nothing.
+
+    Args:
+        x: This process's rows.
+        counts: :func:`row_counts` of it.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if len(counts) == 1:
         return x
-    out: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gather.apply(x, counts)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        pieces = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(pieces, x.contiguous())
-        return torch.cat(pieces)
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts, most = counts, max(counts)
+        padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])  # all_gather takes equal shapes
+        pieces = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(pieces, padded)
+        return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
         whole = gradient[0].contiguous()
         dist.all_reduce(whole)  # each process's loss reaches these rows
-        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+        return whole.split(ctx.counts)[dist.get_rank()], None
 
 
 def same_start(model: torch.nn.Module) -> None:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import FILE_COLUMNS, Item, PairTable
+from fusemix.encoder_identity import check_encoder
 from fusemix.encoders import Encoder
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
@@ -124,7 +125,7 @@ def correct(index: EmbeddingIndex, model: FusionModel, args: argparse.Namespace)
     """
     banks = [LatentStore.open(folder) for folder in args.bank]
     for store in banks:
-        model.check_encoder(store.modality, store.encoder)
+        check_encoder(store.modality, model.config.encoders, store.encoder)
     chosen = args.correct or [m for m in index.counts if m not in {store.modality for store in banks}]
     if unknown := [m for m in chosen if m not in index.counts]:
         raise ValueError(f"--correct names {unknown}; the index holds {sorted(index.counts)}.")

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fusemix.encoder_identity import check_encoder
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, bank_items
 
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         stores = _stores(args.latents, table.fingerprint)
     for column in columns:
         if column in stores:
-            model.check_encoder(column, stores[column].encoder)
+            check_encoder(column, model.config.encoders, stores[column].encoder)
     bank = _bank(args, model, table)
     embeds = {column: stored_items(model, stores) for column in columns if column in stores}
     with Progress(console=console, disable=len(embeds) == 2) as progress:
@@ -114,7 +115,7 @@ def _bank(args: argparse.Namespace, model: Any, table: Any) -> Any:
     if args.bank is None:
         return None
     store = LatentStore.open(args.bank)
-    model.check_encoder(args.query, store.encoder)
+    check_encoder(args.query, model.config.encoders, store.encoder)
     asked = {cell.row for cell in table.cells(args.query, args.split)}
     items = bank_items(store)
     rows = store.rows[store.rows["item"].isin(items)]
@@ -128,7 +129,7 @@ def _encoding(model: Any, column: str, device: str, progress: Progress) -> Any:
     from fusemix.evaluation.evaluate import encode_items
 
     encoder = _encoder(model, column, device)
-    model.check_encoder(column, encoder.info())
+    check_encoder(column, model.config.encoders, encoder.info())
     task = progress.add_task(column, total=None)
 
     def report(modality: str, done: int, total: int) -> None:

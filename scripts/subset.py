@@ -24,6 +24,7 @@ from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import FILE_COLUMNS, PairTable
 from fusemix.data.subsets import best, greedy_map, in_blocks, sample_kdpp, uniform
 from fusemix.datasets.splits import closing, side_of, sides
+from fusemix.encoder_identity import check_encoder
 from fusemix.files import write_atomic
 
 METHODS = ("kdpp", "greedy", "best", "uniform")
@@ -198,7 +199,7 @@ def _quality(
 
     model = FusionModel.from_pretrained(args.score_with)
     for modality, store in stores.items():
-        model.check_encoder(modality, store.encoder)
+        check_encoder(modality, model.config.encoders, store.encoder)
     parts = []
     for start in range(0, len(candidates), 16_384):
         some = candidates.iloc[start : start + 16_384]

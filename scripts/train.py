@@ -144,8 +144,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         dropout=args.dropout,
         closed_form_dim=_closed_form_dim(args, dims),
         whiten_dim=args.whiten_dim,
-        whiten=args.whiten,
-        views=VIEWS if args.recipe == "views" else (),
+        views=_views(args),
     )
     config = _train_config(args)
     if list(args.out.glob("model*.safetensors")) and not (args.out / STATE_NAME).exists():
@@ -286,6 +285,12 @@ def _stores(pieces: list[str], opened: dict[str, LatentStore]) -> dict[str, Late
             opened[folder] = LatentStore.open(folder, verify=True)
         stores[modality] = opened[folder]
     return stores
+
+
+def _views(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.recipe == "views":
+        return VIEWS
+    return () if args.recipe == "paper" else ("whitened",) if args.whiten else ("components",)
 
 
 def _closed_form_dim(args: argparse.Namespace, dims: dict[str, int]) -> int:

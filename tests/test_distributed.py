@@ -19,7 +19,7 @@ from fusemix.data.pair_set import PairSet
 from fusemix.data.pairs import PairTable
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.training.losses import info_nce, info_nce_rows
-from fusemix.training.trainer import _Run
+from fusemix.training.trainer import Trainer
 from tests.data.test_latent_store import LengthEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +49,8 @@ def new_run(folder, name, **changes):
     pairs = PairSet.join({m: LatentStore.open(Path(folder) / m) for m in ("image", "text")})
     dropout, dims = changes.pop("dropout", 0.0), {"image": 10, "text": 8}
     model = ModelConfig(latent_dims=dims, embed_dim=8, dropout=dropout, closed_form_dim=changes.pop("closed_form", 0))
-    config = TrainConfig(batch_size=48, val_fraction=0.2, mixed_precision="no", **changes)
-    return _Run([pairs], model, config, Path(folder) / name)
+    config = TrainConfig(**{"batch_size": 48, "val_fraction": 0.2, "mixed_precision": "no", **changes})
+    return Trainer([pairs], model, config, Path(folder) / name)
 
 
 def gradients(folder, name, **changes):
@@ -59,8 +59,7 @@ def gradients(folder, name, **changes):
 
     run = new_run(folder, name, **changes)
     run.model.train()
-    mixed, groups = run.mixed_batch(0, np.random.default_rng(7))
-    loss = run.backward(mixed, groups, seed=[0, run.rank])
+    loss = run.backward(run.mix(run.draw(0), np.random.default_rng(7)), seed=[0, run.rank])
     mean_gradients(run.trained)
     return {"loss": torch.tensor(loss), **{n: p.grad.clone() for n, p in run.model.named_parameters()}}
 
@@ -81,7 +80,13 @@ def torchrun(*command):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"multi_positive": True, "mixup_per_row": True}, {"accumulate": 2, "mixup_alpha": None}]
+    "changes",
+    [
+        {},
+        {"multi_positive": True, "mixup_per_row": True, "batch_size": 50},  # 13 and 12 mixed pairs
+        {"accumulate": 2, "mixup_alpha": None},
+        {"accumulate": 5, "batch_size": 38},  # 10 and 9 mixed pairs, in pieces of 2 and 1
+    ],
 )
 def test_two_processes_give_the_gradients_of_one(folder, changes):
     one = gradients(folder, "one", **changes)
@@ -126,14 +131,14 @@ def test_a_batch_embedded_in_pieces_gives_the_gradient_of_the_whole(folder, chan
 def test_pieces_keep_their_dropout_masks_between_the_two_passes(folder):
     run = new_run(folder, "run", dropout=0.5, accumulate=2)
     run.model.train()
-    mixed, groups = run.mixed_batch(0, np.random.default_rng(7))
-    run.backward(mixed, groups, seed=[3])
+    batch = run.mix(run.draw(0), np.random.default_rng(7))
+    run.backward(batch, seed=[3])
     cached = {n: p.grad.clone() for n, p in run.model.named_parameters()}
     run.model.zero_grad()
     parts = []
     for piece in range(2):  # the same masks, but the whole graph held at once
         torch.manual_seed(int(np.random.default_rng([3, piece]).integers(2**62)))
-        parts.append(run.model({name: x.chunk(2)[piece] for name, x in mixed.items()}))
+        parts.append(run.model({name: x.chunk(2)[piece] for name, x in batch.latents.items()}))
     a, b = (torch.cat([part[name] for part in parts]) for name in ("image", "text"))
     info_nce(a, b, temperature=run.model.temperature).backward()
     close({n: p.grad for n, p in run.model.named_parameters()}, cached, 1e-5)

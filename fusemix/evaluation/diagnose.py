@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import skew
 
 from fusemix.evaluation.metrics import ranks
-from fusemix.model.cca import fit_cca
+from fusemix.model.cca import check_varied, fit_cca
 
 NEIGHBOURS = 10
 NEAR = 0.999  # cosine above which two items are near duplicates
@@ -62,12 +61,13 @@ def geometry(latents: Latents) -> Geometry:
         latents: Shape (N, D), not normalised.
 
     Raises:
-        ValueError: If there are fewer than MIN_PAIRS, or one is not finite.
+        ValueError: If there are fewer than MIN_PAIRS, one is not finite, or all are equal.
     """
     if latents.ndim != 2 or len(latents) < MIN_PAIRS:
         raise ValueError(f"Expected latents of at least {MIN_PAIRS} pairs of different groups, got {latents.shape}.")
     if not np.isfinite(latents).all():
         raise ValueError("The latents hold NaN or infinite values; extract them again.")
+    check_varied(latents, "The latents")
     norms = np.linalg.norm(latents, axis=1)
     centred = (latents - latents.mean(axis=0)).astype(np.float32)
     neighbours, similarity = nearest(centred, NEIGHBOURS)
@@ -223,7 +223,9 @@ def hubness(neighbours: np.ndarray) -> float:
     Source:
         Radovanovic et al., JMLR 2010.
     """
-    return float(skew(np.bincount(neighbours.ravel(), minlength=len(neighbours))))
+    counts = np.bincount(neighbours.ravel(), minlength=len(neighbours)).astype(np.float64)
+    off = counts - counts.mean()
+    return float(np.mean(off**3) / max(np.mean(off**2), 1e-300) ** 1.5)
 
 
 def cca_recall(x: Latents, y: Latents, *, seed: int = 0) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def ranks(
     """Rank of the best right answer of each query, 1 being first.
 
     A gallery item is right when its group is the query's. Wrong items with the same similarity
-    as the best right one count as ranked before it, so that a collapsed model scores nothing.
+    as the best right one count as ranked before it, wherever they stand, so that a collapsed model scores nothing.
 
     Args:
         queries: Embeddings, shape (Q, D), unit length.
@@ -30,10 +31,16 @@ def ranks(
         (Q,) int64.
 
     Raises:
-        ValueError: If shapes disagree or a query has no right answer in the gallery.
+        ValueError: If shapes disagree, an embedding is NaN or infinite (no similarity could then be the greater, and
+            every rank would be 1), or a query has no right answer in the gallery.
     """
     if len(queries) != len(query_groups) or len(gallery) != len(gallery_groups):
         raise ValueError("queries and gallery must each come with one group per row.")
+    for side, embeddings in (("queries", queries), ("gallery", gallery)):
+        if bad := int((~torch.isfinite(embeddings).all(dim=1)).sum()):
+            raise ValueError(
+                f"{bad} of {len(embeddings)} embeddings of the {side} are NaN or infinite; make them again."
+            )
     if not np.isin(query_groups, gallery_groups).all():
         raise ValueError("Every query needs a right answer in the gallery; leave the others out first.")
     groups = torch.as_tensor(gallery_groups)
@@ -57,6 +64,9 @@ def bootstrap(
     rank: np.ndarray, clusters: np.ndarray, *, samples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of :func:`summarise`, resampling whole clusters of queries.
+
+    A resample holds as many clusters as there are, drawn with replacement; its recall is the share of all its queries,
+    its median the least rank that at least half of them reach.
 
     Args:
         rank: (Q,) ranks.
@@ -92,3 +102,24 @@ def retrieval(
     if intervals:
         values["ci95"] = {name: list(pair) for name, pair in bootstrap(rank, query_groups).items()}
     return values
+
+
+def student_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, deviation and the half width of a 95 % interval by Student's t of values, one per seed.
+
+    Args:
+        values: At least one. Of a single one, ``sd`` and ``half_width_95`` are None.
+
+    Returns:
+        ``n``, ``mean``, ``sd`` (n - 1 degrees of freedom) and ``half_width_95``.
+
+    Raises:
+        ImportError: If scipy, which the library needs for nothing else, is not installed.
+    """
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return {"n": n, "mean": mean, "sd": None, "half_width_95": None}
+    from scipy.stats import t
+
+    deviation = float(np.std(values, ddof=1))
+    return {"n": n, "mean": mean, "sd": deviation, "half_width_95": float(t.ppf(0.975, n - 1)) * deviation / n**0.5}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusemix.encoder_identity import check_encoder, without_paths
+from fusemix.encoder_identity import without_paths
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.hub_folders import resolve
 from fusemix.model.config import ModelConfig
@@ -59,19 +59,19 @@ class Adapter(nn.Sequential):
         super().__init__(*blocks, nn.LayerNorm(latent_dim), nn.Linear(latent_dim, embed_dim))
 
 
-class TwoPathAdapter(nn.Module):
+class MultiPathAdapter(nn.Module):
     """A linear map found in closed form and trained adapters, side by side.
 
     Each path's output has unit length, so that the cosine of two embeddings is the mean of the
     paths' cosines: an ensemble in one space. The closed form is fitted before training
-    (:mod:`fusemix.model.closed_form`) and stays as it is. A trained path reads a view of the latents, and the loss sees
-    each of them alone (:meth:`trained`):
+    (:mod:`fusemix.model.closed_form`) and stays as it is. Each trained path reads a view of the latents, and the
+    loss sees each of them alone (:meth:`trained`):
 
     - ``whitened``: principal components of the standardised latents, whitened;
     - ``components``: principal components of the latents, at their own scale;
     - ``root``: the latents, each value's root with its sign, which tames the few large ones.
 
-    What several paths make of different views errs in different places, for one training's passes over the pairs.
+    Paths with different views err in different places, for one training's passes over the pairs.
     A departure from the paper, whose adapter is one trained path on the latents as they are.
     """
 
@@ -87,13 +87,13 @@ class TwoPathAdapter(nn.Module):
         self.parts, self.views = config.trained_parts, config.views
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("linear", torch.zeros(latent_dim, config.closed_form_dim))
-        if not config.views or "whitened" in config.views:
+        if "whitened" in config.views:
             self.register_buffer("whiten", torch.zeros(latent_dim, width))
         if "components" in config.views:
             self.register_buffer("rotate", torch.zeros(latent_dim, width))
         if "root" in config.views:
             self.register_buffer("floor", torch.ones(()))
-        adapters = [
+        self.paths = nn.ModuleList(
             Adapter(
                 latent_dim if view == "root" else width,
                 part.stop - part.start,
@@ -101,28 +101,22 @@ class TwoPathAdapter(nn.Module):
                 expansion=config.expansion,
                 dropout=config.dropout,
             )
-            for view, part in zip(config.views or ("",), self.parts, strict=True)
-        ]
-        if config.views:
-            self.paths = nn.ModuleList(adapters)
-        else:
-            (self.mlp,) = adapters
+            for view, part in zip(self.views, self.parts, strict=True)
+        )
+        self.register_load_state_dict_pre_hook(_rename)
 
     def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
-        """The trained paths alone, one after another, not normalised."""
-        if not self.views:
-            out: Tensor = self.mlp((x - self.mean) @ self.whiten)
-            return out
+        """Apply the trained paths alone: their outputs one after another, not normalised."""
         return torch.cat([path(self.view(name, x)) for name, path in zip(self.views, self.paths, strict=True)], dim=1)
 
     def view(self, name: str, x: Tensor) -> Tensor:
-        """What a trained path reads of latents (B, D_x): (B, whiten_dim), of ``root`` (B, D_x)."""
+        """Make what a trained path reads of latents (B, D_x): (B, whiten_dim), for ``root`` (B, D_x)."""
         if name == "root":
             return x * (x.abs() + self.floor.clamp_min(1e-12)).rsqrt()  # has a slope at 0, which a plain root has not
         return (x - self.mean) @ (self.whiten if name == "whitened" else self.rotate)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D)
-        """All paths, each of unit length."""
+        """Apply all paths, each of unit length."""
         trained = self.trained(x)
         paths = [(x - self.mean) @ self.linear, *(trained[:, part] for part in self.parts)]
         return torch.cat([F.normalize(path, dim=1) for path in paths], dim=1)
@@ -186,7 +180,7 @@ class FusionModel(nn.Module):
 
         Raises:
             KeyError: If the model has no adapter for ``modality``.
-            ValueError: If the width is not the adapter's, or a latent or an embedding is not finite.
+            ValueError: If the width is not the adapter's, a latent is not finite, or an embedding would not be.
         """
         if modality not in self.config.latent_dims:
             raise KeyError(f"This model embeds {list(self.modalities)}, not {modality!r}.")
@@ -211,32 +205,17 @@ class FusionModel(nn.Module):
         finally:
             self.train(was_training)
         embeddings = torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
-        if not torch.isfinite(embeddings).all():
+        if bad := int((~torch.isfinite(embeddings).all(dim=1)).sum()):
             raise ValueError(
-                f"The {modality} adapter makes embeddings that are not finite: its weights, or values of these "
-                "latents, are too large."
+                f"{bad} of {len(embeddings)} {modality} embeddings left the range of float32: the largest latent is "
+                f"{latents.abs().max():.3g}; check the encoder, or train on latents of this size."
             )
         return embeddings
-
-    def check_encoder(self, modality: str, info: dict[str, Any]) -> None:
-        """Refuse latents of another encoder than the one the adapter was trained on.
-
-        Args:
-            modality: Of the latents.
-            info: ``Encoder.info()`` of what made them.
-
-        Raises:
-            ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded.
-        """
-        check_encoder(modality, self.config.encoders, info)
 
     @property
     def identity(self) -> str:
         """Hex SHA-256 of configuration and weights: what an index is tied to."""
-        config = self.config.to_dict()
-        if not self.config.closed_form_dim:  # as before there was a closed form: an index of then stays valid
-            del config["closed_form_dim"], config["whiten_dim"]
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
@@ -319,21 +298,19 @@ class FusionModel(nn.Module):
             raise ValueError(
                 f"The values in {config_path} make no model ({error}); fetch or train it again."
             ) from error
-        state = _read_weights(folder)
-        missing, unexpected = set(model.state_dict()) - set(state), set(state) - set(model.state_dict())
+        state = {name: value.float() for name, value in _read_weights(folder).items()}
+        if bad := sorted(name for name, value in state.items() if not torch.isfinite(value).all()):
+            raise ValueError(
+                f"The weights in {folder} hold NaN or infinite values, first in {bad[0]}; train them again."
+            )
+        try:
+            missing, unexpected = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
         if missing or unexpected:
             raise ValueError(
                 f"The weights in {folder} do not fit its config.json: missing {sorted(missing)[:3]}, "
                 f"unexpected {sorted(unexpected)[:3]}. Were files of two checkpoints mixed?"
-            )
-        try:
-            model.load_state_dict({name: value.float() for name, value in state.items()})
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
-        if bad := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
-            raise ValueError(
-                f"The weights in {folder} hold NaN or infinite values, the first in {bad[0]}; fetch the checkpoint "
-                "again, or save it again as float32."
             )
         return model.eval()
 
@@ -380,12 +357,12 @@ def _adapter(latent_dim: int, config: ModelConfig) -> nn.Module:
     if config.members:
         return EnsembleAdapter(latent_dim, tuple(ModelConfig.from_dict(member) for member in config.members))
     if config.closed_form_dim:
-        return TwoPathAdapter(latent_dim, config)
+        return MultiPathAdapter(latent_dim, config)
     return Adapter(latent_dim, config.embed_dim, depth=config.depth, expansion=config.expansion, dropout=config.dropout)
 
 
 def _trained(adapter: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = adapter.trained(x) if isinstance(adapter, TwoPathAdapter) else adapter(x)
+    out: Tensor = adapter.trained(x) if isinstance(adapter, MultiPathAdapter) else adapter(x)
     return out
 
 
@@ -397,6 +374,14 @@ def _in_range(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         np.atleast_1d(value.numpy()), np.atleast_1d(stored.float().numpy()), kind, lambda _: f"The weight {name}"
     )
     return stored
+
+
+def _rename(adapter: MultiPathAdapter, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename tensors of a checkpoint from before views: its one trained path was ``mlp``, its one view ``whiten``."""
+    for name in [name for name in state if name.startswith(f"{prefix}mlp.")]:
+        state[f"{prefix}paths.0.{name.removeprefix(f'{prefix}mlp.')}"] = state.pop(name)
+    if adapter.views == ("components",) and f"{prefix}whiten" in state:
+        state[f"{prefix}rotate"] = state.pop(f"{prefix}whiten")
 
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:

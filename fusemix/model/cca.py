@@ -1,10 +1,17 @@
-"""Regularised canonical correlation analysis: the closed-form floor a trained adapter must beat."""
+"""Regularised canonical correlation analysis: the closed-form floor a trained adapter must beat.
+
+The one CCA of the project: :func:`fit_cca` for latents as they are, and its parts for the closed form of an adapter
+(:mod:`fusemix.model.closed_form`), which standardises and reads in chunks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+
+LEAST_SPREAD = 1e-6  # deviation of latents over their size, below which they count as equal
+SAMPLE = 1000  # latents compared to see that
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class CCA:
     maps: tuple[np.ndarray, np.ndarray]
 
     def embed(self, side: int, latents: np.ndarray) -> np.ndarray:
-        """Embeddings of side 0 or 1: shape (N, D), float32, unit length."""
+        """Embed latents of side 0 or 1: shape (N, D), float32, unit length."""
         out = (latents - self.means[side]) @ self.maps[side]
         return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
 
@@ -35,7 +42,7 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         ridge: Added to each covariance's diagonal, as a multiple of its mean variance.
 
     Raises:
-        ValueError: If the numbers of pairs differ or ``dim`` exceeds a width.
+        ValueError: If the numbers of pairs differ, ``dim`` exceeds a width, or all latents of a side are equal.
 
     Source:
         Hotelling 1936; directions weighted by their canonical correlations, which serves
@@ -45,19 +52,74 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         raise ValueError(f"x and y must hold the same number of pairs, got {len(x)} and {len(y)}.")
     if not 1 <= dim <= min(x.shape[1], y.shape[1]):
         raise ValueError(f"dim must be between 1 and {min(x.shape[1], y.shape[1])}, got {dim}.")
+    check_varied(x, "x")
+    check_varied(y, "y")
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     x, y = x - means[0], y - means[1]
-    white_x, white_y = whitener(x.T @ x / len(x), ridge), whitener(y.T @ y / len(y), ridge)
-    left, correlation, right = np.linalg.svd(white_x.T @ (x.T @ y / len(x)) @ white_y)
-    weight = np.sqrt(correlation[:dim])
-    return CCA(means, (white_x @ left[:, :dim] * weight, white_y @ right[:dim].T * weight))
+    white_x = inverse_root(*decompose(x.T @ x / len(x)), ridge)
+    white_y = inverse_root(*decompose(y.T @ y / len(y)), ridge)
+    return CCA(means, canonical_maps(white_x, x.T @ y / len(x), white_y, dim))
 
 
-def whitener(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """The symmetric inverse square root of a covariance plus ``ridge`` times its mean variance: (D_x, D_x)."""
-    return inverse_root(*np.linalg.eigh(covariance), ridge)
+def check_varied(latents: np.ndarray, name: str) -> None:
+    """Refuse latents that are all equal, from which nothing can be learned.
+
+    Args:
+        latents: Shape (N, D).
+        name: What to call them in the sentence.
+
+    Raises:
+        ValueError: If, among :data:`SAMPLE` of them, each value's deviation is at most :data:`LEAST_SPREAD` of the
+            latents' size.
+    """
+    some = latents[:: -(-len(latents) // SAMPLE) or 1].astype(np.float64)
+    if len(some) and not some.std(axis=0).max() > LEAST_SPREAD * np.sqrt(np.mean(some**2)):
+        raise ValueError(
+            f"{name} are all equal ({len(some)} were compared), so nothing can be learned from them; the encoder "
+            "answers every item alike: check its files and what it was given."
+        )
+
+
+def decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find eigenvalues, rising, and eigenvectors: the slowest step of a fit, done once for each covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return values, vectors
 
 
 def inverse_root(values: np.ndarray, vectors: np.ndarray, ridge: float) -> np.ndarray:
-    """:func:`whitener` of a covariance of these eigenvalues (D_x,) and eigenvectors (D_x, D_x)."""
+    """Whiten: the symmetric inverse square root of a covariance plus ``ridge`` times its mean variance, (D_x, D_x).
+
+    Args:
+        values: The covariance's eigenvalues, (D_x,).
+        vectors: Its eigenvectors, (D_x, D_x).
+        ridge: A multiple of the mean variance.
+    """
     return np.asarray(vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T)
+
+
+def canonical_maps(
+    white_x: np.ndarray, covariance: np.ndarray, white_y: np.ndarray, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the canonical directions, each scaled by the root of its correlation: (D_x, dim) and (D_y, dim).
+
+    Args:
+        white_x: :func:`inverse_root` of X's covariance, (D_x, D_x).
+        covariance: Of X with Y, (D_x, D_y).
+        white_y: :func:`inverse_root` of Y's covariance, (D_y, D_y).
+        dim: Directions kept.
+    """
+    left, correlation, right = np.linalg.svd(white_x.T @ covariance @ white_y, full_matrices=False)
+    weight = np.sqrt(correlation[:dim])
+    return white_x @ left[:, :dim] * weight, white_y @ right[:dim].T * weight
+
+
+def ridge_map(covariance: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
+    """Regress centred targets on centred latents: (D_x, D).
+
+    Args:
+        covariance: Of the latents, (D_x, D_x).
+        cross: Mean product of latents and targets, (D_x, D).
+        ridge: Penalty as a multiple of the latents' mean variance.
+    """
+    width = len(covariance)
+    return np.linalg.solve(covariance + ridge * np.trace(covariance) / width * np.eye(width), cross)

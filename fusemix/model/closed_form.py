@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from fusemix.model.adapters import FusionModel, TwoPathAdapter
-from fusemix.model.cca import inverse_root
+from fusemix.model.adapters import FusionModel, MultiPathAdapter
+from fusemix.model.cca import canonical_maps, check_varied, decompose, inverse_root, ridge_map
+from fusemix.stopping import Stopped
 
 MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
 CHUNK = 8192  # pairs held in float64 at once
@@ -21,10 +22,6 @@ ROOT_FLOOR = 1e-4  # of a latent's typical value: where the root view becomes a 
 REGRESSION_RIDGE = 0.1  # a later modality has a target to hit, and needs less restraint than CCA
 
 Latents = np.ndarray  # (N, D_x) float32
-
-
-class Stopped(Exception):
-    """The fit was asked to stop before its end; the model is of no use then."""
 
 
 def fit_closed_form(
@@ -36,7 +33,7 @@ def fit_closed_form(
     known: tuple[str, ...] = (),
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Fit the closed-form part of every two-path adapter of ``model``, in place.
+    """Fit the closed-form part of every multi-path adapter of ``model``, in place.
 
     The first two modalities met get a regularised CCA on standardised latents; every later one the
     ridge regression onto the linear embedding of a modality that is fitted. All get what the views of their trained
@@ -54,8 +51,9 @@ def fit_closed_form(
             4,096 x 4,096 values, is still finished.
 
     Raises:
-        Stopped: If ``should_stop`` said so.
-        ValueError: If a set names modalities none of which can be reached from the fitted ones.
+        Stopped: If ``should_stop`` said so; the model is of no use then.
+        ValueError: If a set names modalities none of which can be reached from the fitted ones, or all latents of one
+            are equal.
 
     Source:
         Hotelling 1936 (CCA). Whitened components before a contrastive head and the ensemble are ours.
@@ -69,6 +67,8 @@ def fit_closed_form(
 
     fitted = set(known)
     for latents in pairs:
+        for modality in latents:
+            check_varied(latents[modality][:MAX_PAIRS], f"The {modality} latents")
         for a, b in itertools.combinations(latents, 2):
             if not fitted:
                 _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge, go_on)
@@ -109,14 +109,12 @@ def _fit_cca(
     parts_y = decompose(yy)
     white_y = inverse_root(*parts_y, ridge)
     go_on()
-    left, correlation, right = np.linalg.svd(white_x.T @ xy @ white_y, full_matrices=False)
-    dim = model.config.closed_form_dim
-    weight = np.sqrt(correlation[:dim])
+    map_x, map_y = canonical_maps(white_x, xy, white_y, model.config.closed_form_dim)
     go_on()
-    _store(model, a, x_mean, white_x @ left[:, :dim] * weight / x_scale[:, None])
+    _store(model, a, x_mean, map_x / x_scale[:, None])
     _store_views(model, a, x_mean, xx, parts_x, ridge, x_scale)
     go_on()
-    _store(model, b, y_mean, white_y @ right[:dim].T * weight / y_scale[:, None])
+    _store(model, b, y_mean, map_y / y_scale[:, None])
     _store_views(model, b, y_mean, yy, parts_y, ridge, y_scale)
 
 
@@ -143,16 +141,9 @@ def _fit_ridge(
         xx += u.T @ u / len(x)
         xt += u.T @ target / len(x)
     go_on()
-    loaded = xx + ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
-    _store(model, new, mean, np.linalg.solve(loaded, xt) / scale[:, None])
+    _store(model, new, mean, ridge_map(xx, xt, ridge) / scale[:, None])
     go_on()
     _store_views(model, new, mean, xx, None, whiten_ridge, scale)
-
-
-def decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, rising, and eigenvectors: the dearest step of the fit, once for each covariance."""
-    values, vectors = np.linalg.eigh(covariance)
-    return values, vectors
 
 
 def _store(model: FusionModel, modality: str, mean: np.ndarray, linear: np.ndarray) -> None:
@@ -183,12 +174,12 @@ def _store_views(
     """
     config, adapter = model.config, _adapter(model, modality)
     width = min(config.whiten_dim, len(covariance))
-    if "whitened" in config.views or (not config.views and config.whiten):
+    if "whitened" in config.views:
         values, vectors = parts or decompose(covariance)
         adapter.whiten.copy_(_tensor(_whitened(values, vectors, width, ridge) / scale[:, None]))
-    if "components" in config.views or (not config.views and not config.whiten):
+    if "components" in config.views:
         _, vectors = decompose(covariance * scale[:, None] * scale)  # of the latents themselves: a rotation
-        (adapter.rotate if config.views else adapter.whiten).copy_(_tensor(vectors[:, ::-1][:, :width]))
+        adapter.rotate.copy_(_tensor(vectors[:, ::-1][:, :width]))
     if "root" in config.views:
         typical = float(np.sqrt(np.mean(mean**2 + covariance.diagonal() * scale**2)))
         adapter.floor.copy_(torch.tensor(ROOT_FLOOR * typical))
@@ -203,9 +194,9 @@ def _whitened(values: np.ndarray, vectors: np.ndarray, width: int, ridge: float)
     return np.asarray(vectors * gain)
 
 
-def _adapter(model: FusionModel, modality: str) -> TwoPathAdapter:
+def _adapter(model: FusionModel, modality: str) -> MultiPathAdapter:
     adapter = model.adapters[modality]
-    assert isinstance(adapter, TwoPathAdapter)
+    assert isinstance(adapter, MultiPathAdapter)
     return adapter
 
 
@@ -217,7 +208,7 @@ def _standard(x: Latents) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale by dimension, (D_x,) float64: the deviation, but no less than a tenth of the typical one."""
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     typical = np.sqrt(np.mean(deviation**2))
-    return mean, np.maximum(deviation, 0.1 * typical) if typical > 0 else np.ones_like(deviation)
+    return mean, np.maximum(deviation, 0.1 * typical)
 
 
 def _chunks(n: int) -> Iterator[slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,8 @@ class ModelConfig:
         closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
             closed form fills (:mod:`fusemix.model.closed_form`); 0 is the paper's adapter alone.
         whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
-        whiten: Whether those components are whitened; if not, they keep the latents' own scale.
         views: Some of :data:`VIEWS`: a trained path for each, beside the closed form, that reads the latents so
-            (:class:`fusemix.model.adapters.TwoPathAdapter`). Empty: one path, of components as ``whiten`` says.
+            (:class:`fusemix.model.adapters.MultiPathAdapter`). Empty beside a closed form means ``("whitened",)``.
         members: Configurations (:meth:`to_dict`) of models that stand side by side in this one
             (:mod:`fusemix.model.ensemble`); empty for a model that was trained.
     """
@@ -40,11 +40,11 @@ class ModelConfig:
     dropout: float = 0.6
     closed_form_dim: int = 0
     whiten_dim: int = 512
-    whiten: bool = True
     views: tuple[str, ...] = ()
     members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         if len(self.latent_dims) < 2:
             raise ValueError(f"A fusion model needs at least 2 modalities, got {sorted(self.latent_dims)}.")
         for modality, dim in self.latent_dims.items():
@@ -65,14 +65,15 @@ class ModelConfig:
             )
         if self.whiten_dim < 1:
             raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
-        for name in ("members", "views"):  # JSON gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "views", tuple(self.views))  # JSON gives lists
+        members = tuple(ModelConfig.from_dict(member).to_dict() for member in self.members)  # whatever wrote them
+        object.__setattr__(self, "members", members)
         if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
             raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
-        if self.views and not self.whiten:
-            raise ValueError("views name their components themselves; whiten=False belongs to one path without views.")
+        if self.closed_form_dim and not self.views:
+            object.__setattr__(self, "views", VIEWS[:1])
         if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
             raise ValueError(
                 f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
@@ -92,20 +93,19 @@ class ModelConfig:
         return len(self.trained_parts) + (self.closed_form_dim > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; newer keys only where they say something, because identities hang on it."""
+        """Return plain JSON-ready values."""
         values = dataclasses.asdict(self)
-        for name in ("members", "views"):
-            if not values[name]:
-                del values[name]
-            else:
-                values[name] = list(values[name])  # as JSON gives it back
-        if self.whiten:
-            del values["whiten"]
-        return values
+        return values | {name: list(values[name]) for name in ("members", "views")}  # as JSON gives them back
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
+        """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored.
+
+        Checkpoints from before views say ``whiten: false`` where their one trained path reads plain components.
+        """
+        values = dict(values)
+        if values.pop("whiten", True) is False:
+            values["views"] = ("components",)
         return cls(**_checked(cls, values))
 
 
@@ -142,16 +142,25 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))  # a list after JSON
+        _check_finite(self)
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
-        if self.mixup_alpha is not None and self.mixup_alpha <= 0:
+        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
-        if self.epochs < 1 or self.eval_every < 1 or self.save_every < 1:
-            raise ValueError("epochs, eval_every and save_every must each be >= 1.")
+        for name in ("epochs", "eval_every", "save_every", "max_val_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        for name in ("seed", "warmup_steps", "weight_decay", "min_learning_rate", "closed_form_ridge"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
+        if not self.learning_rate >= self.min_learning_rate:
+            raise ValueError(
+                f"learning_rate must be at least min_learning_rate, {self.min_learning_rate}, got {self.learning_rate}."
+            )
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
             raise ValueError(
                 f"temperature must lie in [{self.min_temperature}, {self.max_temperature}], got {self.temperature}."
@@ -169,6 +178,12 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Rebuild from :meth:`to_dict`; an unknown key is an error, not ignored."""
         return cls(**_checked(cls, values))
+
+
+def _check_finite(config: ModelConfig | TrainConfig) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:

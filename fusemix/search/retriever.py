@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusemix.encoder_identity import check_encoder
 from fusemix.encoders import Encoder
 from fusemix.encoders.recorded import load_recorded
 from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
@@ -48,7 +49,7 @@ class Retriever:
             ValueError: If an encoder or the index does not fit the model.
         """
         for modality, encoder in encoders.items():
-            model.check_encoder(modality, encoder.info())
+            check_encoder(modality, model.config.encoders, encoder.info())
         if index.model_identity != model.identity:
             raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
         self.model = model

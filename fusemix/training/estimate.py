@@ -7,14 +7,13 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from fusemix.data.pair_set import PairSet
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.training.losses import PLAIN_UP_TO, TILE
-from fusemix.training.trainer import _Run
+from fusemix.training.trainer import Trainer
 
 PROBE_STEPS = 10
 FLOAT = 4  # bytes
@@ -64,7 +63,7 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *,
         ValueError: As :func:`fusemix.training.trainer.train`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(sets, model_config, replace(config, frozen=()), Path(folder), hold_bytes=hold_bytes)
+        run = Trainer(sets, model_config, replace(config, frozen=()), folder, hold_bytes=hold_bytes)
         times = []
         for _ in range(PROBE_STEPS):
             began = time.perf_counter()

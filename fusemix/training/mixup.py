@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ def fusemix(
         The mixed latents, one (B, D_x) tensor per modality, in the input's dtype.
 
     Raises:
-        ValueError: If the batches differ in length, are odd or empty, or alpha <= 0.
+        ValueError: If the batches differ in length, are odd or empty, or alpha is not a finite number > 0.
 
     Source:
         Vouitsis et al., CVPR 2024, arXiv:2312.10144, FuseMix; as in
@@ -45,8 +46,8 @@ def fusemix(
 
 def draw_lam(alpha: float, n: int, rng: np.random.Generator, *, per_row: bool) -> np.ndarray:
     """Coefficients lam ~ Beta(alpha, alpha), float64: shape (1, 1) for the batch, or (n, 1) by row."""
-    if not alpha > 0:
-        raise ValueError(f"alpha must be > 0, got {alpha}.")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be > 0 and finite, got {alpha}.")
     return rng.beta(alpha, alpha, size=(n, 1)) if per_row else np.full((1, 1), rng.beta(alpha, alpha))
 
 

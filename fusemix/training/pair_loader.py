@@ -65,9 +65,8 @@ class PairLoader:
         return np.split(drawn, 2) if self.halved else [drawn]
 
     def share_of(self, half: np.ndarray) -> slice:
-        """This process's part of a half."""
-        share = len(half) // self.processes
-        return slice(self.rank * share, (self.rank + 1) * share)
+        """This process's part of a half; parts differ by at most one row."""
+        return slice(len(half) * self.rank // self.processes, len(half) * (self.rank + 1) // self.processes)
 
     def latents(self, modality: str, step: int) -> Tensor:
         """This process's latents of a step, (rows of all its halves, D_x), float32, on the device."""

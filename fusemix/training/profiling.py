@@ -16,7 +16,7 @@ from fusemix.data.pair_set import PairSet
 from fusemix.files import write_atomic
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig, TrainConfig
-from fusemix.training.trainer import _Run
+from fusemix.training.trainer import Trainer
 
 WARM_UP, STEPS = 3, 10
 STAGES = {
@@ -92,9 +92,8 @@ def profile(
     trace.parent.mkdir(parents=True, exist_ok=True)
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(sets, model_config, config, Path(folder), init, hold_bytes)
-        if on_gpu:
-            run.stage = _waiting
+        stage = _waiting if on_gpu else record_function
+        run = Trainer(sets, model_config, config, folder, init=init, hold_bytes=hold_bytes, stage=stage)
         for _ in range(WARM_UP):
             run.take_step()
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])

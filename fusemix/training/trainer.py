@@ -8,10 +8,8 @@ of one process at the same batch size, but for their dropout masks.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
-import json
 import logging
 import math
 import os
@@ -27,10 +25,8 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fusemix.data.latent_store import MANIFEST_NAME
 from fusemix.data.pair_set import PairSet
-from fusemix.distributed import any_process, gather, join_processes, mean_gradients, same_start
-from fusemix.evaluation.metrics import retrieval
+from fusemix.distributed import any_process, gather, join_processes, mean_gradients, row_counts, same_start
 from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.model.adapters import FusionModel
 from fusemix.model.closed_form import MAX_PAIRS, fit_closed_form
@@ -38,10 +34,15 @@ from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.training.losses import info_nce, info_nce_rows
 from fusemix.training.mixup import draw_lam, mix
 from fusemix.training.pair_loader import PairLoader, stores_to_hold
+from fusemix.training.precision import resolve_precision
+from fusemix.training.schedule import warmup_cosine
+from fusemix.training.start import check_sets, fingerprint, take_over
+from fusemix.training.validation import is_not_beaten, validation_recall
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
+Stage = Callable[[str], AbstractContextManager[Any]]  # names a part of a step while it runs
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,36 @@ class Result:
     finished: bool
     seconds: float
     writer: bool = True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pairs of a step, of one set, before they are mixed.
+
+    Attributes:
+        halves: Pair numbers of all processes: two equal halves to be mixed, or one piece without mixing.
+        groups: The group of each of these pairs, likewise.
+        share: This process's part of a half.
+        latents: Modality -> this process's latents, (rows of all its halves, D_x), float32.
+    """
+
+    halves: list[np.ndarray]
+    groups: list[np.ndarray]
+    share: slice
+    latents: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the adapters read in a step, of one set.
+
+    Attributes:
+        latents: Modality -> this process's rows, (n, D_x), float32; row i of each is a pair.
+        groups: (N,) the group of each row of all processes, where pairs of one group are right for one another.
+    """
+
+    latents: dict[str, Tensor]
+    groups: Tensor | None = None
 
 
 def train(
@@ -107,49 +138,67 @@ def train(
         should_abandon: Asked inside the closed form, before there is anything to save; of a single process.
 
     Raises:
-        Stopped: If ``should_abandon`` said so.
-        ValueError: On dimensions that do not fit, NaN latents, too few pairs, a state of
-            another run in ``folder``, or a loss that became NaN.
+        Stopped: If ``should_abandon`` said so; there is no model then.
+        ValueError: On dimensions that do not fit, NaN or equal latents, too few pairs for the settings, a state of
+            another run in ``folder``, or a loss that became NaN or infinite.
     """
     with sole_writer(Path(folder)) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
-        run = _Run(sets, model_config, config, Path(folder), init, hold_bytes, should_abandon)
-        return run.go(report, should_stop)
+        trainer = Trainer(
+            sets, model_config, config, folder, init=init, hold_bytes=hold_bytes, should_abandon=should_abandon
+        )
+        return trainer.run(report, should_stop)
 
 
-class _Run:
+class Trainer:
+    """A training, step by step; :func:`train` runs one to its end.
+
+    :meth:`take_step` draws (:meth:`draw`), mixes (:meth:`mix`), embeds (:meth:`forward`), compares (:meth:`loss`),
+    collects gradients (:meth:`backward`) and moves the weights (:meth:`update`); :meth:`run` adds :meth:`evaluate` and
+    :meth:`save`. Each may be overridden, as may :meth:`build_model`; scripts/studies/ablations.py does so.
+
+    Attributes:
+        model: Being trained, in float32.
+        step: Steps taken.
+        total_steps: Of the whole run.
+        epoch_steps: Steps of one pass over the largest set.
+        batches: Pairs a step reads, for each set; what ``batch_size`` says, or all where there are fewer.
+        history: An entry per evaluation.
+        best: The entry whose weights are kept.
+        stage: Called with the name of each part of a step, a context manager around it; torch's ``record_function``.
+    """
+
     def __init__(
         self,
         sets: list[PairSet],
         model_config: ModelConfig,
         config: TrainConfig,
-        folder: Path,
+        folder: str | Path,
+        *,
         init: FusionModel | None = None,
         hold_bytes: int | None = None,
         should_abandon: Callable[[], bool] | None = None,
+        stage: Stage = record_function,
     ) -> None:
-        _check_sets(sets, model_config)
-        self.sets, self.config, self.folder = sets, config, folder
+        """Prepare the first step; arguments and errors as of :func:`train`."""
+        check_sets(sets, model_config)
+        self.sets, self.config, self.folder, self.stage = sets, config, Path(folder), stage
         self.accelerator = join_processes(resolve_precision(config.mixed_precision))
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.fingerprint = _fingerprint(sets, model_config, config, init)
+        self.fingerprint = fingerprint(sets, model_config, config, init)
         divided = [s.divide(config) for s in sets]
         self.train_pairs = [train for train, _ in divided]
         self.val_pairs = [s.limit_groups(val, config.max_val_groups) for s, (_, val) in zip(sets, divided, strict=True)]
         self.val_groups = sum(len(np.unique(s.groups[val])) for s, val in zip(sets, self.val_pairs, strict=True))
-        even = (2 if config.mixup_alpha is not None else 1) * self.processes * config.accumulate
-        self.batches = [min(config.batch_size, len(pairs) // even * even) for pairs in self.train_pairs]
+        self.batches = [self._batch_of(s, len(pairs)) for s, pairs in zip(sets, self.train_pairs, strict=True)]
         self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
         self.total_steps = self.epoch_steps * config.epochs
         torch.manual_seed(config.seed)
-        self.model = FusionModel(model_config, temperature=config.temperature)
-        _start_from(self.model, init, config.frozen)
-        self.fit_closed_form(init, should_abandon)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
-        )
+        self.model = self.build_model(model_config)
+        take_over(self.model, init, config.frozen)
+        self._fit_closed_form(init, should_abandon)
         self.model.to(self.accelerator.device)  # gradients are summed by mean_gradients, not by a wrapper
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(self.build_optimizer())
         self.step, self.loss_sum, self.loss_count = 0, 0.0, 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": -1.0}
@@ -164,116 +213,125 @@ class _Run:
             )
             for number, (pair_set, pairs, batch) in enumerate(zip(sets, self.train_pairs, self.batches, strict=True))
         ]  # fmt: skip
-        self.stage: Callable[[str], AbstractContextManager[Any]] = record_function  # names the parts for --profile
 
-    def fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
-        """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
-        if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
-            return  # a resumed run finds it in its state
-        latents = []
-        for number, (pair_set, pairs) in enumerate(zip(self.sets, self.train_pairs, strict=True)):
-            rng = np.random.default_rng([self.config.seed, 3, number])
-            some = np.sort(rng.permutation(pairs)[:MAX_PAIRS])
-            latents.append({m: pair_set.latents(m, items[some]).numpy() for m, items in pair_set.items.items()})
-        known = init.modalities if init is not None else ()
-        ridge = self.config.closed_form_ridge
-        fit_closed_form(self.model, latents, ridge=ridge, known=known, should_stop=should_abandon)
+    def build_model(self, model_config: ModelConfig) -> FusionModel:
+        """Make the model to begin with; the run's seed is set."""
+        return FusionModel(model_config, temperature=self.config.temperature)
 
-    def go(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> Result:
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Make AdamW over the trained parameters, with weight decay on matrices alone."""
+        groups = [
+            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
+
+    def run(
+        self, report: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> Result:
+        """Load the state, if there is one, and take the steps that are left; arguments as of :func:`train`."""
         self.load()
         same_start(self.model)
         began, recent = time.perf_counter(), time.perf_counter()
         while self.step < self.total_steps:
             loss = self.take_step()
-            epoch, recall = self.step // self.epoch_steps, None
-            if self.rank == 0 and self.step % self.epoch_steps == 0:
-                if epoch % self.config.eval_every == 0 or self.step == self.total_steps:
-                    recall = self.evaluate(epoch)
-                self.loss_sum, self.loss_count = 0.0, 0
-                if epoch % self.config.save_every == 0 or self.step == self.total_steps:
-                    self.save()
+            recall = self._end_of_epoch() if self.rank == 0 and self.step % self.epoch_steps == 0 else None
             if report and self.rank == 0:
                 now = time.perf_counter()
                 rate, recent = sum(self.batches) / max(now - recent, 1e-9), now
-                report(
-                    Progress(
-                        self.step,
-                        self.total_steps,
-                        epoch,
-                        loss,
-                        float(self.model.temperature.detach()),
-                        self.learning_rate(self.step - 1),
-                        rate,
-                        recall,
-                    )
-                )
+                temperature, learning_rate = float(self.model.temperature.detach()), self.learning_rate(self.step - 1)
+                epoch = self.step // self.epoch_steps
+                report(Progress(self.step, self.total_steps, epoch, loss, temperature, learning_rate, rate, recall))
             if should_stop and any_process(self.accelerator, should_stop()) and self.step < self.total_steps:
                 if self.rank == 0:
                     self.save()
-                return self.result(began, finished=False)
-        return self.result(began, finished=True)
-
-    def result(self, began: float, *, finished: bool) -> Result:
-        model = self.model.cpu()
-        if self.best_weights:
-            model.load_state_dict(self.best_weights)
-        seconds = time.perf_counter() - began
-        return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
+                return self._result(began, finished=False)
+        return self._result(began, finished=True)
 
     def take_step(self) -> float:
-        """One optimizer step over a batch of every set; returns the mean loss."""
+        """Take one optimizer step over a batch of every set; returns the mean loss.
+
+        Raises:
+            ValueError: If the loss is NaN or infinite; the weights are then those of the step before.
+        """
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
         rng = np.random.default_rng([config.seed, 1, self.step])  # the same in every process
-        with torch.no_grad():
-            self.model.temperature.clamp_(config.min_temperature, config.max_temperature)
         self.model.train()
         for modality in config.frozen:
             self.model.adapters[modality].eval()
         value = 0.0
         for number in range(len(self.sets)):
             with self.stage("loading and mixing"):
-                mixed, groups = self.mixed_batch(number, rng)
-            value += self.backward(mixed, groups, seed=[config.seed, 4, self.step, number, self.rank])
-        with self.stage("optimizer"):
-            mean_gradients(self.trained)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+                batch = self.mix(self.draw(number), rng)
+            value += self.backward(batch, seed=[config.seed, 4, self.step, number, self.rank])
         if not math.isfinite(value):
-            raise ValueError(
-                f"The loss became {value} at step {self.step + 1}; lower --learning-rate. "
-                f"The state before this epoch is kept in {self.folder}."
-            )
+            raise ValueError(self._not_finite(value))
+        with self.stage("optimizer"):
+            self.update()
         self.step += 1
         self.loss_sum, self.loss_count = self.loss_sum + value, self.loss_count + 1
         return value
 
-    def mixed_batch(self, number: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
-        """This process's rows of the step's mixed pairs, and the groups of all rows if they are used.
+    def draw(self, number: int) -> Drawn:
+        """Read this process's latents of the step's pairs of a set; the next step's are read meanwhile.
 
-        All processes draw the same pairs and the same coefficients, so that together they mix what one
-        process would. A mixed pair belongs to the group of its heavier half.
+        All processes draw the same pairs, so that together they mix what one process would.
         """
-        config, pair_set = self.config, self.sets[number]
-        loader = self.loaders[number]
+        loader, pair_set = self.loaders[number], self.sets[number]
         halves = loader.draw(self.step)
-        latents = tuple(loader.latents(name, self.step) for name in pair_set.stores)
+        latents = {name: loader.latents(name, self.step) for name in pair_set.stores}
         if self.step + 1 < self.total_steps:
             loader.read_ahead(self.step + 1)
-        heavier = np.zeros(len(halves[0]), dtype=np.int64)
-        if config.mixup_alpha is not None:
-            lam = draw_lam(config.mixup_alpha, len(halves[0]), rng, per_row=config.mixup_per_row)
-            heavier = (np.broadcast_to(lam, (len(halves[0]), 1))[:, 0] < 0.5).astype(np.int64)
-            part = lam if len(lam) == 1 else lam[loader.share_of(halves[0])]
-            latents = mix(latents, part)
-        groups = None
-        if config.multi_positive:
-            chosen = np.stack(halves)[heavier, np.arange(len(halves[0]))]
-            groups = torch.from_numpy(pair_set.groups[chosen]).to(self.accelerator.device)
-        return dict(zip(pair_set.stores, latents, strict=True)), groups
+        return Drawn(halves, [pair_set.groups[half] for half in halves], loader.share_of(halves[0]), latents)
 
-    def backward(self, latents: dict[str, Tensor], groups: Tensor | None, *, seed: list[int]) -> float:
+    def mix(self, drawn: Drawn, rng: np.random.Generator) -> Batch:
+        """Mix the halves of a batch (FuseMix), with coefficients of the step's generator; without mixing, keep it.
+
+        A mixed pair belongs to the group of its heavier half.
+        """
+        config, rows = self.config, len(drawn.halves[0])
+        latents, heavier = drawn.latents, np.zeros(rows, dtype=np.int64)
+        if config.mixup_alpha is not None:
+            lam = draw_lam(config.mixup_alpha, rows, rng, per_row=config.mixup_per_row)
+            heavier = (np.broadcast_to(lam, (rows, 1))[:, 0] < 0.5).astype(np.int64)
+            mixed = mix(tuple(latents.values()), lam if len(lam) == 1 else lam[drawn.share])
+            latents = dict(zip(latents, mixed, strict=True))
+        if not config.multi_positive:
+            return Batch(latents)
+        groups = np.stack(drawn.groups)[heavier, np.arange(rows)]
+        return Batch(latents, torch.from_numpy(groups).to(self.accelerator.device))
+
+    def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Apply the trained paths, in the run's precision: (n, D_x) -> (n, D) a modality, float32, not normalised."""
+        with self.stage("forward"), self.accelerator.autocast():
+            return {name: out.float() for name, out in self.model(latents).items()}
+
+    def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
+        """Compare outputs of this process's rows with everybody's.
+
+        Returns:
+            The mean over the trained paths, already divided among the sets; its mean over the processes is that of
+            all rows.
+        """
+        temperature, losses = self.model.temperature, []
+        whole, part_of_all = out, 1.0
+        if self.processes > 1:
+            counts = row_counts(next(iter(out.values())))
+            first = sum(counts[: self.rank])
+            whole = {name: gather(x, counts) for name, x in out.items()}
+            part_of_all = counts[self.rank] * self.processes / sum(counts)
+        parts = self.model.config.trained_parts
+        for (a, b), part in itertools.product(itertools.combinations(out, 2), parts):
+            mine = out[a][:, part], out[b][:, part]
+            if self.processes == 1:
+                losses.append(info_nce(*mine, temperature=temperature, groups=groups))
+                continue
+            everybody = whole[a][:, part], whole[b][:, part]
+            rows = info_nce_rows(*mine, *everybody, first=first, temperature=temperature, groups=groups)
+            losses.append(rows * part_of_all)
+        return torch.stack(losses).sum() / len(parts) / sum(math.comb(len(s.stores), 2) for s in self.sets)
+
+    def backward(self, batch: Batch, *, seed: list[int]) -> float:
         """Add the gradients of one set's loss; returns the loss, the mean over all processes' rows.
 
         With ``accumulate`` > 1 the adapters run over one piece of the batch at a time, twice: first for the
@@ -285,89 +343,63 @@ class _Run:
 
         def embed(piece: int) -> dict[str, Tensor]:
             torch.manual_seed(int(np.random.default_rng([*seed, piece]).integers(2**62)))
-            part = {name: x.chunk(pieces)[piece] for name, x in latents.items()}
-            with self.stage("forward"), self.accelerator.autocast():
-                return {name: out.float() for name, out in self.model(part).items()}
+            return self.forward({name: x.tensor_split(pieces)[piece] for name, x in batch.latents.items()})
 
         if pieces == 1:
-            loss = self.loss(embed(0), groups)
-            with self.stage("backward"):
-                self.accelerator.backward(loss)
-            return self.mean(loss)
+            return self._through_loss(embed(0), batch.groups)
         with torch.no_grad():
             parts = [embed(piece) for piece in range(pieces)]
-        whole = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in latents}
-        loss = self.loss(whole, groups)
-        with self.stage("backward"):
-            self.accelerator.backward(loss)
+        whole = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in batch.latents}
+        value = self._through_loss(whole, batch.groups)
         for piece in range(pieces):
             out = embed(piece)
             for name, embedding in out.items():
                 gradient = whole[name].grad
                 if embedding.requires_grad and gradient is not None:  # a frozen adapter needs none
                     with self.stage("backward"):
-                        embedding.backward(gradient.chunk(pieces)[piece])
-        return self.mean(loss)
+                        embedding.backward(gradient.tensor_split(pieces)[piece])
+        return value
 
-    def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
-        """This process's share of the set's loss, the mean over the trained paths, already divided among the sets."""
-        with self.stage("loss"):
-            temperature, losses = self.model.temperature, []
-            whole = {name: gather(x) for name, x in out.items()} if self.processes > 1 else out
-            parts = self.model.config.trained_parts
-            for (a, b), part in itertools.product(itertools.combinations(out, 2), parts):
-                mine = out[a][:, part], out[b][:, part]
-                if self.processes == 1:
-                    losses.append(info_nce(*mine, temperature=temperature, groups=groups))
-                    continue
-                share = *mine, whole[a][:, part], whole[b][:, part]
-                first = self.rank * len(out[a])
-                losses.append(info_nce_rows(*share, first=first, temperature=temperature, groups=groups))
-            return torch.stack(losses).sum() / len(parts) / sum(math.comb(len(s.stores), 2) for s in self.sets)
-
-    def mean(self, loss: Tensor) -> float:
-        """A loss as a number, its mean over the processes."""
-        return float(self.accelerator.reduce(loss.detach(), "mean"))
+    def update(self) -> None:
+        """Move the weights by the mean of all processes' gradients, and the temperature back into its bounds."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        mean_gradients(self.trained)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.model.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine, per step.
-
-        The authors' code moves the cosine once an epoch; with the few, long epochs of a small
-        machine we move it every step.
-        """
+        """Tell the rate of a step, from 0."""
         c = self.config
-        warmup = min(c.warmup_steps, max(1, self.total_steps // 5))
-        if step < warmup:
-            return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * (step + 1) / warmup
-        part = (step - warmup) / max(1, self.total_steps - warmup)
-        return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * 0.5 * (1 + math.cos(math.pi * part))
+        return warmup_cosine(
+            step, self.total_steps, highest=c.learning_rate, lowest=c.min_learning_rate, warmup_steps=c.warmup_steps
+        )
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Validation recall@1 of every set and direction; keeps the weights unless an earlier epoch was clearly better.
+        """Measure validation recall@1 of every set and direction; keep the weights unless an earlier epoch beats them.
 
-        Clearly: by more than one standard error of a share among the held-out groups. With few of them the highest
-        of several recalls is mostly luck, and as the learning rate falls to nothing the later weights are the better.
+        See :func:`fusemix.training.validation.is_not_beaten`.
         """
-        model = self.model
         with self.stage("evaluation"):
-            recall = validation_recall(model, self.sets, self.val_pairs)
-        score = float(np.mean(list(recall.values())))
+            recall = validation_recall(self.model, self.sets, self.val_pairs)
         entry = {
             "epoch": epoch,
             "step": self.step,
             "loss": self.loss_sum / max(1, self.loss_count),
-            "temperature": float(model.temperature.detach()),
-            "score": score,
+            "temperature": float(self.model.temperature.detach()),
+            "score": float(np.mean(list(recall.values()))),
             **recall,
         }
         self.history.append(entry)
-        top = max(earlier["score"] for earlier in self.history)
-        if score >= top - math.sqrt(top * (1 - top) / self.val_groups):
+        if is_not_beaten([earlier["score"] for earlier in self.history], self.val_groups):
             self.best = entry
-            self.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            self.best_weights = {n: value.detach().cpu().clone() for n, value in self.model.state_dict().items()}
         return recall
 
     def save(self) -> None:
+        """Write the state of the run, whole or not at all."""
         state = {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -384,6 +416,11 @@ class _Run:
         write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()))
 
     def load(self) -> None:
+        """Go on from the saved state, if there is one.
+
+        Raises:
+            ValueError: If it is damaged or of another run.
+        """
         path = self.folder / STATE_NAME
         if not path.exists():
             return
@@ -393,8 +430,8 @@ class _Run:
             raise ValueError(f"{path} is damaged ({error}); remove it to start again.") from error
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{path} belongs to a run with other latents or settings; resume with the same command, "
-                "choose another --out, or remove that file to start again."
+                f"{path} belongs to a run with other latents or settings; resume with the same ones, "
+                "choose another folder, or remove that file to start again."
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -402,95 +439,64 @@ class _Run:
         self.history, self.best, self.best_weights = state["history"], state["best"], state["best_weights"]
         logger.info("Resumed %s at step %d of %d.", path, self.step, self.total_steps)
 
-
-def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
-    """recall@1 for every set and direction, e.g. ``image+text/text_to_image``; each item stands once."""
-    recall: dict[str, float] = {}
-    for number, (pair_set, chosen) in enumerate(zip(sets, pairs, strict=True)):
-        sides = {}
-        for modality, items in pair_set.items.items():
-            distinct, first = np.unique(items[chosen], return_index=True)
-            embeddings = model.embed(modality, pair_set.latents(modality, distinct))
-            sides[modality] = (embeddings, pair_set.groups[chosen][first])
-        prefix = f"{number}:{pair_set.name}" if [s.name for s in sets].count(pair_set.name) > 1 else pair_set.name
-        for a, b in itertools.permutations(sides, 2):
-            values = retrieval(sides[a][0], sides[b][0], sides[a][1], sides[b][1], intervals=False)
-            recall[f"{prefix}/{a}_to_{b}"] = values["recall_at_1"]
-    return recall
-
-
-def resolve_precision(name: str) -> str:
-    """``auto`` -> bf16 where the processor multiplies it fast, else no."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # oneDNN's bf16 products are slow (hundreds of times) without these instructions
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "no"
-
-
-def _check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
-    if not sets:
-        raise ValueError("Give at least one set of paired latents.")
-    for pair_set in sets:
-        for modality, store in pair_set.stores.items():
-            expected = model_config.latent_dims.get(modality)
-            if expected != store.dim:
-                raise ValueError(
-                    f"{store.folder} holds {modality} latents of width {store.dim}, the model takes {expected}; "
-                    "train with latents of one encoder per modality."
-                )
-            encoder = model_config.encoders.get(modality)
-            if encoder is not None and encoder != store.encoder:
-                raise ValueError(
-                    f"{store.folder} was made by {store.encoder['name']} ({store.encoder['revision'][:12]}), but other "
-                    f"{modality} latents here by {encoder['name']} ({encoder['revision'][:12]}); use one encoder."
-                )
-        pair_set.check_finite()
-
-
-def _parameter_groups(model: FusionModel, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _start_from(model: FusionModel, init: FusionModel | None, frozen: tuple[str, ...]) -> None:
-    """Copy the adapters of ``init`` into ``model`` and stop the gradient of the frozen ones."""
-    known = init.modalities if init is not None else ()
-    if unknown := [m for m in frozen if m not in known or m not in model.modalities]:
-        raise ValueError(f"Cannot freeze {unknown}: the model to start from has the adapters {list(known)}.")
-    for modality in known:
-        if modality not in model.modalities:
-            continue
-        assert init is not None
-        try:
-            model.adapters[modality].load_state_dict(init.adapters[modality].state_dict())
-        except RuntimeError as error:
-            ours, theirs = model.config, init.config
-            names = ("embed_dim", "depth", "expansion", "closed_form_dim", "whiten_dim", "views")
-            differ = [n for n in names if getattr(theirs, n) != getattr(ours, n)]
-            other = "; ".join(f"{n} {getattr(theirs, n)!r}, not {getattr(ours, n)!r}" for n in differ)
+    def _batch_of(self, pair_set: PairSet, pairs: int) -> int:
+        """Pairs of a set that a step reads; refuse fewer than the processes and the pieces need."""
+        halves = 2 if self.config.mixup_alpha is not None else 1
+        rows = min(self.config.batch_size, pairs) // halves
+        needed = max(2, self.processes * self.config.accumulate)  # one pair alone has nothing to be told from
+        if rows < needed:
             raise ValueError(
-                f"The {modality} adapter to start from has another shape than this model's: {other}. Train with the "
-                "flags it was trained with (a closed form without views: --recipe two-path; none: --recipe paper)."
-            ) from error
-        if init.config.encoders.get(modality) != model.config.encoders.get(modality):
-            raise ValueError(f"The {modality} adapter to start from was trained on another encoder's latents.")
-    for modality in frozen:
-        model.adapters[modality].requires_grad_(False)
+                f"{pair_set.name}: a step compares {rows} pairs ({pairs} to train on, batch_size "
+                f"{self.config.batch_size}{', halved by mixing' if halves == 2 else ''}), and needs at least {needed} "
+                f"({self.processes} processes x accumulate {self.config.accumulate}, and never fewer than 2); raise "
+                "batch_size, give more pairs or lower accumulate."
+            )
+        return rows * halves
 
+    def _fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
+        """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
+        if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
+            return  # a resumed run finds it in its state
+        latents = []
+        for number, (pair_set, pairs) in enumerate(zip(self.sets, self.train_pairs, strict=True)):
+            rng = np.random.default_rng([self.config.seed, 3, number])
+            some = np.sort(rng.permutation(pairs)[:MAX_PAIRS])
+            latents.append({m: pair_set.latents(m, items[some]).numpy() for m, items in pair_set.items.items()})
+        known = init.modalities if init is not None else ()
+        ridge = self.config.closed_form_ridge
+        fit_closed_form(self.model, latents, ridge=ridge, known=known, should_stop=should_abandon)
 
-def _fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None) -> str:
-    digest = hashlib.sha256(json.dumps([model_config.to_dict(), config.to_dict()], sort_keys=True).encode())
-    if init is not None:
-        digest.update(init.identity.encode())
-    for pair_set in sets:
-        for store in pair_set.stores.values():
-            digest.update((store.folder / MANIFEST_NAME).read_bytes())
-    return digest.hexdigest()
+    def _end_of_epoch(self) -> dict[str, float] | None:
+        epoch, last, recall = self.step // self.epoch_steps, self.step == self.total_steps, None
+        if epoch % self.config.eval_every == 0 or last:
+            recall = self.evaluate(epoch)
+        self.loss_sum, self.loss_count = 0.0, 0
+        if epoch % self.config.save_every == 0 or last:
+            self.save()
+        return recall
+
+    def _result(self, began: float, *, finished: bool) -> Result:
+        model = self.model.cpu()
+        if self.best_weights:
+            model.load_state_dict(self.best_weights)
+        seconds = time.perf_counter() - began
+        return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
+
+    def _through_loss(self, out: dict[str, Tensor], groups: Tensor | None) -> float:
+        """Carry the loss's gradient back to what made ``out``; returns the loss, its mean over the processes."""
+        with self.stage("loss"):
+            loss = self.loss(out, groups)
+        with self.stage("backward"):
+            self.accelerator.backward(loss)
+        return float(self.accelerator.reduce(loss.detach(), "mean"))
+
+    def _not_finite(self, value: float) -> str:
+        advice = "lower learning_rate"
+        if self.accelerator.mixed_precision == "fp16":
+            advice += ", or train with mixed_precision 'bf16' or 'no', whose numbers reach further"
+        path = self.folder / STATE_NAME
+        kept = f"The last state saved is kept in {path}." if path.exists() else "No state had been saved yet."
+        return f"The loss became {value} at step {self.step + 1}; {advice}. {kept}"
 
 
 def save_result(result: Result, folder: str | Path, config: TrainConfig, *, card: str, **save: Any) -> None:

@@ -259,7 +259,7 @@ def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
     from fusemix.data.latent_store import write_latents
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
-    from fusemix.training.trainer import _Run
+    from fusemix.training.trainer import Trainer
 
     folder = Path(tempfile.mkdtemp())
     stores = {
@@ -268,7 +268,7 @@ def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
     }
     dims = dict(zip(("image", "text"), args.widths, strict=True))
     config = TrainConfig(batch_size=args.batch_size, val_fraction=0.01, warmup_steps=1)
-    return _Run([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=args.depth), config, folder / "run")
+    return Trainer([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=args.depth), config, folder / "run")
 
 
 def where_it_goes(run: Any, steps: int) -> dict[str, float]:
@@ -392,7 +392,7 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
 def run_recall(args: argparse.Namespace) -> dict[str, Any]:
     """Both trained for equal epochs with one schedule, ours in its own precision; the last weights are compared."""
     from fusemix.model.config import ModelConfig, TrainConfig
-    from fusemix.training.trainer import _Run, validation_recall
+    from fusemix.training.trainer import Trainer, validation_recall
 
     found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
@@ -402,7 +402,7 @@ def run_recall(args: argparse.Namespace) -> dict[str, Any]:
         for seed in args.seeds:
             config = TrainConfig(batch_size=args.batch_size, epochs=args.epochs, seed=seed, max_val_groups=10**9)
             began = time.process_time()
-            run = _Run([pairs], ModelConfig(latent_dims=dims, depth=args.depth), config, Path(work) / f"run{seed}")
+            run = Trainer([pairs], ModelConfig(latent_dims=dims, depth=args.depth), config, Path(work) / f"run{seed}")
             while run.step < run.total_steps:
                 run.take_step()
             seconds["ours"].append(time.process_time() - began)
@@ -440,10 +440,12 @@ def run_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 def interval(values: list[float]) -> dict[str, float]:
     """Mean over seeds and its 95 % interval by Student's t."""
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-    if len(values) not in quantile:
-        raise SystemExit(f"An interval needs 2 to 10 seeds, got {len(values)}.")
-    mean, half = float(np.mean(values)), quantile[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    from fusemix.evaluation.metrics import student_interval
+
+    found = student_interval(values)
+    mean, half = found["mean"], found["half_width_95"]
+    if mean is None or half is None:
+        raise SystemExit(f"An interval needs 2 seeds or more, got {len(values)}.")
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -695,7 +697,7 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
-    from fusemix.training.trainer import _Run
+    from fusemix.training.trainer import Trainer
 
     began, computed = time.perf_counter(), time.process_time()
     stores = {m: LatentStore.open(folder / m, verify=True) for m in ("image", "text")}  # as scripts/train.py does
@@ -704,18 +706,19 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
     dims = dict(zip(("image", "text"), args.widths, strict=True))
     config = TrainConfig(batch_size=args.batch_size, val_fraction=min(0.1, 500 / pairs), warmup_steps=1)
     model = ModelConfig(latent_dims=dims, depth=1)
-    run = _Run([joined], model, config, folder / "run", hold_bytes=args.hold_bytes)
+    run = Trainer([joined], model, config, folder / "run", hold_bytes=args.hold_bytes)
     run.take_step()
     ready = time.perf_counter() - began
-    loading, mixed_batch = [0.0], run.mixed_batch
+    loading = [0.0]
 
-    def timed(*arguments: Any) -> Any:
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
         start = time.perf_counter()
-        out = mixed_batch(*arguments)
-        loading[0] = time.perf_counter() - start
-        return out
+        yield
+        if name == "loading and mixing":
+            loading[0] = time.perf_counter() - start
 
-    run.mixed_batch = timed  # type: ignore[method-assign]
+    run.stage = timed
     said: dict[str, Any] = {"open_and_check_s": opened, "open_and_check_cpu_s": opened_cpu, "first_step_after_s": ready}
     print(json.dumps({**said, "held_gib": sum(store.n_bytes for store in run.held) / 2**30}), flush=True)
     for _ in sys.stdin:

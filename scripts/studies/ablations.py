@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusemix.model.adapters import FusionModel
-from fusemix.model.config import TrainConfig
+from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.training.mixup import draw_lam, mix
+from fusemix.training.trainer import Batch, Drawn
 from scripts.studies.common import (
-    Rebuilt,
-    StudyRun,
+    StudyTrainer,
     console,
     joined,
     latents,
@@ -37,57 +37,54 @@ from scripts.studies.common import (
     write,
 )
 
-Batch = tuple[dict[str, Tensor], Tensor | None]
 
-
-class Noise(StudyRun):
+class Noise(StudyTrainer):
     """No mixing; Gaussian noise on every latent, of ``share`` times the deviation of its dimension."""
 
     share = 0.5
 
-    def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
-        """A plain batch, with noise of the step's own generator."""
-        batch, groups = super().mixed_batch(number, rng)
+    def mix(self, drawn: Drawn, rng: np.random.Generator) -> Batch:
+        """Take the plain batch, with noise of the step's own generator."""
+        batch = super().mix(drawn, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        for name, x in batch.items():
-            noise = torch.randn(x.shape, generator=generator)
-            batch[name] = x + self.share * x.std(dim=0, keepdim=True) * noise
-        return batch, groups
+        noisy = {
+            name: x + self.share * x.std(dim=0, keepdim=True) * torch.randn(x.shape, generator=generator)
+            for name, x in batch.latents.items()
+        }
+        return Batch(noisy, batch.groups)
 
 
-class Unshared(StudyRun):
+class Unshared(StudyTrainer):
     """A coefficient of its own for each modality: a mixed pair is then no true pair."""
 
-    def mixed_batch(self, number: int, rng: np.random.Generator) -> Batch:
-        """As FuseMix, but for the coefficients."""
-        loader = self.loaders[number]
-        halves = loader.draw(self.step)
+    def mix(self, drawn: Drawn, rng: np.random.Generator) -> Batch:
+        """Mix as FuseMix does, but for the coefficients."""
         assert self.config.mixup_alpha is not None
         out = {}
-        for name in self.sets[number].stores:
-            lam = draw_lam(self.config.mixup_alpha, len(halves[0]), rng, per_row=False)
-            (out[name],) = mix([loader.latents(name, self.step)], lam)
-        return out, None
+        for name, x in drawn.latents.items():
+            lam = draw_lam(self.config.mixup_alpha, len(drawn.halves[0]), rng, per_row=False)
+            (out[name],) = mix([x], lam)
+        return Batch(out)
 
 
-class Sigmoid(Rebuilt):
+class Sigmoid(StudyTrainer):
     """The sigmoid loss in place of InfoNCE. Source: SigLIP, arXiv:2303.15343, its start (scale 10, bias -10)."""
 
-    def change(self) -> None:
-        """A learned bias; the temperature starts at 0.1."""
-        self.model.bias = nn.Parameter(torch.tensor(-10.0))
-        with torch.no_grad():
-            self.model.temperature.fill_(0.1)
+    def build_model(self, model_config: ModelConfig) -> FusionModel:
+        """Add a learned bias; the temperature starts at 0.1."""
+        model = FusionModel(model_config, temperature=0.1)
+        model.bias = nn.Parameter(torch.tensor(-10.0))
+        return model
 
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
-        """Mean over rows of the sum of binary losses."""
+        """Average over rows the sum of binary losses."""
         a, b = (F.normalize(x, dim=1) for x in out.values())
         logits = a @ b.T / self.model.temperature + self.model.bias
         signs = 2 * torch.eye(len(a)) - 1
         return -F.logsigmoid(signs * logits).sum() / len(a)
 
 
-class HardNegatives(StudyRun):
+class HardNegatives(StudyTrainer):
     """Negatives weighted by exp(beta x similarity), weights of mean 1. Source: Robinson et al., arXiv:2010.04592."""
 
     beta = 1.0
@@ -107,18 +104,20 @@ class HardNegatives(StudyRun):
         return torch.stack(losses).mean()
 
 
-class Gated(Rebuilt):
+class Gated(StudyTrainer):
     """SAIL's idea of a gated adapter in place of the residual one: a product of two linear maps, then a projection.
 
     Source: the gated linear unit of SAIL (arXiv:2412.04616) as FACTS describes it, hidden width 8 x 512; unchecked
     against its code.
     """
 
-    def change(self) -> None:
-        """Other adapters."""
-        config = self.model.config
-        for name, dim in config.latent_dims.items():
-            self.model.adapters[name] = _Gate(dim, config.embed_dim, 8 * config.embed_dim, config.dropout)
+    def build_model(self, model_config: ModelConfig) -> FusionModel:
+        """Put other adapters into the model."""
+        model = super().build_model(model_config)
+        for name, dim in model_config.latent_dims.items():
+            width = model_config.embed_dim
+            model.adapters[name] = _Gate(dim, width, 8 * width, model_config.dropout)
+        return model
 
 
 class _Gate(nn.Module):
@@ -134,31 +133,32 @@ class _Gate(nn.Module):
         return out
 
 
-class Fixed(Rebuilt):
+class Fixed(StudyTrainer):
     """A temperature that is not learned."""
 
-    def change(self) -> None:
+    def build_model(self, model_config: ModelConfig) -> FusionModel:
         """Stop its gradient."""
-        self.model.temperature.requires_grad_(False)
+        model = super().build_model(model_config)
+        model.temperature.requires_grad_(False)
+        return model
 
 
-class Averaged(StudyRun):
+class Averaged(StudyTrainer):
     """Weights averaged over the last steps (exponentially, over about 30 of them) are what is evaluated."""
 
     decay = 1 - 1 / 30
     average: FusionModel | None = None
 
-    def take_step(self) -> float:
-        """A step, then the average."""
-        loss = super().take_step()
+    def update(self) -> None:
+        """Move the weights, then their average."""
+        super().update()
         if self.average is None:
             self.average = copy.deepcopy(self.model)
         for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.data.lerp_(value.data, 1 - self.decay)
-        return loss
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Recall of the average."""
+        """Measure the recall of the average."""
         live, self.model = self.model, self.average or self.model
         try:
             return super().evaluate(epoch)
@@ -174,7 +174,7 @@ class Variant:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-    kind: type[StudyRun] = StudyRun
+    kind: type[StudyTrainer] = StudyTrainer
 
 
 NO_MIX: dict[str, Any] = {"mixup_alpha": None}

@@ -21,13 +21,13 @@ from torch import Tensor
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pair_set import PairSet
 from fusemix.data.pairs import PairTable
-from fusemix.evaluation.metrics import ranks
+from fusemix.evaluation.metrics import ranks, student_interval
 from fusemix.model.cca import fit_cca
 from fusemix.model.config import ModelConfig, TrainConfig
-from fusemix.training.trainer import _parameter_groups, _Run, validation_recall
+from fusemix.training.trainer import Trainer
+from fusemix.training.validation import validation_recall
 
 ROOT = Path(__file__).resolve().parents[2]
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
 
 console = Console()
 
@@ -79,36 +79,23 @@ def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
     })  # fmt: skip
 
 
-class StudyRun(_Run):
+class StudyTrainer(Trainer):
     """The trainer, reporting recall@1 on ``dev`` as it goes. No epoch is chosen: the last weights count."""
 
-    dev: PairSet
+    def __init__(self, *args: Any, dev: PairSet) -> None:
+        """As the trainer's, and the pairs to report on."""
+        self.dev = dev
+        super().__init__(*args)
 
     def save(self) -> None:
-        """Nothing: a study keeps finished runs, not states."""
+        """Keep nothing: a study keeps finished runs, not states."""
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Recall@1 on dev, by direction."""
+        """Measure recall@1 on dev, by direction."""
         recall = recall_at_1(self.model, self.dev)
         self.history.append({"epoch": epoch, **recall})
         self.best, self.best_weights = self.history[-1], {}
         return recall
-
-
-class Rebuilt(StudyRun):
-    """A run whose model is changed before its optimiser is made."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        torch.manual_seed(self.config.seed)
-        self.change()
-        groups = _parameter_groups(self.model, self.config.weight_decay)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        plain = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
-        self.optimizer = self.accelerator.prepare_optimizer(plain)
-
-    def change(self) -> None:
-        """Change ``self.model``."""
 
 
 def recall_at_1(model: Any, pairs: PairSet) -> dict[str, float]:
@@ -148,15 +135,18 @@ def cca_ranks(pairs: PairSet, dev: PairSet, *, directions: int, ridge: float) ->
 
 
 def trained(
-    kind: Callable[..., StudyRun], pairs: PairSet, dev: PairSet, model: ModelConfig, config: TrainConfig, folder: Path
+    kind: Callable[..., StudyTrainer],
+    pairs: PairSet,
+    dev: PairSet,
+    model: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train, unless it has been: the last recall, its curve and the seconds; nothing but those is kept."""
 
     def fresh() -> dict[str, Any]:
         began = time.perf_counter()
-        run = kind([pairs], model, config, folder)
-        run.dev = dev
-        history = run.go(None, None).history
+        history = kind([pairs], model, config, folder, dev=dev).run().history
         return {"seconds": round(time.perf_counter() - began, 1), "curve": history, **history[-1]}
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,10 +165,7 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def summary(values: list[float]) -> dict[str, Any]:
     """Mean, standard deviation and the half width of a 95 % interval (Student's t) of values, one per seed."""
-    n = len(values)
-    deviation = float(np.std(values, ddof=1)) if n > 1 else None
-    half = T_975[n - 1] * deviation / n**0.5 if deviation is not None and n - 1 in T_975 else None
-    return {"n": n, "mean": float(np.mean(values)), "sd": deviation, "half_width_95": half, "values": values}
+    return {**student_interval(values), "values": values}
 
 
 def points(value: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_store import LatentStore, write_latents
 from fusemix.data.pairs import PairTable
-from fusemix.evaluation.evaluate import evaluate, stored_items
+from fusemix.encoder_identity import check_encoder
+from fusemix.evaluation.evaluate import StoredPairs, evaluate, stored_items
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
 
@@ -59,9 +60,9 @@ def test_a_query_column_that_meets_no_gallery_item_is_refused(tmp_path):
 def test_latents_of_another_encoder_are_refused():
     info = {"name": "x", "revision": "1", "fingerprint": "f", "dim": 4, "modality": "image"}
     model = FusionModel(ModelConfig(latent_dims={"image": 4, "text": 4}, encoders={"image": info}))
-    model.check_encoder("image", info)
+    check_encoder("image", model.config.encoders, info)
     with pytest.raises(ValueError, match="trained on latents of x with revision '1'"):
-        model.check_encoder("image", info | {"revision": "2"})
+        check_encoder("image", model.config.encoders, info | {"revision": "2"})
 
 
 def test_stored_latents_are_matched_to_items_by_row(table, tmp_path):
@@ -107,3 +108,29 @@ def test_the_command_writes_the_promised_keys(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["hubness"] == {"bank": 7, "neighbours": 128, "weight": 0.5}
     asked = subprocess.run([*command, "--bank", str(tmp_path / "text")], capture_output=True, text=True)
     assert asked.returncode == 2 and "holds queries that are asked here" in asked.stderr
+
+
+def test_captions_of_the_same_words_are_queries_of_their_own_but_one_item_of_the_gallery(tmp_path):
+    """As the protocol says; 'a dog' is said of two pictures and can only find one of them."""
+    (tmp_path / "t.csv").write_text("image,text\na,a dog\nb,a dog\na,a one\nb,b one\n")
+    table, axes = PairTable.read(tmp_path / "t.csv"), {"a": [1.0, 0], "b": [0, 1.0], "a dog": [0.8, 0.6]}
+
+    def embed(modality, items):
+        return torch.tensor([axes[Path(i.value).name if modality == "image" else i.value[:5].strip()] for i in items])
+
+    axes |= {"a one": axes["a"], "b one": axes["b"]}
+    asked = evaluate(table, embed, query="text", gallery="image")
+    assert (asked["n_queries"], asked["n_gallery"], asked["recall_at_1"]) == (4, 2, 0.75)
+    found = evaluate(table, embed, query="image", gallery="text")
+    assert (found["n_queries"], found["recall_at_1"]) == (2, 1.0)
+
+
+def test_stores_of_different_tables_are_not_evaluated_together(tmp_path):
+    stores = {}
+    for modality in ("image", "text"):
+        store = write_latents(tmp_path / modality, np.eye(8, 4, dtype=np.float32), modality=modality, name=modality)
+        manifest = json.loads((store.folder / "manifest.json").read_text())
+        (store.folder / "manifest.json").write_text(json.dumps(manifest | {"table": f"made for {modality}"}))
+        stores[modality] = LatentStore.open(store.folder)
+    with pytest.raises(ValueError, match="different tables"):
+        StoredPairs(stores)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.evaluation.metrics import bootstrap, ranks, retrieval, summarise
+from fusemix.evaluation.metrics import bootstrap, ranks, retrieval, student_interval, summarise
 
 
 def rank_loop(queries, gallery, query_groups, gallery_groups):
@@ -51,6 +51,41 @@ def test_the_interval_of_a_share_is_the_binomial_one():
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.012)
 
 
+def test_equal_similarities_count_against_the_query_wherever_they_stand():
+    queries, right, wrong = torch.tensor([[1.0, 0.0]]), [0.6, 0.8], [-0.6, 0.8]
+    for others, rank in (([right], 2), ([right, right], 3), ([wrong], 1), ([right, wrong], 2)):
+        for at in range(len(others) + 1):  # the right answer before, between and after its equals
+            gallery = torch.tensor([*others[:at], right, *others[at:]])
+            groups = np.arange(1, len(gallery) + 1)
+            groups[at] = 0
+            assert ranks(queries, gallery, np.array([0]), groups).tolist() == [rank]
+
+
+@pytest.mark.parametrize("queries", [7, 8])
+def test_the_bootstrap_is_that_of_a_loop_over_resamples(queries):
+    rng = np.random.default_rng(3)
+    clusters = rng.permutation(np.resize([10, 20, 20, 30, 40], queries))
+    rank = rng.integers(1, 15, queries)
+    draws, loop = [], np.random.default_rng(5)
+    names = np.unique(clusters)
+    for _ in range(200):
+        chosen = names[loop.integers(0, len(names), len(names))]
+        sample = np.sort(np.concatenate([rank[clusters == name] for name in chosen]))
+        median = sample[(len(sample) - 1) // 2]  # the least rank that at least half reach
+        draws.append([*(np.mean(sample <= k) for k in (1, 5, 10)), median])
+    low, high = np.percentile(draws, 2.5, axis=0), np.percentile(draws, 97.5, axis=0)
+    found = bootstrap(rank, clusters, samples=200, seed=5)
+    assert list(found) == ["recall_at_1", "recall_at_5", "recall_at_10", "median_rank"]
+    for number, interval in enumerate(found.values()):
+        assert interval == pytest.approx((low[number], high[number]))
+
+
 def test_a_query_without_an_answer_is_refused():
     with pytest.raises(ValueError, match="right answer in the gallery"):
         retrieval(torch.eye(2), torch.eye(2), np.array([0, 7]), np.array([0, 1]))
+
+
+def test_an_interval_over_seeds_is_students():
+    found = student_interval([0.1, 0.2, 0.3])
+    assert found == pytest.approx({"n": 3, "mean": 0.2, "sd": 0.1, "half_width_95": 4.302653 * 0.1 / 3**0.5})
+    assert student_interval([0.1]) == {"n": 1, "mean": 0.1, "sd": None, "half_width_95": None}

@@ -1,8 +1,10 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fusemix.model.adapters import FusionModel
 from fusemix.model.cca import fit_cca
@@ -65,21 +67,47 @@ def test_the_trained_path_reads_uncorrelated_components_of_unit_mean_variance():
 
 
 def test_components_that_are_not_whitened_are_a_rotation_of_the_latents():
-    model = new_model(whiten=False)
+    model = new_model(views=("components",))
     latents = {m: x * np.logspace(-1, 1, x.shape[1], dtype=np.float32) for m, x in LATENTS.items()}
     fit_closed_form(model, [latents])
     adapter, x = model.adapters["image"], torch.from_numpy(latents["image"]).double()
-    torch.testing.assert_close(adapter.whiten.T @ adapter.whiten, torch.eye(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(adapter.rotate.T @ adapter.rotate, torch.eye(6), atol=1e-5, rtol=0)
     largest = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)[:6]
-    read = (x - x.mean(0)) @ adapter.whiten.double()
+    read = (x - x.mean(0)) @ adapter.rotate.double()
     torch.testing.assert_close(torch.cov(read.T, correction=0), largest.diag(), atol=1e-3, rtol=1e-3)
 
 
-def test_configurations_from_before_whitening_was_a_choice_keep_their_identity():
-    config = ModelConfig(latent_dims={"image": 3, "text": 3})
-    assert "whiten" not in config.to_dict() and ModelConfig.from_dict(config.to_dict()).whiten
-    plain = ModelConfig(latent_dims={"image": 3, "text": 3}, whiten=False)
-    assert ModelConfig.from_dict(plain.to_dict()) == plain
+def test_a_closed_form_without_views_reads_whitened_components():
+    assert new_model().config == new_model(views=("whitened",)).config
+    assert ModelConfig(latent_dims={"image": 3, "text": 3}).views == ()
+
+
+@pytest.mark.parametrize("view", ["whitened", "components"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_checkpoints_from_before_views_were_named_load_as_one_path(tmp_path, view, joined):
+    model = new_model(views=(view,))
+    fit_closed_form(model, [LATENTS])
+    saved = join_models([model, new_model()]) if joined else model
+    saved.save_pretrained(tmp_path)
+
+    def older(values):
+        """As that version wrote it: views only where there were several, whitening only where it was off."""
+        values = {name: value for name, value in values.items() if name != "views"}
+        values["members"] = [older(member) for member in values["members"]]
+        return values | ({"whiten": False} if view == "components" and not values["members"] else {})
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = older(config)
+    if joined:
+        old["members"][1].pop("whiten", None)  # the second member is whitened
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    names = {name: name.replace(".paths.0.", ".mlp.") for name in saved.state_dict()}
+    if view == "components":
+        names |= {name: name.replace(".rotate", ".whiten") for name in names if name.endswith(".rotate")}
+    save_file({names[n]: v.contiguous() for n, v in saved.state_dict().items()}, tmp_path / "model.safetensors")
+    loaded = FusionModel.from_pretrained(tmp_path)
+    assert loaded.config == saved.config and loaded.identity == saved.identity
+    assert torch.equal(loaded.embed("image", LATENTS["image"]), saved.embed("image", LATENTS["image"]))
 
 
 def test_every_view_is_read_by_a_path_of_its_own():
@@ -88,13 +116,13 @@ def test_every_view_is_read_by_a_path_of_its_own():
     fit_closed_form(model, [latents], ridge=1e-6)
     one = new_model()
     fit_closed_form(one, [latents], ridge=1e-6)
-    turned = new_model(whiten=False)
+    turned = new_model(views=("components",))
     fit_closed_form(turned, [latents], ridge=1e-6)
     for modality, values in latents.items():
         adapter, x = model.adapters[modality], torch.from_numpy(values)
         torch.testing.assert_close(adapter.linear, one.adapters[modality].linear)
         for name, other in (("whitened", one), ("components", turned)):
-            expected = (x - adapter.mean) @ other.adapters[modality].whiten
+            expected = other.adapters[modality].view(name, x)
             torch.testing.assert_close(adapter.view(name, x), expected, atol=1e-4, rtol=1e-4)
         rooted = adapter.view("root", x)
         far = x.abs() > 0.1 * x.std()
@@ -139,7 +167,6 @@ def test_the_cosine_is_the_mean_of_the_paths_and_a_later_modality_gets_its_views
     [
         ({"views": ("whitened", "upside down")}, "must be among .*'upside down'"),
         ({"views": VIEWS, "closed_form_dim": 0}, "stand beside a closed form"),
-        ({"views": VIEWS, "whiten": False}, "belongs to one path without views"),
         ({"views": VIEWS, "embed_dim": 12}, "12 - 4 cannot be so divided"),
     ],
 )
@@ -148,13 +175,12 @@ def test_views_that_make_no_model_are_refused(changes, message):
         ModelConfig(**{"latent_dims": {"a": 9, "b": 9}, "embed_dim": 13, "closed_form_dim": 4, **changes})
 
 
-def test_a_model_with_views_is_saved_and_loaded_and_older_ones_keep_their_identity(tmp_path):
+def test_a_model_with_views_is_saved_and_loaded(tmp_path):
     model = new_model(embed_dim=13, views=VIEWS)
     fit_closed_form(model, [LATENTS])
     loaded = FusionModel.from_pretrained(model.save_pretrained(tmp_path))
     assert loaded.config == model.config and loaded.identity == model.identity
     assert torch.equal(loaded.embed("image", LATENTS["image"]), model.embed("image", LATENTS["image"]))
-    assert "views" not in new_model().config.to_dict()
     both = join_models([model, new_model()])
     assert FusionModel.from_pretrained(both.save_pretrained(tmp_path / "both")).config == both.config
 

@@ -1,5 +1,8 @@
 """Models side by side: the cosine is the mean of theirs, and the whole is a checkpoint like any other."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -83,8 +86,20 @@ def test_one_model_or_an_ensemble_is_no_member():
         join_models([model(0), join_models([model(0), model(1)])])
 
 
-def test_the_identity_of_a_single_model_is_what_it_was():
-    assert "members" not in ModelConfig(latent_dims=DIMS).to_dict()
+def test_what_ships_belongs_together_and_its_configuration_is_in_todays_form():
+    root = Path(__file__).resolve().parents[2]
+    model = FusionModel.from_pretrained(root / "checkpoints/default")
+    assert json.loads((root / "checkpoints/default/config.json").read_text()) == model.config.to_dict()
+    assert json.loads((root / "demo/index/index.json").read_text())["model_identity"] == model.identity
+    decoder = Conditioner(
+        {}, **json.loads((root / "checkpoints/unclip-small/conditioner.json").read_text(), object_hook=shape)
+    )
+    assert decoder.of(model).part == slice(0, 512)
+
+
+def shape(values):
+    """The arguments of Conditioner among the values of its file."""
+    return {name: value for name, value in values.items() if name in ("embed_dim", "image_embeds_dim", "norm", "space")}
 
 
 def test_a_members_decoder_reads_its_own_part_of_the_ensembles_embeddings():

@@ -33,19 +33,16 @@ def pairs(tmp_path):
 
 
 def run_of(kind, pairs, tmp_path, **changes):
-    run = kind(
-        [pairs], common.model_config(pairs, embed_dim=16), dataclasses.replace(CONFIG, **changes), tmp_path / "r"
-    )
-    run.dev = pairs
-    return run
+    config = dataclasses.replace(CONFIG, **changes)
+    return kind([pairs], common.model_config(pairs, embed_dim=16), config, tmp_path / "r", dev=pairs)
 
 
 def batch_of(run):
-    return run.mixed_batch(0, np.random.default_rng(1))[0]
+    return run.mix(run.draw(0), np.random.default_rng(1)).latents
 
 
 def test_noise_has_the_promised_share_and_is_the_steps_own(pairs, tmp_path):
-    plain = run_of(common.StudyRun, pairs, tmp_path / "a", mixup_alpha=None)
+    plain = run_of(common.StudyTrainer, pairs, tmp_path / "a", mixup_alpha=None)
     noisy = run_of(ablations.Noise, pairs, tmp_path / "b", mixup_alpha=None)
     clean, first, again = batch_of(plain)["image"], batch_of(noisy)["image"], batch_of(noisy)["image"]
     assert torch.equal(first, again)
@@ -63,7 +60,7 @@ def test_unshared_coefficients_break_the_pair_and_shared_ones_do_not(pairs, tmp_
         to_text, *_ = np.linalg.lstsq(whole["image"], whole["text"], rcond=None)
         return float(np.square(image @ to_text - text).mean())
 
-    assert misfit(ablations.Unshared, "b") > 5 * misfit(common.StudyRun, "a")
+    assert misfit(ablations.Unshared, "b") > 5 * misfit(common.StudyTrainer, "a")
 
 
 def test_the_sigmoid_loss_matches_the_written_formula(pairs, tmp_path):
@@ -93,11 +90,11 @@ def test_gated_fixed_and_averaged_runs_are_what_they_say(pairs, tmp_path):
     weights = {id(p) for p in gated.model.adapters["image"].gate.parameters()}
     assert weights <= {id(p) for group in gated.optimizer.param_groups for p in group["params"]}
     fixed = run_of(ablations.Fixed, pairs, tmp_path / "f")
-    fixed.go(None, None)
+    fixed.run()
     assert float(fixed.model.temperature.detach()) == pytest.approx(0.07)
     averaged = run_of(ablations.Averaged, pairs, tmp_path / "a")
     start = {n: p.detach().clone() for n, p in averaged.model.named_parameters()}
-    averaged.go(None, None)
+    averaged.run()
     moved = [
         (live - start[n]).norm() > (mean - start[n]).norm() > 0
         for (n, live), (_, mean) in zip(
@@ -109,11 +106,11 @@ def test_gated_fixed_and_averaged_runs_are_what_they_say(pairs, tmp_path):
 
 
 def test_a_finished_run_is_kept_and_its_last_epoch_counts(pairs, tmp_path, monkeypatch):
-    arguments = (common.StudyRun, pairs, pairs, common.model_config(pairs, embed_dim=16), CONFIG, tmp_path / "run")
+    arguments = (common.StudyTrainer, pairs, pairs, common.model_config(pairs, embed_dim=16), CONFIG, tmp_path / "run")
     first = common.trained(*arguments)
     assert [step["epoch"] for step in first["curve"]] == [1, 2] and first["mean"] == first["curve"][-1]["mean"]
     assert not (tmp_path / "run/training_state.pt").exists()
-    monkeypatch.setattr(common.StudyRun, "go", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(common.StudyTrainer, "run", lambda *_: pytest.fail("trained twice"))
     assert common.trained(*arguments) == first
 
 
@@ -159,7 +156,7 @@ def test_weight_decay_and_depth_reach_the_run(pairs, tmp_path):
     assert list(chosen) == ["depth 4", "weight decay 0", "weight decay 0.01", "weight decay 1"]
     run = run_of(chosen["weight decay 1"].kind, pairs, tmp_path, **chosen["weight decay 1"].config)
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [1.0, 0.0]
-    assert len(run_of(common.StudyRun, pairs, tmp_path / "b").model.adapters["image"]) == 1 + 2
+    assert len(run_of(common.StudyTrainer, pairs, tmp_path / "b").model.adapters["image"]) == 1 + 2
     assert common.model_config(pairs, **chosen["depth 4"].model).depth == 4
 
 

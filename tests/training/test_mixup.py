@@ -50,6 +50,7 @@ def test_lambda_follows_the_beta_distribution():
         ([torch.zeros(4, 2), torch.zeros(2, 2)], 1.0, "same number of pairs"),
         ([torch.zeros(4, 2), torch.zeros(4, 2)], 0.0, "alpha must be > 0"),
         ([torch.zeros(4, 2), torch.zeros(4, 2)], float("nan"), "alpha must be > 0"),
+        ([torch.zeros(4, 2), torch.zeros(4, 2)], float("inf"), "and finite"),
     ],
 )
 def test_bad_batches_are_refused(latents, alpha, message):

@@ -18,7 +18,7 @@ from fusemix.model.adapters import FusionModel
 from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 from fusemix.training.estimate import plan
 from fusemix.training.losses import info_nce
-from fusemix.training.trainer import _Run, train
+from fusemix.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)
@@ -182,12 +182,9 @@ def test_the_last_epoch_that_none_before_clearly_beats_is_kept(stores, tmp_path,
         "fusemix.training.trainer.validation_recall", lambda *_: {"image+text/text_to_image": next(scores)}
     )
     config = dataclasses.replace(CONFIG, epochs=4, eval_every=1)
-    run = _Run([PairSet.join(two)], model_config(two), config, tmp_path)
+    run, kept = Trainer([PairSet.join(two)], model_config(two), config, tmp_path), []
     assert 30 < run.val_groups < 90  # one standard error of 0.8 is then 0.04 to 0.07
-    kept = []
-    evaluate = run.evaluate
-    run.evaluate = lambda epoch: (evaluate(epoch), kept.append(run.model.state_dict()["temperature"].item()))[0]
-    result = run.go(None, None)
+    result = run.run(report=lambda p: p.recall is not None and kept.append(p.temperature))
     assert [entry["score"] for entry in result.history] == [0.5, 0.8, 0.76, 0.4]
     assert (result.best["epoch"], result.best["score"]) == (3, 0.76)
     assert result.model.state_dict()["temperature"].item() == kept[2] != kept[3]
@@ -238,6 +235,60 @@ def test_a_state_of_another_run_is_refused(stores, tmp_path):
         train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
 
 
+def test_other_latents_or_other_pairs_under_the_same_settings_are_another_run(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run", should_stop=lambda: True)
+    values = stores["text"].all().copy()
+    values[5, 0] += 1
+    other = {"image": stores["image"], "text": write_latents(tmp_path / "o", values, modality="text", name="toy-text")}
+    joined = PairSet.join(two)
+    crossed = PairSet(two, joined.items | {"text": joined.items["text"][::-1]}, joined.groups, joined.splits)
+    for pairs in (PairSet.join(other), crossed):
+        with pytest.raises(ValueError, match="other latents or settings"):
+            train([pairs], model_config(two), CONFIG, tmp_path / "run")
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_every_step_mixes_with_coefficients_of_its_own_which_all_modalities_share(stores, tmp_path, per_row):
+    config = dataclasses.replace(CONFIG, mixup_per_row=per_row)
+    run, used, usual = Trainer([PairSet.join(stores)], model_config(stores), config, tmp_path), [], Trainer.mix
+
+    def mix(drawn, rng):
+        batch = usual(run, drawn, rng)
+        found = []
+        for name, mixed in batch.latents.items():
+            first, second = (x.double() for x in drawn.latents[name].chunk(2))
+            apart = first - second
+            found.append(((mixed.double() - second) * apart).sum(1) / (apart**2).sum(1))  # lam, by least squares
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=0, atol=1e-4)
+        assert (found[0].std() > 0.1) == per_row
+        used.append(round(float(found[0][0]), 4))
+        return batch
+
+    run.mix = mix
+    for _ in range(4):
+        run.take_step()
+    assert len(set(used)) == 4 and all(0 <= lam <= 1 for lam in used)
+    run.step = 1  # and the same again at the same step
+    run.take_step()
+    assert used[4] == used[1]
+
+
+@pytest.mark.parametrize(("start", "bounds"), [(0.05, (0.049, 0.051)), (0.5, (0.499, 0.5)), (0.001, (0.001, 0.0011))])
+def test_the_temperature_never_leaves_its_bounds(stores, tmp_path, start, bounds):
+    two, seen = pick(stores, "image", "text"), []
+    low, high = bounds
+    config = dataclasses.replace(
+        CONFIG, epochs=3, learning_rate=0.1, temperature=start, min_temperature=low, max_temperature=high
+    )
+    result = train(
+        [PairSet.join(two)], model_config(two), config, tmp_path, report=lambda p: seen.append(p.temperature)
+    )
+    inside = [low - 1e-9 <= value <= high + 1e-9 for value in [*seen, float(result.model.temperature.detach())]]
+    assert all(inside) and {low, high} & {round(value, 6) for value in seen}  # it was held there
+
+
 def test_a_third_modality_joins_a_two_path_space_that_stays_as_it_is(stores, tmp_path):
     two, shape = pick(stores, "image", "text"), {"closed_form_dim": 8, "whiten_dim": 12}
     config = dataclasses.replace(CONFIG, epochs=60)
@@ -255,16 +306,14 @@ def test_a_space_of_another_recipe_says_what_differs(stores, tmp_path):
     two, shape = pick(stores, "image", "text"), {"closed_form_dim": 4, "whiten_dim": 12}
     base = FusionModel(model_config(two, **shape))
     frozen = dataclasses.replace(CONFIG, frozen=("image", "text"))
-    with pytest.raises(
-        ValueError, match=r"views \(\), not \('whitened', 'components', 'root'\)\. Train with.*two-path"
-    ):
+    with pytest.raises(ValueError, match=r"views \('whitened',\), not \('whitened', 'components', 'root'\)"):
         train([PairSet.join(two)], model_config(stores, **shape, views=VIEWS), frozen, tmp_path / "run", init=base)
 
 
 def test_the_loss_is_the_mean_over_the_trained_paths_each_compared_alone(stores, tmp_path):
     two = pick(stores, "image", "text")
     shape = {"closed_form_dim": 4, "whiten_dim": 12, "views": VIEWS}
-    run = _Run([PairSet.join(two)], model_config(two, **shape), CONFIG, tmp_path / "run")
+    run = Trainer([PairSet.join(two)], model_config(two, **shape), CONFIG, tmp_path / "run")
     out = {name: torch.randn(6, 12, requires_grad=True) for name in two}
     each = [
         info_nce(out["image"][:, i : i + 4], out["text"][:, i : i + 4], temperature=run.model.temperature)

@@ -1,0 +1,49 @@
+"""Recall on the pairs that a training holds out, and which epoch's weights are kept by it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fusemix.data.pair_set import PairSet
+from fusemix.evaluation.metrics import retrieval
+from fusemix.model.adapters import FusionModel
+
+
+def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
+    """Compute recall@1 for every set and direction, e.g. ``image+text/text_to_image``; each item stands once.
+
+    Args:
+        model: Any with ``embed``.
+        sets: Joined latents.
+        pairs: For each set, the numbers of its pairs to look at.
+    """
+    recall: dict[str, float] = {}
+    for number, (pair_set, chosen) in enumerate(zip(sets, pairs, strict=True)):
+        sides = {}
+        for modality, items in pair_set.items.items():
+            distinct, first = np.unique(items[chosen], return_index=True)
+            embeddings = model.embed(modality, pair_set.latents(modality, distinct))
+            sides[modality] = (embeddings, pair_set.groups[chosen][first])
+        prefix = f"{number}:{pair_set.name}" if [s.name for s in sets].count(pair_set.name) > 1 else pair_set.name
+        for a, b in itertools.permutations(sides, 2):
+            values = retrieval(sides[a][0], sides[b][0], sides[a][1], sides[b][1], intervals=False)
+            recall[f"{prefix}/{a}_to_{b}"] = values["recall_at_1"]
+    return recall
+
+
+def is_not_beaten(scores: Sequence[float], groups: int) -> bool:
+    """Tell whether no earlier score is clearly above the last one.
+
+    Clearly: by more than one standard error of a share among the held-out groups. With few of them the highest
+    of several recalls is mostly luck, and as the learning rate falls to nothing the later weights are the better.
+
+    Args:
+        scores: Mean recall of every evaluation so far.
+        groups: Held out.
+    """
+    top = max(scores)
+    return scores[-1] >= top - math.sqrt(top * (1 - top) / groups)

@@ -1,0 +1,177 @@
+"""Situations from users' bug reports, of training: numbers out of range, sizes that do not divide, equal latents.
+
+Each is answered by one sentence, or computed exactly; nothing is dropped or written that is not true.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fusemix.data.latent_store import write_latents
+from fusemix.data.pair_set import PairSet
+from fusemix.evaluation.diagnose import diagnose_pair
+from fusemix.evaluation.metrics import retrieval
+from fusemix.model.adapters import FusionModel
+from fusemix.model.cca import fit_cca
+from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.mixup import draw_lam
+from fusemix.training.trainer import STATE_NAME, Trainer, train
+
+pytestmark = pytest.mark.field
+CONFIG = TrainConfig(batch_size=32, epochs=1, warmup_steps=1, val_fraction=0.2, mixed_precision="no")
+RNG = np.random.default_rng(0)
+HIDDEN = RNG.normal(size=(120, 6))
+LATENTS = {m: (HIDDEN @ RNG.normal(size=(6, d))).astype(np.float32) for m, d in (("image", 10), ("text", 8))}
+
+
+def pairs(folder, **changed):
+    latents = LATENTS | changed
+    return PairSet.join({m: write_latents(folder / m, x, modality=m, name=f"toy-{m}") for m, x in latents.items()})
+
+
+def shape(**changes):
+    return ModelConfig(**{"latent_dims": {"image": 10, "text": 8}, "embed_dim": 8, "dropout": 0.1, **changes})
+
+
+def new(folder, changes=None, **latents):
+    return Trainer([pairs(folder, **latents)], shape(), dataclasses.replace(CONFIG, **(changes or {})), folder / "run")
+
+
+@pytest.mark.parametrize("alpha", [math.inf, math.nan, 0.0, -1.0])
+def test_an_alpha_that_no_beta_distribution_has_is_refused_before_anything_is_done(alpha):
+    with pytest.raises(ValueError, match="mixup_alpha must be"):
+        TrainConfig(mixup_alpha=alpha)
+    with pytest.raises(ValueError, match="alpha must be > 0 and finite"):
+        draw_lam(alpha, 4, np.random.default_rng(0), per_row=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "weight_decay", "temperature", "closed_form_ridge", "max_temperature"]
+)
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
+def test_settings_that_are_no_numbers_or_below_zero_are_refused(name, value):
+    with pytest.raises(ValueError, match=r"must be|must lie"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("expansion", math.inf), ("dropout", math.nan), ("expansion", math.nan)])
+def test_shapes_that_are_no_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match="must be a finite number"):
+        shape(**{name: value})
+
+
+def test_a_loss_that_leaves_the_numbers_says_truly_what_is_kept(tmp_path):
+    run = new(tmp_path)
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.loss = lambda out, groups: sum(x.sum() for x in out.values()) * math.inf
+    with pytest.raises(
+        ValueError, match=r"The loss became .* at step 1; lower learning_rate\. No state had been saved"
+    ):
+        run.take_step()
+    assert all(torch.equal(weights[name], value) for name, value in run.model.state_dict().items())
+    run.save()
+    with pytest.raises(ValueError, match=rf"The last state saved is kept in .*{STATE_NAME}"):
+        run.take_step()
+
+
+def test_half_precision_that_overflows_names_the_precision(tmp_path):
+    run = new(tmp_path, {"mixed_precision": "fp16"})
+    with torch.no_grad():
+        for adapter in run.model.adapters.values():
+            adapter[-1].weight.mul_(1e6)  # finite in float32, infinite in float16
+    with pytest.raises(ValueError, match="mixed_precision 'bf16' or 'no'"):
+        run.take_step()
+
+
+@pytest.mark.parametrize("accumulate", [3, 5, 16])
+def test_pieces_that_do_not_divide_the_batch_give_the_gradient_of_the_whole(tmp_path, accumulate):
+    gradients = []
+    for pieces in (1, accumulate):
+        run = Trainer(
+            [pairs(tmp_path / str(pieces))],
+            shape(dropout=0),
+            dataclasses.replace(CONFIG, accumulate=pieces),
+            tmp_path / "r",
+        )
+        batch = run.mix(run.draw(0), np.random.default_rng(1))
+        run.backward(batch, seed=[0])
+        gradients.append({name: p.grad for name, p in run.model.named_parameters()})
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-4, atol=1e-6)
+
+
+def test_more_pieces_than_mixed_pairs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"compares 16 pairs .*halved by mixing.*needs at least 17 .*accumulate 17"):
+        new(tmp_path, {"accumulate": 17})
+    with pytest.raises(ValueError, match=r"compares 1 pairs .*needs at least 2"):
+        new(tmp_path / "b", {"batch_size": 2})
+
+
+@pytest.mark.parametrize("form", [0, 4])
+@pytest.mark.parametrize("value", [0.0, 3.7, 1e20])
+def test_latents_that_are_all_equal_are_named(tmp_path, form, value):
+    equal = np.full((120, 8), value, dtype=np.float32)
+    with pytest.raises(ValueError, match="The text latents of toy-text are all equal"):
+        train([pairs(tmp_path, text=equal)], shape(closed_form_dim=form), CONFIG, tmp_path / "run")
+
+
+def test_equal_latents_are_named_by_every_closed_form():
+    equal = np.full((120, 8), 0.1, dtype=np.float32)
+    with pytest.raises(ValueError, match="y are all equal"):
+        fit_cca(LATENTS["image"], equal, dim=2)
+    with pytest.raises(ValueError, match="are all equal"):
+        diagnose_pair(LATENTS["image"], equal)
+
+
+def test_fewer_pairs_than_a_training_needs_are_one_sentence(tmp_path):
+    few = {m: x[:7] for m, x in LATENTS.items()}
+    with pytest.raises(ValueError, match="at least 8"):
+        pairs(tmp_path, **few)
+    with pytest.raises(ValueError, match="too few"):
+        new(tmp_path / "b", {"val_fraction": 0.97}, **{m: x[:20] for m, x in LATENTS.items()})
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_written(tmp_path):
+    model = FusionModel(shape())
+    with torch.no_grad():
+        model.adapters["image"][-1].bias[0] = 1e6
+    with pytest.raises(ValueError, match=r"adapters\.image\.2\.bias holds values up to 1e\+06, which torch\.float16"):
+        model.save_pretrained(tmp_path / "m", dtype=torch.float16)
+    assert not (tmp_path / "m").exists()
+    model.save_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        model.adapters["image"][-1].bias[0] = math.nan
+    with pytest.raises(ValueError, match="train again if they are not finite"):
+        model.save_pretrained(tmp_path / "m")
+    assert FusionModel.from_pretrained(tmp_path / "m").adapters["image"][-1].bias[0] == 1e6
+
+
+def test_a_checkpoint_with_infinite_weights_does_not_load(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = FusionModel(shape()).save_pretrained(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    weights["adapters.text.2.bias"][0] = math.inf
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"NaN or infinite values, first in adapters\.text\.2\.bias"):
+        FusionModel.from_pretrained(tmp_path)
+
+
+def test_embeddings_that_leave_float32_are_no_answer():
+    model = FusionModel(shape()).eval()
+    with pytest.raises(
+        ValueError, match=r"3 of 3 image embeddings left the range of float32: the largest latent is 3e\+38"
+    ):
+        model.embed("image", np.full((3, 10), 3e38, dtype=np.float32) * np.linspace(-1, 1, 10, dtype=np.float32))
+
+
+def test_a_recall_of_embeddings_that_are_not_finite_is_refused_and_not_perfect():
+    sides, groups = [torch.eye(4), torch.eye(4)], np.arange(4)
+    for side, name in ((0, "queries"), (1, "gallery")):
+        bad = [x.clone() for x in sides]
+        bad[side][2] = math.nan
+        with pytest.raises(ValueError, match=f"1 of 4 {name} embeddings are NaN or infinite"):
+            retrieval(*bad, groups, groups)
