@@ -244,9 +244,7 @@ class HubText(HubEncoder):
         )
         numbers = tuple(tokens["input_ids"])
         if not numbers:
-            raise MediaError(
-                f"The tokenizer of {self.name} makes no token of the text {text[:40]!r}; give another one."
-            )
+            raise MediaError(f"The tokenizer of {self.name} makes no token of {text[:40]!r}; give another text.")
         if self._rows and max(numbers) >= self._rows:
             raise ValueError(
                 f"{self.name}: its tokenizer gives token {max(numbers)}, its network knows {self._rows:,}; put the "
