@@ -226,7 +226,8 @@ class Studio:
         return self.service.search_audio(audio, top_k=HEARD)
 
     def ask(self, visitor: str) -> None:
-        """A visitor asks for a drawing, which may have to wait for its turn: from here on it can be stopped."""
+        """A visitor asks for a drawing, which may wait for its turn: the one before ends, and this can be stopped."""
+        self.stop(visitor)
         self._stops[visitor] = threading.Event()
 
     def stop(self, visitor: str) -> bool:

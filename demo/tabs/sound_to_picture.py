@@ -107,9 +107,8 @@ def calm_pages(studio: Studio, visitor: str, values: tuple[Any, ...]) -> Iterato
     try:
         yield from pages(studio, request_of(*values), visitor)
     except gr.Error as error:
-        yield gr.skip(), apology(str(error.message)), gr.skip()
-    finally:
         studio.forget(visitor)
+        yield gr.skip(), apology(str(error.message)), gr.skip()
 
 
 def build_generate_tab(service: Service, studio: Studio | None = None) -> None:

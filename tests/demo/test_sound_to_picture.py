@@ -296,8 +296,15 @@ def test_what_is_stopped_while_it_waits_for_its_turn_is_not_drawn(studio):
     studio.ask("me")
     assert studio.stop("me")
     assert [frame.sentence for frame in studio.draw(Request(text="a dog"), "me")] == ["Stopped."]
+
+
+def test_a_new_drawing_ends_the_one_before(studio):
     studio.ask("me")
-    assert next(studio.draw(Request(text="a dog"), "me")).sentence.startswith("Step 1")
+    drawing = studio.draw(Request(text="a dog", steps=1000), "me")
+    assert next(drawing).sentence.startswith("Step 1")
+    studio.ask("me")
+    assert [frame.sentence for frame in drawing][-1] == "Stopped."
+    assert studio.stop("me")  # the new one, which still waits
     studio.forget("me")
 
 
