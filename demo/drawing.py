@@ -232,7 +232,8 @@ class Studio:
             except Exception:
                 logger.exception("The decoder could not be loaded in the background.")
 
-        threading.Thread(target=load, name="fusemix-load-decoder", daemon=True).start()
+        # Not a daemon: one that is in torch when the interpreter ends takes the process down with an abort.
+        threading.Thread(target=load, name="fusemix-load-decoder").start()
 
     def heard(self, audio: str) -> Answer:
         """What the model makes of a sound: the nearest captions, and the words heard in it."""
