@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import os
 import queue
@@ -9,11 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from demo.near_duplicates import alike
 from demo.service import Answer, Service
@@ -30,6 +33,7 @@ DECODER_VARIABLE = "FUSEMIX_DECODER"
 CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditioner.py, for a decoder without one
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
+THUMBNAIL_SIDE = 96  # pixels, at most, of the pictures that drawings begin from
 HEARD = 5  # captions shown
 STARTS = 4  # of the gallery's pictures that drawings begin from, at most
 STRENGTH = 0.6  # what was begun from is still seen, and no longer itself
@@ -86,12 +90,14 @@ class Frame:
         images: Pictures with a caption each, possibly empty; none to leave the last ones standing.
         share: How far the drawing is, 0 to 1.
         done: Whether this is the end.
+        starts: The pictures of the gallery that are repainted, to be shown small.
     """
 
     sentence: str
     images: list[tuple[Image.Image, str]] = field(default_factory=list)
     share: float = 0.0
     done: bool = False
+    starts: list[Start] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,13 @@ class Start:
     image: Image.Image
     title: str
     credit: str
+
+    @cached_property
+    def thumbnail(self) -> str:
+        """The picture, small, as an address that holds it: ``data:image/png;base64,…``."""
+        small, file = ImageOps.contain(self.image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), io.BytesIO()
+        small.save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 class Studio:
@@ -219,14 +232,16 @@ class Studio:
             except Exception:
                 logger.exception("The decoder could not be loaded in the background.")
 
-        threading.Thread(target=load, name="fusemix-load-decoder", daemon=True).start()
+        # Not a daemon: one that is in torch when the interpreter ends takes the process down with an abort.
+        threading.Thread(target=load, name="fusemix-load-decoder").start()
 
     def heard(self, audio: str) -> Answer:
         """What the model makes of a sound: the nearest captions, and the words heard in it."""
         return self.service.search_audio(audio, top_k=HEARD)
 
     def ask(self, visitor: str) -> None:
-        """A visitor asks for a drawing, which may have to wait for its turn: from here on it can be stopped."""
+        """A visitor asks for a drawing, which may wait for its turn: the one before ends, and this can be stopped."""
+        self.stop(visitor)
         self._stops[visitor] = threading.Event()
 
     def stop(self, visitor: str) -> bool:
@@ -362,7 +377,7 @@ class _Drawing:
             shown = [(enlarged(preview), caption)] if preview is not None else []
             left = (time.perf_counter() - started) / done * (total - done)
             sentence = f"Step {done} of {total}" + (f", about {left:.0f} s left" if left >= 1 else "")
-            self.frames.put(Frame(sentence, shown, done / total))
+            self.frames.put(Frame(sentence, shown, done / total, starts=self.starts))
             return self.stop.is_set()
 
         steering = None
@@ -388,16 +403,14 @@ class _Drawing:
             ranked = self.studio.ranked(images, self.blended)[: request.n_images]
             shown = [(image, captions[id(image)]) for image, _ in ranked]
         sentence = self._sentence(len(shown), drawn, time.perf_counter() - started)
-        return Frame(sentence, [(enlarged(image), caption) for image, caption in shown], 1.0, done=True)
+        pictures = [(enlarged(image), caption) for image, caption in shown]
+        return Frame(sentence, pictures, 1.0, done=True, starts=self.starts)
 
     def _sentence(self, shown: int, drawn: int, seconds: float) -> str:
         parts = [f"{_count('repaint' if self.starts else 'picture', shown)} in {seconds:.1f} s."]
         if self.request.candidates > 1:
             which = f"Chosen from {drawn}" if drawn > shown else "Sorted"
             parts.append(f"{which} by how well they fit your request, as the image encoder judges.")
-        if self.starts:
-            named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
-            parts.append(f"Repainted from the gallery: {', '.join(named)}.")
         if self.doubt:
             parts.insert(0, self.doubt)
         return " ".join(parts)

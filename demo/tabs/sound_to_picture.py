@@ -60,9 +60,21 @@ def waveform_html(audio: str) -> str:
 
 
 def progress_html(frame: Frame) -> str:
-    """A frame's sentence, with a bar while it draws."""
+    """A frame's sentence, with a bar while it draws, and what is repainted."""
     bar = "" if frame.done else f'<progress max="1" value="{frame.share:.3f}" aria-label="Drawn"></progress>'
-    return f'<div class="fm-progress">{bar}<p>{html.escape(frame.sentence)}</p></div>'
+    return f'<div class="fm-progress">{bar}<p>{html.escape(frame.sentence)}</p></div>{_starts_html(frame)}'
+
+
+def _starts_html(frame: Frame) -> str:
+    """The pictures of the gallery that are repainted, small, each with its title and whose it is."""
+    if not frame.starts:
+        return ""
+    items = "".join(
+        f'<li><img src="{start.thumbnail}" alt=""><span>“{html.escape(start.title)}” '
+        f"<small>{html.escape(start.credit)}</small></span></li>"
+        for start in frame.starts
+    )
+    return f'<p class="fm-label">Repainted from the gallery:</p><ul class="fm-starts">{items}</ul>'
 
 
 def heard_html(answer: Answer) -> str:
@@ -107,9 +119,8 @@ def calm_pages(studio: Studio, visitor: str, values: tuple[Any, ...]) -> Iterato
     try:
         yield from pages(studio, request_of(*values), visitor)
     except gr.Error as error:
-        yield gr.skip(), apology(str(error.message)), gr.skip()
-    finally:
         studio.forget(visitor)
+        yield gr.skip(), apology(str(error.message)), gr.skip()
 
 
 def build_generate_tab(service: Service, studio: Studio | None = None) -> None:

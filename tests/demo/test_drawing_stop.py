@@ -67,4 +67,6 @@ def test_stop_ends_the_drawing_itself_and_the_next_one_draws(drawn, tmp_path):
         expect(page.get_by_text("Error", exact=True)).to_have_count(0)
         page.locator("#fm-draw").click()
         expect(status).to_contain_text(re.compile(r"Step \d+ of 25"), timeout=60_000)
+        page.locator("#fm-stop").click()  # a thread that still draws at the end of the process would abort it
+        expect(status).to_contain_text("Stopped.", timeout=30_000)
         browser.close()
