@@ -13,6 +13,7 @@ import gradio as gr
 
 from demo.drawing import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
 from demo.service import Answer, Service
+from demo.tabs.picture_input import PictureInput
 from demo.transcripts import sentences
 from fusemix.media import MediaError, shown
 
@@ -216,7 +217,7 @@ def _inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
         visible="audio" in understood,
     )
     text = gr.Textbox(label="Blend with words (or draw from words alone)", max_lines=1, max_length=2000)
-    image = gr.Image(
+    image = PictureInput(
         label="Blend with a picture",
         sources=["upload"],
         type="filepath",

@@ -24,6 +24,7 @@ from fusemix.generation.bridges import Conditioner
 from fusemix.generation.guidance import STRENGTH, Seeing, Steering
 from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
 from fusemix.generation.sampling import SCHEDULERS, OnStep, Watch, refuse_nan, start_from_noise, start_late
+from fusemix.media import load_image
 from fusemix.model.adapters import FusionModel
 from fusemix.threads import one_thread
 
@@ -296,7 +297,7 @@ class Generator:
     def encode(self, image: Image.Image) -> Tensor:
         """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square."""
         vae = self.pipeline.vae
-        pixels = image.convert("RGB").resize((self.side, self.side), Image.Resampling.LANCZOS)
+        pixels = load_image(image).resize((self.side, self.side), Image.Resampling.LANCZOS)
         x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()

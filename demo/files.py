@@ -1,0 +1,148 @@
+"""Which files a request may name: those uploaded here, and no other of this machine or of the net.
+
+Gradio opens the path it is sent, fetches it if it is a URL, and looks whether it was uploaded only where the value is
+marked as a file. Therefore :class:`GuardedBlocks` looks at every value of every endpoint before Gradio does, and
+:class:`Doors` closes the routes that the page does not use.
+
+An upload lies in ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and of the
+bytes. The request that uploads names no session, and two visitors who send the same bytes share one file. So an upload
+cannot be bound to a session: its path is the key to it, and only who has the very bytes is ever told it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import hash_file
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+REFUSED = "This is no file that was uploaded here; send the file itself."
+MALFORMED = "The request holds values of another kind than this page sends; reload the page and try again."
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Two relays to addresses elsewhere, a copy of any session's fields on disk, a starter of ffmpeg. And a map's server
+# function takes no files, which Gradio would read into memory.
+_CLOSED = re.compile(r"/(proxy=|file=\s*[a-z][a-z0-9+.-]*:|deep_link|process_recording)", re.IGNORECASE)
+
+
+def is_uploaded(path: Any) -> bool:
+    """Whether a path is that of an upload, or of a copy the page itself made to show, with these very bytes.
+
+    Nothing outside the upload folder is looked at, so neither the answer nor its time tells what lies there.
+    """
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    (top, digest), name = os.path.split(os.path.dirname(path)), os.path.basename(path)
+    folder = get_upload_folder()
+    if top not in (folder, os.path.realpath(folder)) or not _DIGEST.fullmatch(digest) or name in ("", ".", ".."):
+        return False
+    try:
+        real = os.path.join(os.path.realpath(folder), digest, name)
+        return os.path.realpath(path) == real and os.path.isfile(real) and hash_file(real) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def checked(value: Any, *, is_file: bool = False) -> Any:
+    """A value of a request with nothing left of its files but paths that may be opened.
+
+    Args:
+        value: As JSON.
+        is_file: Whether the field takes files and nothing else: each is an object, several are a list.
+
+    Raises:
+        gr.Error: :data:`REFUSED`, whatever lies where it points.
+    """
+    if isinstance(value, list):
+        return [checked(part, is_file=is_file) for part in value]
+    if isinstance(value, dict) and (is_file or value.keys() & {"path", "url"}):
+        path = value.get("path")
+        if not is_uploaded(path):
+            raise gr.Error(REFUSED, print_exception=False)
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+    if isinstance(value, dict):
+        return {key: checked(part) for key, part in value.items()}
+    if is_file and value is not None:
+        raise gr.Error(REFUSED, print_exception=False)
+    return value
+
+
+class GuardedBlocks(gr.Blocks):
+    """A page whose endpoints open nothing but uploads, and answer what they cannot use in one sentence."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Gradio's, once the data of the event are known to be an object."""
+        event = kwargs.get("event_data")
+        if event is not None and not isinstance(event._data, dict):
+            if event._data is not None:
+                raise gr.Error(MALFORMED, print_exception=False)
+            event._data = {}
+        return await super().process_api(block_fn, inputs, *args, **kwargs)
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """As Gradio's, once every value is checked: all routes to all endpoints lead through here."""
+        if explicit_call:  # by the code of this process, not by a request
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        try:
+            safe = await asyncio.to_thread(_checked_inputs, block_fn.inputs, inputs)
+            return await super().preprocess_data(block_fn, safe, state, explicit_call)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            logger.warning("A request was malformed: %s.", " ".join(str(error).split())[:200])
+            raise gr.Error(MALFORMED, print_exception=False) from error
+
+
+def _checked_inputs(blocks: list[Any], inputs: list[Any]) -> list[Any]:
+    return [
+        checked(value, is_file=isinstance(block, gr.Image | gr.Audio | gr.File))
+        for block, value in zip(blocks, inputs, strict=False)
+    ]
+
+
+class Doors:
+    """ASGI middleware: some routes of Gradio's are closed, and what breaks another is answered in one sentence."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        whole_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if _CLOSED.search(scope["path"]) or (whole_files and "/component_server" in scope["path"]):
+            await JSONResponse({"detail": REFUSED}, 403)(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            if started:
+                raise
+            logger.warning("A request to %s was malformed: %r.", scope["path"][:80], str(error)[:200])
+            await JSONResponse({"detail": MALFORMED}, 400)(scope, receive, send)
+
+
+def app_options() -> dict[str, Any]:
+    """Keyword arguments for the FastAPI app under the page."""
+    return {"middleware": [Middleware(Doors)]}  # new each time: Gradio adds to them
