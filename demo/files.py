@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
+from pathlib import Path, PurePath
 from typing import Any
 
 import gradio as gr
@@ -41,14 +41,15 @@ def is_uploaded(path: Any) -> bool:
     """
     if not isinstance(path, str) or "\0" in path:
         return False
-    (top, digest), name = os.path.split(os.path.dirname(path)), os.path.basename(path)
-    folder = get_upload_folder()
-    if top not in (folder, os.path.realpath(folder)) or not _DIGEST.fullmatch(digest) or name in ("", ".", ".."):
+    given, folder = PurePath(path), Path(get_upload_folder())
+    digest, name = given.parent.name, given.name
+    whole = str(given) == path and given.parent.parent in (folder, folder.resolve())
+    if not whole or not _DIGEST.fullmatch(digest) or name == "..":
         return False
     try:
-        real = os.path.join(os.path.realpath(folder), digest, name)
-        return os.path.realpath(path) == real and os.path.isfile(real) and hash_file(real) == digest
-    except (OSError, ValueError):
+        real = folder.resolve() / digest / name
+        return Path(path).resolve() == real and real.is_file() and hash_file(real) == digest
+    except (OSError, ValueError, RuntimeError):  # the last: links in a circle
         return False
 
 

@@ -35,7 +35,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # Exif 2.3, 4.6.4: 1 to 8, as in _TURNS
-_BITS, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 281, 341  # TIFF 6.0: BitsPerSample, MaxSampleValue, SMaxSampleValue
+# TIFF 6.0: BitsPerSample, PhotometricInterpretation, MaxSampleValue, SMaxSampleValue
+_BITS, _PHOTOMETRIC, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 262, 281, 341
 _WHITES = {"int": (255.0, 4095.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
 _OVERSHOOT = 0.1  # of white: what resampling adds to the edges of float pictures, clipped
 
@@ -66,10 +67,10 @@ def load_image(source: Any) -> Image.Image:
         image = _open(source)
     _check_size(image)
     try:
-        declared = _declared_white(image)
+        declared, negative = _declared_white(image), _is_negative(image)
         upright = _upright(image, ours=image is not source)
         _check_size(upright)  # a picture may lie within another, as in ICO, with a size of its own
-        return _to_rgb(upright, declared)
+        return _to_rgb(upright, declared, negative=negative)
     except MediaError:
         raise
     except Exception as error:  # decoders of damaged files raise errors of every type
@@ -148,7 +149,7 @@ def _orientation(image: Image.Image) -> int:
     exif = image.info.get("exif")
     if value is None and isinstance(exif, bytes):  # Pillow gives up at the first tag it cannot read
         value = _orientation_in(exif.removeprefix(b"Exif\0\0"))
-    return int(value) if isinstance(value, Real) and value in _TURNS else 1
+    return int(float(value)) if isinstance(value, Real) and value in _TURNS else 1
 
 
 def _orientation_in(exif: bytes) -> int | None:
@@ -164,9 +165,10 @@ def _orientation_in(exif: bytes) -> int | None:
 
 def _declared_white(image: Image.Image) -> float | None:
     """The value that the file says is white, or the most its bits can hold; None if it says nothing."""
-    bits = None
-    if image.format == "PNG" and image.mode.startswith("I"):
-        bits = _png_bits(image.fp)
+    bits: float | None = None
+    opened = getattr(image, "fp", None)
+    if image.format == "PNG" and image.mode.startswith("I") and opened and not opened.closed:
+        bits = _png_bits(opened)
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         for tag in (_MAX_SAMPLE_FLOAT, _MAX_SAMPLE):
             declared = next(_numbers(image, tag), None)
@@ -196,9 +198,15 @@ def _png_bits(opened: Any) -> int | None:
     return found
 
 
-def _to_rgb(image: Image.Image, declared: float | None) -> Image.Image:
+def _is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white, which Pillow honours in pictures of 8 bits only."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+
+
+def _to_rgb(image: Image.Image, declared: float | None, *, negative: bool) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _scaled(np.asarray(image, dtype=np.float32), declared, "float" if image.mode == "F" else "int")
+        grey = 255 - grey if negative else grey
         clear = image.info.get("transparency")
         if isinstance(clear, int):  # one value of a PNG
             grey[np.asarray(image) == clear] = 255
@@ -221,7 +229,8 @@ def _scaled(values: np.ndarray, declared: float | None, kind: str) -> np.ndarray
     whites = (declared, 65535.0) if declared and kind == "int" else (declared,) if declared else _WHITES[kind]
     white = next((white for white in whites if high <= white * room), None)
     unclear = kind == "float" and declared is None and 1 + _OVERSHOOT < high < 255 * _OVERSHOOT
-    if white is None or unclear or low < -_OVERSHOOT * white:
+    below = _OVERSHOOT * min(white or 0, max(high, 1.0)) if kind == "float" else 0
+    if white is None or unclear or low < -below:
         expected = f"0 to {declared:g}" if declared else "0 to 1, or to 255" if kind == "float" else "0 to 65535"
         raise MediaError(
             f"The picture holds values from {low:.4g} to {high:.4g}; expected {expected}. Scale them, or say which is "

@@ -106,8 +106,6 @@ def _decoded(source: Any, name: str) -> Pieces:
             if not container.streams.audio:
                 raise MediaError(f"{name} holds no sound; send a wav, mp3, ogg, flac, m4a or webm recording.")
             for frame in container.decode(container.streams.audio[0]):
-                if frame.layout.nb_channels > MAX_CHANNELS:
-                    raise MediaError(f"{name} has {frame.layout.nb_channels} channels; up to {MAX_CHANNELS} are taken.")
                 values = frame.to_ndarray()
                 values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
                 yield _checked_rate(frame.sample_rate), values
@@ -136,11 +134,14 @@ def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) ->
     def mean() -> Pieces:
         nonlocal powers, mean_power
         for rate, values in pieces():
-            channels = _as_floats(values)
-            powers = powers if len(powers) else np.zeros(channels.shape[1])
-            if channels.shape[1] != len(powers):
+            count = values.shape[1]
+            if count > MAX_CHANNELS:
+                raise MediaError(f"The sound has {count:,} channels; up to {MAX_CHANNELS} are taken.")
+            powers = powers if len(powers) else np.zeros(count)
+            if count != len(powers):
                 raise MediaError("The sound changes its number of channels on the way; export it again with one.")
-            if len(powers) == 1:
+            channels = _as_floats(values)
+            if count == 1:
                 yield rate, channels[:, 0]
                 continue
             with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused by the caller
