@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 REFUSED = "This is no file that was uploaded here; send the file itself."
 MALFORMED = "The request holds values of another kind than this page sends; reload the page and try again."
+MAX_FILES = 2000  # of one request
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Two relays to addresses elsewhere, a copy of any session's fields on disk, a starter of ffmpeg. And a map's server
 # function takes no files, which Gradio would read into memory.
@@ -48,9 +50,18 @@ def is_uploaded(path: Any) -> bool:
         return False
     try:
         real = folder.resolve() / digest / name
-        return Path(path).resolve() == real and real.is_file() and hash_file(real) == digest
+        if Path(path).resolve() != real or not real.is_file():
+            return False
+        state = real.stat()
+        return _digest(real, state.st_ino, state.st_size, state.st_mtime_ns) == digest
     except (OSError, ValueError, RuntimeError):  # the last: links in a circle
         return False
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: Path, *_: int) -> str:
+    """Gradio's digest of a file, made once for as long as the file stays as it is."""
+    return hash_file(path)
 
 
 def checked(value: Any, *, is_file: bool = False) -> Any:
@@ -61,8 +72,10 @@ def checked(value: Any, *, is_file: bool = False) -> Any:
         is_file: Whether the field takes files and nothing else: each is an object, several are a list.
 
     Raises:
-        gr.Error: :data:`REFUSED`, whatever lies where it points.
+        gr.Error: :data:`REFUSED`, whatever lies where it points; or if there are more than :data:`MAX_FILES`.
     """
+    if is_file and isinstance(value, list) and len(value) > MAX_FILES:
+        raise gr.Error(f"Send up to {MAX_FILES:,} files at once.", print_exception=False)
     if isinstance(value, list):
         return [checked(part, is_file=is_file) for part in value]
     if isinstance(value, dict) and (is_file or value.keys() & {"path", "url"}):

@@ -52,8 +52,9 @@ class Raw:
             session, order = uuid.uuid4().hex, []
             for number, data in calls[start : start + AT_ONCE]:
                 body = {"fn_index": number, "data": data, "session_hash": session, "event_data": event_data}
-                joined = self.http.post(f"{API}/queue/join", json=body)
-                order.append(joined.json().get("event_id") or joined.text)
+                sent = json.dumps(body)  # halves of surrogate pairs and NaN too
+                joined = self.http.post(f"{API}/queue/join", content=sent, headers={"content-type": "application/json"})
+                order.append(joined.json()["event_id"] if joined.status_code == 200 else joined.text)
             found = self._completed(session, {event for event in order if len(event) == 32})
             answers += [found.get(event, (False, event)) for event in order]
         return answers

@@ -5,6 +5,7 @@ import os
 import threading
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from PIL import EpsImagePlugin, Image
@@ -233,6 +234,15 @@ def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch, 
     with Image.open(picture) as opened, pytest.raises(Exception):  # noqa: B017  (the fake draws nothing)
         opened.load()
     assert mark.exists()  # it would have been started
+
+
+def test_a_request_names_so_many_files_at_most_and_none_is_read_twice(raw, pairs, monkeypatch):
+    uploaded = raw.upload(pairs.parent / "green.png")
+    assert is_uploaded(uploaded)
+    monkeypatch.setattr(files, "hash_file", None)
+    assert files.checked([{"path": uploaded}] * files.MAX_FILES, is_file=True)[-1]["path"] == uploaded
+    with pytest.raises(gr.Error, match="up to 2,000 files at once"):
+        files.checked([{"path": uploaded}] * (files.MAX_FILES + 1), is_file=True)
 
 
 def test_the_guard_is_on_the_way_of_the_page(raw):
