@@ -282,6 +282,7 @@ def _check(files: Mapping[str, Path]) -> None:
     """Refuse files that are too large or do not belong together, before they are read."""
     sizes = []
     for path in files.values():
+        _check_packed(path)
         opened = open_latents(path)
         sizes.append(opened.rows)
         if opened.dim > MAX_DIM or opened.rows > MAX_ROWS:
@@ -293,6 +294,23 @@ def _check(files: Mapping[str, Path]) -> None:
         raise MediaError(f"The files hold {sizes[0]:,} and {sizes[1]:,} latents; row i of both must be one pair.")
     if sizes[0] < MIN_ROWS:
         raise MediaError(f"The files hold {sizes[0]} pairs; at least {MIN_ROWS} are needed.")
+
+
+def _check_packed(path: Path) -> None:
+    """Refuse a parquet file whose directory tells of more values than are taken: a few KB unpack to gigabytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() != ".parquet":
+        return
+    try:
+        directory = pq.ParquetFile(path).metadata
+    except (pa.ArrowException, OSError):
+        return  # open_latents says what is wrong with it
+    groups = [directory.row_group(number) for number in range(directory.num_row_groups)]
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    if values > MAX_ROWS * MAX_DIM:
+        raise MediaError(f"{path} holds {values:,} values; here up to {MAX_ROWS:,} latents of {MAX_DIM:,} are taken.")
 
 
 def _sentence(error: Exception, files: Mapping[str, Path]) -> str:

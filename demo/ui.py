@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.files import GuardedBlocks, app_options
 from demo.results import describe_counts
 from demo.service import MAX_TOP_K, Answer, Service
 from demo.tabs.explore import Explorer, build_explore_tab, map_component
@@ -90,6 +91,7 @@ def launch_options(service: Service) -> dict[str, Any]:
         "allowed_paths": [str(folder) for folder in (service.root, HERE / "examples") if folder],
         "max_file_size": MAX_FILE_SIZE,
         "state_session_capacity": MAX_SESSIONS,
+        "app_kwargs": app_options(),
         "enable_monitoring": False,
         "run_history": False,
         "footer_links": ["api"],
@@ -99,7 +101,7 @@ def launch_options(service: Service) -> dict[str, Any]:
 def build_demo(service: Service) -> gr.Blocks:
     """Lay out the page and wire its events; launch it with :func:`launch_options`."""
     explorer = Explorer(service)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         here = map_component(explorer)
         gr.HTML(
             '<header class="fm-hero"><h1>Type it, show it, or <em>say it.</em></h1>'

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import lzma
-import posixpath
 import secrets
 import stat
 import unicodedata
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from gradio_client.utils import strip_invalid_filename_characters
+
 from fusemix.datasets.base import Tally
 from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.datasets.reader import open_text, read_table
 from fusemix.media import one_line
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"})
 SOUNDS = frozenset(
     {".wav", ".mp3", ".ogg", ".oga", ".opus", ".flac", ".m4a", ".aac", ".webm", ".aif", ".aiff", ".mp4", ".mov"}
 )
@@ -26,8 +29,9 @@ TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})
 CAPTION_COLUMNS = ("text", "caption", "title")  # the first that a table has
 MAX_BYTES = 500 * 10**6  # of everything together, unpacked
 MAX_TABLE_BYTES = 5 * 10**6
+MAX_COLUMNS = 100  # of a table
 MAX_DIRECTORY_BYTES = 4 * 10**6  # of an archive's list of contents: some ten thousand names
-MAX_MEMBERS = 4000  # files looked at in an archive
+MAX_MEMBERS = 4000  # files looked at, of all archives together
 _BLOCK = 1 << 18  # bytes unpacked between two looks at the limit
 
 
@@ -68,6 +72,7 @@ class Incoming:
     pieces: list[Piece] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     n_bytes: int = 0
+    n_members: int = 0
 
 
 class _Refused(ValueError):
@@ -76,8 +81,9 @@ class _Refused(ValueError):
 
 @dataclass(frozen=True)
 class _File:
-    name: str
+    name: str  # for sentences
     path: Path
+    given: str  # the whole name as it came
 
 
 def read(
@@ -111,16 +117,18 @@ def read(
                 raise _Refused("did not arrive; send it again")
             if path.suffix.lower() != ".zip":
                 _count(found, path.stat().st_size, max_bytes)
-                files.append(_File(name, path))
+                files.append(_File(name, path, path.name))
                 continue
             files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
         except _Refused as error:
             found.left_out.append(LeftOut(name, str(error)))
+    keys: dict[int, str] = {}  # number of a piece -> what tables call its file
     for file in files:
         kind = file.path.suffix.lower()
         title = PurePosixPath(file.name).stem
         if kind in PICTURES or kind in SOUNDS:
             modality = "image" if kind in PICTURES else "audio"
+            keys[len(found.pieces)] = _key(file.given)
             found.pieces.append(Piece(file.name, modality, str(file.path), title))
         elif kind in TABLES or kind == ".txt":
             tables.append(file)
@@ -131,11 +139,18 @@ def read(
     named: dict[str, str] = {}
     for table in tables:
         try:
-            found.pieces.extend(_captions(table, named))
+            found.pieces.extend(_captions(table, named, found.left_out))
         except _Refused as error:
             found.left_out.append(LeftOut(table.name, str(error)))
-    found.pieces = [replace(p, caption=named.get(_spelled(p.name), p.caption)) for p in found.pieces]
+    for number, key in keys.items():
+        piece = found.pieces[number]
+        found.pieces[number] = replace(piece, caption=named.get(key, piece.caption))
     return found
+
+
+def _key(name: str) -> str:
+    """One spelling of a file's name: Windows writes other separators, macOS takes letters and accents apart."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
 
 
 def _count(found: Incoming, size: int, max_bytes: int) -> None:
@@ -155,10 +170,12 @@ def _unpack(
         raise _Refused("is not a zip archive that can be read, or damaged") from error
     with opened:
         members = [member for member in opened.infolist() if not member.is_dir() and not _is_litter(member.filename)]
-        if len(members) > MAX_MEMBERS:
-            rest = len(members) - MAX_MEMBERS
+        room = MAX_MEMBERS - found.n_members
+        if len(members) > room:
+            rest = len(members) - room
             found.left_out.append(LeftOut(archive, f"holds {rest:,} files beyond the {MAX_MEMBERS:,} looked at"))
-        for member in members[:MAX_MEMBERS]:
+        found.n_members += min(len(members), room)
+        for member in members[:room]:
             if stopped():
                 return
             name = one_line(member.filename.replace("\\", "/"))
@@ -173,7 +190,7 @@ def _unpack(
                 target = folder / f"{secrets.token_hex(8)}{kind}"
                 if known and kind != ".zip":
                     _write_member(opened, member, target, found, max_bytes)
-                yield _File(name, target if known else Path(name))
+                yield _File(name, target if known else Path(name), str(pure))
             except _Refused as error:
                 found.left_out.append(LeftOut(name, str(error)))
 
@@ -222,8 +239,8 @@ def _is_litter(name: str) -> bool:
     return pure.parts[:1] == ("__MACOSX",) or pure.name.startswith(".") or pure.name in ("Thumbs.db", "desktop.ini", "")
 
 
-def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
-    """A piece per distinct caption; captions of files go into ``named`` as well."""
+def _captions(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> list[Piece]:
+    """A piece per distinct caption; captions of files go into ``named`` as well, by the key of their name."""
     if table.path.stat().st_size > MAX_TABLE_BYTES:
         raise _Refused(f"is larger than the {MAX_TABLE_BYTES / 1e6:.0f} MB taken of a table or list")
     if table.path.suffix.lower() == ".txt":
@@ -234,19 +251,15 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
             raise _Refused("is not text in UTF-8; save it as UTF-8") from error
         texts = [line.strip() for line in lines]
     else:
-        texts = _column(table, named)
+        texts = _column(table, named, left_out)
     distinct = [text for text in dict.fromkeys(texts) if text]
     if not distinct:
         raise _Refused("holds no captions")
     return [Piece(table.name, "text", text, text) for text in distinct]
 
 
-def _spelled(name: str) -> str:
-    """One spelling of a file's name for all: composed accents (macOS takes them apart), no ``./``."""
-    return unicodedata.normalize("NFC", one_line(posixpath.normpath(name)))
-
-
-def _column(table: _File, named: dict[str, str]) -> list[str]:
+def _column(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> list[str]:
+    _check_columns(table.path)
     try:
         frame = read_table(table.path, Tally(), texts=CAPTION_COLUMNS)
     except (ValueError, OSError, RecursionError) as error:
@@ -257,12 +270,48 @@ def _column(table: _File, named: dict[str, str]) -> list[str]:
     if column is None:
         has = f" (it has {', '.join(map(str, frame.columns))})" if len(frame.columns) else ""
         raise _Refused(one_line(f"has no column of captions{has}; call one {' or '.join(CAPTION_COLUMNS)}", 200))
-    folder = PurePosixPath(table.name).parent
-    for files in set(FILE_COLUMNS) & set(frame.columns):
-        for cell, text in zip(frame[files], frame[column], strict=True):
+    captions: dict[str, str] = {}  # key of a file -> its first caption
+    for files in FILE_COLUMNS:
+        for cell, text in zip(frame[files], frame[column], strict=True) if files in frame.columns else ():
             if cell and text:
-                name = _spelled(str(folder / cell.replace("\\", "/")))
-                named.setdefault(name, text)
-                if folder == PurePosixPath():  # dropped beside its files, which lost their folders on the way
-                    named.setdefault(PurePosixPath(name).name, text)
+                captions.setdefault(_key(cell), text)
+    folder = PurePosixPath(table.given).parent
+    for key, text in captions.items():
+        if folder != PurePosixPath() or "/" in key:
+            named.setdefault(_key(f"{folder}/{key}"), text)
+    if folder == PurePosixPath():  # dropped beside its files, which lost their folders on the way
+        left_out.extend(_name_dropped(table, captions, named))
     return list(frame[column])
+
+
+def _name_dropped(table: _File, captions: dict[str, str], named: dict[str, str]) -> Iterator[LeftOut]:
+    """Captions for files without their folders; those that several files could claim are left out."""
+    by_name: dict[str, list[str]] = {}
+    for key in captions:  # Gradio takes some characters out of the names of uploads
+        name = _key(strip_invalid_filename_characters(PurePosixPath(key).name))
+        by_name.setdefault(name, []).append(key)
+    for name, keys in by_name.items():
+        if len(keys) == 1:
+            named.setdefault(name, captions[keys[0]])
+        else:
+            what = f"names {len(keys)} files called {one_line(name)}; pack it with them and their folders into a .zip"
+            yield LeftOut(table.name, what)
+
+
+def _check_columns(path: Path) -> None:
+    """Refuse a table of very many columns before it is read: each costs more than many rows."""
+    names: set[str] = set()
+    with open(path, encoding="utf-8", errors="replace", newline="") as handle:
+        try:
+            if path.suffix.lower() in (".csv", ".tsv"):
+                count = len(next(csv.reader(handle, delimiter="," if path.suffix.lower() == ".csv" else "\t"), ()))
+            else:
+                for row in map(json.loads, handle):
+                    names.update(
+                        row if isinstance(row, dict) else map(str, range(len(row))) if isinstance(row, list) else ()
+                    )
+                count = len(names)
+        except (csv.Error, ValueError, RecursionError):
+            return  # whoever reads the table says what is wrong with it
+    if count > MAX_COLUMNS:
+        raise _Refused(f"has {count:,} columns, more than the {MAX_COLUMNS} taken here")

@@ -19,6 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fusemix.evaluation.metrics import ranks, summarise
 from fusemix.generation.bridges import ACROSS, Bridge, Conditioner, fit_bridge
+from fusemix.media import load_image
 
 MIN_TEST_PAIRS = 2
 
@@ -65,7 +66,7 @@ def clip_image_embeds(
 
     mean, std = np.array(OPENAI_CLIP_MEAN, dtype=np.float32), np.array(OPENAI_CLIP_STD, dtype=np.float32)
     for image in images:
-        square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+        square = ImageOps.fit(load_image(image), (side, side), Image.Resampling.BICUBIC)
         batch.append((np.asarray(square, dtype=np.float32) / 255 - mean) / std)
         if len(batch) == batch_size:
             flush()

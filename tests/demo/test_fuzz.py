@@ -26,6 +26,7 @@ from demo.tabs.sound_to_picture import pages, request_of
 from demo.ui import answer_api
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from tests.conftest import tone
+from tests.field.raw import served
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, seed, settings  # noqa: E402
@@ -46,7 +47,8 @@ def pictures():
     png = [("PNG", mode) for mode in ("RGBA", "P", "1", "I;16")]
     lossy = [("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("GIF", "P")]
     rare = [("BMP", "RGB"), ("TIFF", "F"), ("TIFF", "RGB"), ("PPM", "L"), ("ICO", "RGBA"), ("TGA", "RGB")]
-    kinds = [*png, *lossy, *rare]
+    newer = [("AVIF", "RGB"), ("QOI", "RGBA"), ("DDS", "RGBA"), ("JPEG2000", "RGB")]
+    kinds = [*png, *lossy, *rare, *newer]
     for form, mode in kinds:
         image = Image.fromarray(colours[..., 0].astype(np.uint16) * 257) if mode == "I;16" else rgba.convert("RGB")
         if mode not in ("I;16", "RGB"):
@@ -266,10 +268,9 @@ def tab(service):
 
 @pytest.fixture(scope="module")
 def studio(service):
-    from tests.test_generate import tiny_small_pipeline
-
     from demo.drawing import Studio
     from fusemix.generation.generator import Generator
+    from tests.generation.test_generator import tiny_small_pipeline
 
     return Studio(service, source="tiny", generator=Generator(tiny_small_pipeline(16)))
 
@@ -304,10 +305,51 @@ drawings = st.tuples(
     mostly(st.sampled_from([0, 0, 0, 0, 0.1]), st.sampled_from([None, -1, 3, "x", float("nan")])),  # steering
 )
 
+# As JSON says it, and as only a script of a stranger sends it.
+paths = st.sampled_from(
+    ["red.png", "/etc/passwd", "/etc", "/etc/none", "", "http://127.0.0.1:9/a.png", "file:///etc/passwd"]
+)
+named_files = st.fixed_dictionaries(
+    {"path": st.one_of(paths, paths, paths, st.none(), st.integers())},
+    optional={
+        "meta": st.one_of(st.just({"_type": "gradio.FileData"}), st.none(), st.text(max_size=5)),
+        "url": paths,
+        "is_stream": st.booleans(),
+        "size": numbers,
+    },
+)
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), words, named_files),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+requests = st.tuples(
+    st.integers(0, 10**6),
+    st.lists(st.tuples(st.integers(0, 12), json_values), max_size=3),
+    st.one_of(st.none(), json_values, st.dictionaries(st.sampled_from(["modality", "id"]), words)),
+)
+
+
+def ask_endpoint(value, on):
+    """One request to one endpoint, some of its fields holding what no field holds; refusals are sentences."""
+    number, changes, event = value
+    entry, _ = on.raw.endpoints[number % len(on.raw.endpoints)]
+    data = on.raw.values(entry)
+    for place, new in changes:
+        if place < len(data):
+            data[place] = (
+                {**new, "path": on.uploaded} if isinstance(new, dict) and new.get("path") == "red.png" else new
+            )
+    success, output = on.raw.ask(entry["id"], data, event_data=event)
+    if not success and isinstance(output, dict):
+        raise gr.Error(output["error"] or "no sentence")
+
+
 # name -> (share of all inputs, strategy, what is done with a value and the fixtures)
 TARGETS = {
-    "a picture": (0.2, images, lambda value, _: check_picture(load_image(value))),
-    "a sound": (0.2, audios, lambda value, _: check_sound(load_audio(value))),
+    "an endpoint": (0.1, requests, ask_endpoint),
+    "a picture": (0.15, images, lambda value, _: check_picture(load_image(value))),
+    "a sound": (0.15, audios, lambda value, _: check_sound(load_audio(value))),
     "search by text": (
         0.09,
         st.tuples(mostly(words), top_ks),
@@ -366,14 +408,21 @@ TARGETS = {
 
 
 @pytest.fixture(scope="module")
-def on(service, tab, studio, pairs):
-    """The app's parts, and queries whose file names lie in the tiny gallery."""
+def raw(service):
+    with served(service) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def on(service, tab, studio, pairs, raw):
+    """The app's parts, its page by raw HTTP, and queries whose file names lie in the tiny gallery."""
 
     def query(values):
         files = {part: str(pairs.parent / f) for part, f in FILES.items() if f == values.get(part)}
         return Query(**values | files)
 
-    return SimpleNamespace(service=service, tab=tab, studio=studio, query=query)
+    uploaded = raw.upload(pairs.parent / "red.png")
+    return SimpleNamespace(service=service, tab=tab, studio=studio, query=query, raw=raw, uploaded=uploaded)
 
 
 def fuzz(name, on, total, *, start=None):
@@ -413,15 +462,17 @@ def test_the_shares_add_up_to_one():
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_input_is_answered_or_refused_in_a_sentence(on, name):
+def test_any_input_is_answered_or_refused_in_a_sentence(on, name, capfd, caplog):
     assert fuzz(name, on, FAST)[0] >= 1
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_of_ten_thousand_inputs_is_answered_or_refused_in_a_sentence(on, name):
+def test_any_of_ten_thousand_inputs_is_answered_or_refused_in_a_sentence(on, name, capfd, caplog):
     began = time.monotonic()
     tried, answered = fuzz(name, on, SLOW, start=int(os.environ.get("FUSEMIX_FUZZ_SEED", "0")))
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
     print(f"\nFUZZ {name}: {tried} inputs, {answered} answered, {time.monotonic() - began:.0f} s")  # noqa: T201
     assert 0 < answered <= tried
     assert on.service.search_text("a red square").hits["text"][0].item["id"] == "red"

@@ -77,6 +77,66 @@ def test_names_are_one_in_either_unicode_form_and_with_either_slash(folder, tmp_
     assert read([path], folder).pieces[0].caption == "a ripe fruit"
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("cell", "member"),
+    [
+        ("pictures\\one.webp", "pictures/one.webp"),
+        ("pictures/one.webp", "pictures\\one.webp"),
+        ("./pictures//one.webp", "pictures/one.webp"),
+        ("café/e\u0301tude.webp", "cafe\u0301/étude.webp"),
+        ("pictures/" + "long " * 30 + "one.webp", "pictures/" + "long " * 30 + "one.webp"),
+    ],
+)
+def test_a_file_is_found_by_its_name_however_it_is_spelled(folder, tmp_path, cell, member):
+    path = packed(tmp_path / "a.zip", {member: PICTURES[0].read_bytes(), "t.csv": f"image,text\n{cell},a ripe fruit\n"})
+    assert [piece.caption for piece in read([path], folder).pieces] == ["a ripe fruit", "a ripe fruit"]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("cell", "dropped"),
+    [("a\\one.webp", "one.webp"), ("e\u0301té.webp", "été.webp"), ("x/nr #1: one.webp", "nr #1 one.webp")],
+)
+def test_a_dropped_file_is_found_without_its_folders_and_what_gradio_strips(folder, tmp_path, cell, dropped):
+    (tmp_path / dropped).write_bytes(PICTURES[0].read_bytes())
+    (tmp_path / "t.csv").write_text(f"image,text\n{cell},a ripe fruit\n", encoding="utf-8")
+    found = read([tmp_path / dropped, tmp_path / "t.csv"], folder)
+    assert [piece.caption for piece in found.pieces] == ["a ripe fruit", "a ripe fruit"], found.left_out
+
+
+@pytest.mark.field
+def test_a_name_that_two_files_share_gives_neither_the_caption_of_the_other(folder, tmp_path):
+    (tmp_path / "one.webp").write_bytes(PICTURES[0].read_bytes())
+    (tmp_path / "t.csv").write_text("image,text\na/one.webp,a fruit\nb/one.webp,a drum\n")
+    found = read([tmp_path / "one.webp", tmp_path / "t.csv"], folder)
+    assert found.pieces[0].caption == "one"
+    assert "names 2 files called one.webp" in reasons(found)["t.csv"]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text," + ",".join(f"c{n}" for n in range(100)) + "\n"),
+        ("a.tsv", "text\t" + "\t".join(f"c{n}" for n in range(100)) + "\n"),
+        ("a.jsonl", "".join(f'{{"text": "a", "c{n}": 1}}\n' for n in range(100))),
+        ("a.jsonl", "[" + ",".join("1" * 101) + "]\n"),
+    ],
+)
+def test_a_table_of_very_many_columns_is_refused_before_it_is_read(folder, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert reasons(read([tmp_path / name], folder))[name] == "has 101 columns, more than the 100 taken here"
+
+
+@pytest.mark.field
+def test_the_files_of_all_archives_together_are_counted(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(incoming, "MAX_MEMBERS", 5)
+    paths = [packed(tmp_path / f"{n}.zip", {f"{i}.png": b"x" for i in range(3)}) for n in range(3)]
+    found = read(paths, folder)
+    assert len(found.pieces) == 5 and [entry.name for entry in found.left_out] == ["1.zip", "2.zip"]
+
+
 def test_no_name_of_an_archive_becomes_a_path(folder, tmp_path):
     names = ["../up.png", "/etc/cron.d/x.png", "a/../../up.png", "..\\up.png", "C:\\up.png", "fine.png"]
     path = packed(tmp_path / "a.zip", dict.fromkeys(names, b"x"))

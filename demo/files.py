@@ -1,0 +1,162 @@
+"""Which files a request may name: those uploaded here, and no other of this machine or of the net.
+
+Gradio opens the path it is sent, fetches it if it is a URL, and looks whether it was uploaded only where the value is
+marked as a file. Therefore :class:`GuardedBlocks` looks at every value of every endpoint before Gradio does, and
+:class:`Doors` closes the routes that the page does not use.
+
+An upload lies in ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and of the
+bytes. The request that uploads names no session, and two visitors who send the same bytes share one file. So an upload
+cannot be bound to a session: its path is the key to it, and only who has the very bytes is ever told it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import hash_file
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+REFUSED = "This is no file that was uploaded here; send the file itself."
+MALFORMED = "The request holds values of another kind than this page sends; reload the page and try again."
+MAX_FILES = 2000  # of one request
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Two relays to addresses elsewhere, a copy of any session's fields on disk, a starter of ffmpeg. And a map's server
+# function takes no files, which Gradio would read into memory.
+_CLOSED = re.compile(r"/(proxy=|file=\s*[a-z][a-z0-9+.-]*:|deep_link|process_recording)", re.IGNORECASE)
+
+
+def is_uploaded(path: Any) -> bool:
+    """Whether a path is that of an upload, or of a copy the page itself made to show, with these very bytes.
+
+    Nothing outside the upload folder is looked at, so neither the answer nor its time tells what lies there.
+    """
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    given, folder = PurePath(path), Path(get_upload_folder())
+    digest, name = given.parent.name, given.name
+    whole = str(given) == path and given.parent.parent in (folder, folder.resolve())
+    if not whole or not _DIGEST.fullmatch(digest) or name == "..":
+        return False
+    try:
+        real = folder.resolve() / digest / name
+        if Path(path).resolve() != real or not real.is_file():
+            return False
+        state = real.stat()
+        return _digest(real, state.st_ino, state.st_size, state.st_mtime_ns) == digest
+    except (OSError, ValueError, RuntimeError):  # the last: links in a circle
+        return False
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: Path, *_: int) -> str:
+    """Gradio's digest of a file, made once for as long as the file stays as it is."""
+    return hash_file(path)
+
+
+def checked(value: Any, *, is_file: bool = False) -> Any:
+    """A value of a request with nothing left of its files but paths that may be opened.
+
+    Args:
+        value: As JSON.
+        is_file: Whether the field takes files and nothing else: each is an object, several are a list.
+
+    Raises:
+        gr.Error: :data:`REFUSED`, whatever lies where it points; or if there are more than :data:`MAX_FILES`.
+    """
+    if is_file and isinstance(value, list) and len(value) > MAX_FILES:
+        raise gr.Error(f"Send up to {MAX_FILES:,} files at once.", print_exception=False)
+    if isinstance(value, list):
+        return [checked(part, is_file=is_file) for part in value]
+    if isinstance(value, dict) and (is_file or value.keys() & {"path", "url"}):
+        path = value.get("path")
+        if not is_uploaded(path):
+            raise gr.Error(REFUSED, print_exception=False)
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+    if isinstance(value, dict):
+        return {key: checked(part) for key, part in value.items()}
+    if is_file and value is not None:
+        raise gr.Error(REFUSED, print_exception=False)
+    return value
+
+
+class GuardedBlocks(gr.Blocks):
+    """A page whose endpoints open nothing but uploads, and answer what they cannot use in one sentence."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Gradio's, once the data of the event are known to be an object."""
+        event = kwargs.get("event_data")
+        if event is not None and not isinstance(event._data, dict):
+            if event._data is not None:
+                raise gr.Error(MALFORMED, print_exception=False)
+            event._data = {}
+        return await super().process_api(block_fn, inputs, *args, **kwargs)
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """As Gradio's, once every value is checked: all routes to all endpoints lead through here."""
+        if explicit_call:  # by the code of this process, not by a request
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        try:
+            safe = await asyncio.to_thread(_checked_inputs, block_fn.inputs, inputs)
+            return await super().preprocess_data(block_fn, safe, state, explicit_call)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            logger.warning("A request was malformed: %s.", " ".join(str(error).split())[:200])
+            raise gr.Error(MALFORMED, print_exception=False) from error
+
+
+def _checked_inputs(blocks: list[Any], inputs: list[Any]) -> list[Any]:
+    return [
+        checked(value, is_file=isinstance(block, gr.Image | gr.Audio | gr.File))
+        for block, value in zip(blocks, inputs, strict=False)
+    ]
+
+
+class Doors:
+    """ASGI middleware: some routes of Gradio's are closed, and what breaks another is answered in one sentence."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        whole_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if _CLOSED.search(scope["path"]) or (whole_files and "/component_server" in scope["path"]):
+            await JSONResponse({"detail": REFUSED}, 403)(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            if started:
+                raise
+            logger.warning("A request to %s was malformed: %r.", scope["path"][:80], str(error)[:200])
+            await JSONResponse({"detail": MALFORMED}, 400)(scope, receive, send)
+
+
+def app_options() -> dict[str, Any]:
+    """Keyword arguments for the FastAPI app under the page."""
+    return {"middleware": [Middleware(Doors)]}  # new each time: Gradio adds to them
