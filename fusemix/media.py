@@ -11,9 +11,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fusemix.extras import extra
 
 SAMPLE_RATE = 16_000  # Hz, what Whisper hears
 MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000
@@ -136,6 +137,7 @@ def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S, sample_ra
 
 
 def _decode_audio(source: Any, max_duration_s: float, sample_rate: int) -> np.ndarray:
+    av = _av()
     name = _check_file(source, "sound")
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     parts: list[np.ndarray] = []
@@ -184,15 +186,22 @@ def _resample_array(sample_rate: float, samples: np.ndarray, *, max_duration_s: 
     mono = mono.mean(axis=1) if mono.ndim == 2 else mono
     if len(mono) == 0 or int(sample_rate) == to_rate:
         return mono
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
+    frame = _av().AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
     frame.sample_rate = int(sample_rate)
     resampler = _resampler(to_rate)
     pieces = [piece.to_ndarray()[0] for piece in (*resampler.resample(frame), *resampler.resample(None))]
     return np.concatenate(pieces or [mono[:0]]).astype(np.float32, copy=False)
 
 
-def _resampler(sample_rate: int) -> av.AudioResampler:
-    return av.AudioResampler(format="fltp", layout="mono", rate=sample_rate)
+def _av() -> Any:
+    """PyAV, which only sounds need."""
+    with extra("audio", "Reading sounds"):
+        import av
+    return av
+
+
+def _resampler(sample_rate: int) -> Any:
+    return _av().AudioResampler(format="fltp", layout="mono", rate=sample_rate)
 
 
 def _too_long(max_duration_s: float) -> MediaError:

@@ -78,7 +78,7 @@ def import_latents(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
     if column is not None and table is None:
-        raise ValueError(f"column {column!r} needs the table it stands in; give --pairs too.")
+        raise ValueError(f"column {column!r} needs the table it stands in; give the table too.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose a new folder.")
     what, total, pieces = _open_source(source, key)
@@ -128,7 +128,7 @@ def open_latents(path: str | Path, key: str | None = None) -> LatentFile:
     if kind not in ENDINGS:
         raise ValueError(f"{path}: latents are read from {', '.join(ENDINGS)}, not from {kind or '(no ending)'}.")
     if kind == ".npy" and key:
-        raise ValueError(f"{path} holds one array without a name; --key {key} is for .safetensors and .parquet.")
+        raise ValueError(f"{path} holds one array without a name; a key ({key}) is for .safetensors and .parquet.")
     if kind == ".npy":
         return _open_npy(path)
     return _open_safetensors(path, key) if kind == ".safetensors" else _open_parquet(path, key)
@@ -181,7 +181,7 @@ def _index(table: PairTable | None, column: str | None, n: int, what: str) -> pd
         if n != len(table):
             raise ValueError(
                 f"{what}: {n:,} latents for the {len(table):,} rows of {table.path}; there must be one a row, or name "
-                "the --column that was encoded."
+                "the column that was encoded."
             )
         number = np.arange(n)
         return pd.DataFrame({"row": number, "item": number, "group": table.groups, "split": table.splits()})
@@ -281,7 +281,7 @@ def _choose(path: Path, key: str | None, names: list[str], kind: str) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None:
-        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which with --key.")
+        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which by the argument key.")
     if key not in names:
         raise ValueError(f"{path} has no {kind[:-1]} {key!r}; it holds {', '.join(names[:10]) or 'none'}.")
     return key

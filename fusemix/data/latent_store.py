@@ -340,7 +340,7 @@ class _Work:
             if not self.skip_errors:
                 raise ValueError(
                     f"Row {item.row} of {self.table.path}, column {self.column!r}: {error} "
-                    "(--on-error skip leaves such rows out and lists them)"
+                    "(skip_errors=True leaves such rows out and lists them)"
                 ) from error
             return _LeftOut(number, item.row, str(error))
 
@@ -526,7 +526,7 @@ def _start_or_continue(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
         if manifest.get(key) != value:
             raise ValueError(
                 f"{folder} holds latents with {key} = {_short(manifest.get(key))}, this call has {_short(value)}. "
-                "Choose another --out folder or remove that one."
+                "Choose another folder or remove that one."
             )
     for shard in manifest["shards"]:
         _check_shard(folder, manifest, shard)

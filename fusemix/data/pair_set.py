@@ -108,7 +108,7 @@ class PairSet:
         if len(train) < MIN_PAIRS or not validation.any():
             raise ValueError(
                 f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
-                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger --val-fraction)."
+                f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger val_fraction)."
             )
         return train, np.flatnonzero(validation)
 

@@ -46,7 +46,7 @@ def write_table(
         if not counts and tally.missing:
             raise FileNotFoundError(
                 f"Not one of the {len(tally.missing):,} files that the annotations name is there; the first is "
-                f"{tally.missing[0][1]}. Is --root the right folder, and are the archives unpacked?"
+                f"{tally.missing[0][1]}. Is the root the right folder, and are the archives unpacked?"
             )
         if not counts:
             raise ValueError("There is not one pair to write.")

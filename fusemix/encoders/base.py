@@ -19,7 +19,7 @@ class Encoder(ABC):
     :meth:`encode_prepared`. The latent of an item must not depend on what else is in its batch.
 
     Attributes:
-        name: What ``--encoder`` and a checkpoint's ``config.json`` call it.
+        name: What ``fusemix extract`` and a checkpoint's ``config.json`` call it.
         modality: ``image``, ``text``, ``audio`` or one of your own.
         dim: Width D_x of a latent.
         revision: Identity of the weights (SHA-256 or a Hub commit).

@@ -242,7 +242,7 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(value):
             raise ValueError(
-                f"The loss became {value} at step {self.step + 1}; lower --learning-rate. "
+                f"The loss became {value} at step {self.step + 1}; lower learning_rate. "
                 f"The state before this epoch is kept in {self.folder}."
             )
         self.step += 1
@@ -394,7 +394,7 @@ class _Run:
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"{path} belongs to a run with other latents or settings; resume with the same command, "
-                "choose another --out, or remove that file to start again."
+                "choose another folder, or remove that file to start again."
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -474,8 +474,8 @@ def _start_from(model: FusionModel, init: FusionModel | None, frozen: tuple[str,
             differ = [n for n in names if getattr(theirs, n) != getattr(ours, n)]
             other = "; ".join(f"{n} {getattr(theirs, n)!r}, not {getattr(ours, n)!r}" for n in differ)
             raise ValueError(
-                f"The {modality} adapter to start from has another shape than this model's: {other}. Train with the "
-                "flags it was trained with (a closed form without views: --recipe two-path; none: --recipe paper)."
+                f"The {modality} adapter to start from has another shape than this model's: {other}. Train with "
+                "its settings (a closed form without views: the recipe two-path; none: the recipe paper)."
             ) from error
         if init.config.encoders.get(modality) != model.config.encoders.get(modality):
             raise ValueError(f"The {modality} adapter to start from was trained on another encoder's latents.")
