@@ -12,6 +12,7 @@ from rich.table import Table
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named
 from fusemix.cli.tables import rows_used
+from fusemix.extras import extra
 
 SOURCE = "What to compare (one of --latents and --pairs)"
 FIGURES = {  # key -> column
@@ -76,6 +77,9 @@ def diagnose(
     from fusemix.evaluation.samples import from_stores, from_table
     from fusemix.files import write_json
 
+    if plot:
+        with extra("plots", "Drawing the figures", "matplotlib"):  # before anything is computed
+            pass
     closing = ""
     if pairs is None:
         listed = named(latents or [], "--latents MODALITY=DIR,DIR")

@@ -21,7 +21,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        with extra("plots", "Writing TensorBoard events"):
+        with extra("tensorboard", "Writing TensorBoard events"):
             from torch.utils.tensorboard import SummaryWriter
         self._open, self._folder = SummaryWriter, folder
         self._writer: Any = None
