@@ -31,6 +31,7 @@ WHAT, DRAWING, START, WRITTEN = (
     "What it begins from",
     "What is written",
 )
+Scheduler = Literal["ddim", "dpm++", "unipc", "euler", "euler-a"]  # of fusemix.generation, which would import torch
 GALLERY = str(flags.REPOSITORY / "demo/index")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -78,7 +79,7 @@ def generate(
         ),
     ] = None,
     scheduler: Annotated[
-        Literal["ddim", "dpm++", "unipc", "euler", "euler-a"] | None,
+        Scheduler | None,
         _flag(DRAWING, "NAME", "The sampler: ddim, dpm++, unipc, euler or euler-a.", show_default="the decoder's"),
     ] = None,
     prompt: Annotated[str, _flag(DRAWING, "WORDS", "A text prompt beside, for a decoder with a text encoder.")] = "",

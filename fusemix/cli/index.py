@@ -75,13 +75,15 @@ def index(
         raise ValueError("Hubs are corrected in an index folder (--out), not on a server; drop --bank.")
     from fusemix.data.pairs import PairTable
     from fusemix.model.adapters import FusionModel
-    from fusemix.search.build import correct_hubs, fill
+    from fusemix.search.build import correct_hubs, distinct, fill
     from fusemix.search.index import EmbeddingIndex
     from fusemix.search.retriever import load_encoders
 
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
     encoders = load_encoders(model.config)
+    if not any(distinct(table, modality) for modality in encoders):
+        raise ValueError(f"{pairs} holds nothing to search: no cell is filled in {', '.join(encoders)}.")
     built = _begin(server, model, pairs.parent)
     with terminal.bar() as bar:
         for modality, encoder in encoders.items():
