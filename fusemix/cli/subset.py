@@ -98,8 +98,11 @@ def subset(
     if blocks != 1 and method in ("best", "uniform"):
         raise ValueError(f"--blocks belongs to kdpp and greedy; {method} needs none.")
     if not (quality or score_with) and (method == "best" or top is not None):
-        raise ValueError("--method best and --top need --quality COLUMN or --score-with CHECKPOINT.")
+        asked = "--method best" if method == "best" else "--top"
+        raise ValueError(f"{asked} needs --quality COLUMN or --score-with CHECKPOINT.")
     folders = named_once(latents, "--latents MODALITY=DIR")
+    if score_with and len(folders) != 2:
+        raise ValueError(f"--score-with compares two modalities, --latents gives {list(folders)}.")
     stores = {modality: LatentStore.open(folder) for modality, folder in folders.items()}
     table = None
     if pairs is not None:
