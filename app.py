@@ -23,7 +23,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The FuseMix search app.")
     parser.add_argument("--checkpoint", default=ROOT / "checkpoints/default", help="checkpoint folder or Hub id")
     parser.add_argument(
-        "--index", default=str(ROOT / "demo/index"), help="index folder, or qdrant://host:port/collection?root=GALLERY"
+        "--index",
+        default=str(ROOT / "demo/index"),
+        help="index folder, or postgresql://user@host/database/collection?root=GALLERY",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine only, or the Space's)")
     parser.add_argument("--port", type=int, help="TCP port (default: the first free one from 7860)")

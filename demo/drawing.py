@@ -33,6 +33,7 @@ SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
 HEARD = 5  # captions shown
 STARTS = 4  # of the gallery's pictures that drawings begin from, at most
 STRENGTH = 0.6  # what was begun from is still seen, and no longer itself
+WARM_UP = "warm-up"  # the visitor who draws first, in the background
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Start:
 
 
 class Studio:
-    """Draws pictures with one decoder, loaded at the first request."""
+    """Draws pictures with one decoder, loaded in the background or at the first request."""
 
     def __init__(self, service: Service, source: str | None = None, generator: Generator | None = None) -> None:
         """Choose the decoder.
@@ -142,22 +143,22 @@ class Studio:
 
     @property
     def label(self) -> str:
-        """What made the pictures, in a sentence."""
+        """What makes the pictures, in a few sentences."""
         record = Path(self.source) / "train_config.json"
         if not record.is_file():
-            return f"Decoder: {self.source} (Stable unCLIP)."
+            return f"Pictures are drawn by {self.source}, a Stable Diffusion unCLIP."
         values = read_json(record)
         side, count = values["side"], values["data"]["pictures"]
         return (
-            f"Decoder: a small one trained by us on {count:,} pictures at {side} × {side} pixels. "
-            "This is not Stable Diffusion: alone it catches colours and kind of scene, hardly the object. So "
-            + ("the image encoder steers it, and " if self.steering else "")
-            + "it draws over the gallery's nearest pictures unless you let it begin from noise."
+            f"Pictures are made by a small decoder that we trained on {count:,} pictures of {side} × {side} pixels. It "
+            "is not Stable Diffusion: from noise it gets the colours and the kind of scene right, and seldom the "
+            "object. That is why it repaints pictures of the gallery"
+            + (", guided by the image encoder." if self.steering else ".")
         )
 
     @property
     def from_gallery(self) -> bool:
-        """Whether drawings begin from the gallery unless asked otherwise: a small decoder's do, if it has pictures."""
+        """Whether pictures of the gallery are repainted unless asked otherwise: by a small decoder, if it has any."""
         index = self.service.retriever.index
         return (Path(self.source) / "train_config.json").is_file() and index.counts.get("image", 0) > 0
 
@@ -167,9 +168,9 @@ class Studio:
         if not (Path(self.source) / "train_config.json").is_file():  # of scripts/release/train_unclip.py
             return 0.0
         from fusemix.generation.guidance import STRENGTH as AS_MEASURED
-        from fusemix.generation.guidance import Seeing
+        from fusemix.generation.guidance import DifferentiableEncoder
 
-        return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), Seeing) else 0.0
+        return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), DifferentiableEncoder) else 0.0
 
     def generator(self) -> Generator:
         """The decoder, loaded once.
@@ -190,20 +191,57 @@ class Studio:
                     self.service.retriever.model,
                     conditioner=os.environ.get(CONDITIONER_VARIABLE) or None,
                     device=device,
+                    prompts=False,
                 )
             return self._generator
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the decoder is there."""
+        return self._generator is not None
+
+    def load_in_background(self) -> None:
+        """Load the decoder in a thread that gives way to searches, so that the first visitor need not wait for it.
+
+        A small decoder also draws once, because torch and the encoders set much up at their first use. What fails
+        is logged here and told to whoever draws.
+        """
+
+        def load() -> None:
+            give_way()
+            try:
+                if self.generator().is_small and "text" in self.service.understood:
+                    request = Request(
+                        text="a picture", steps=1, from_gallery=self.from_gallery, strength=1, steering=self.steering
+                    )
+                    for _ in self.draw(request, WARM_UP):
+                        pass
+            except Exception:
+                logger.exception("The decoder could not be loaded in the background.")
+
+        threading.Thread(target=load, name="fusemix-load-decoder", daemon=True).start()
 
     def heard(self, audio: str) -> Answer:
         """What the model makes of a sound: the nearest captions, and the words heard in it."""
         return self.service.search_audio(audio, top_k=HEARD)
 
-    def stop(self, visitor: str) -> None:
-        """Let a visitor's drawing end at its next step; nothing happens if there is none."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
+    def ask(self, visitor: str) -> None:
+        """A visitor asks for a drawing, which may have to wait for its turn: from here on it can be stopped."""
+        self._stops[visitor] = threading.Event()
+
+    def stop(self, visitor: str) -> bool:
+        """Let a visitor's drawing end at its next step, or before it begins; say whether there is one."""
+        if visitor not in self._stops:
+            return False
+        self._stops[visitor].set()
+        return True
+
+    def forget(self, visitor: str) -> None:
+        """Nothing of a visitor's is drawn any more, or waits to be."""
+        self._stops.pop(visitor, None)
 
     def draw(self, request: Request, visitor: str = "") -> Iterator[Frame]:
-        """Draw, yielding a frame a step; :meth:`stop` or closing the iterator stops the drawing.
+        """Draw, yielding what is repainted, then a frame a step; :meth:`stop` or closing the iterator ends it.
 
         Args:
             request: What to draw.
@@ -216,7 +254,21 @@ class Studio:
         """
         queries = request.queries()
         if not queries:
-            raise MediaError("Record or drop a sound first, or type a few words, or add a picture.")
+            raise MediaError("Record or drop a sound first, type a few words, or add a picture.")
+        stop = self._stops.setdefault(visitor, threading.Event())
+        try:
+            yield from self._frames(queries, request, stop)
+        finally:
+            stop.set()
+            if self._stops.get(visitor) is stop:
+                self.forget(visitor)
+
+    def _frames(self, queries: dict[str, str], request: Request, stop: threading.Event) -> Iterator[Frame]:
+        if stop.is_set():
+            yield Frame("Stopped.", done=True)
+            return
+        if not self.is_loaded:
+            yield Frame("Loading the decoder …")
         generator = self.generator()
         retriever = self.service.retriever
         embeddings = self.service.lanes.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
@@ -227,23 +279,20 @@ class Studio:
         blended = np.sum([weights[m] * embedding for m, embedding in embeddings.items()], axis=0)
         drawn = max(request.n_images, request.candidates)
         starts = self.nearest(blended, min(drawn, STARTS)) if request.from_gallery else []
-        frames: queue.Queue[Frame | BaseException] = queue.Queue()
-        stop = self._stops[visitor] = threading.Event()
+        if starts:
+            begun = [(start.image, f"“{start.title}”, from the gallery") for start in starts]
+            yield Frame(f"Found in the gallery: {_count('picture', len(starts))} to repaint …", begun)
         doubt = self.service.familiar.sentence(embeddings["text"]) if set(queries) == {"text"} else ""
+        frames: queue.Queue[Frame | BaseException] = queue.Queue()
         drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop, doubt)
         threading.Thread(target=drawing.work, daemon=True).start()
-        try:
-            while True:
-                frame = frames.get()
-                if isinstance(frame, BaseException):
-                    raise frame
-                yield frame
-                if frame.done:
-                    return
-        finally:
-            stop.set()
-            if self._stops.get(visitor) is stop:
-                del self._stops[visitor]
+        while True:
+            frame = frames.get()
+            if isinstance(frame, BaseException):
+                raise frame
+            yield frame
+            if frame.done:
+                return
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Start]:
         """The gallery's pictures nearest to an embedding (D,), at most ``count``, none twice.
@@ -309,8 +358,10 @@ class _Drawing:
         drawn = max(request.n_images, request.candidates)
 
         def on_step(done: int, total: int, preview: Image.Image | None) -> bool:
-            shown = [(enlarged(preview), "")] if preview is not None else []
-            sentence = f"Step {done} of {total}, {time.perf_counter() - started:.1f} s"
+            caption = "The first picture so far" if drawn > 1 else "The picture so far"
+            shown = [(enlarged(preview), caption)] if preview is not None else []
+            left = (time.perf_counter() - started) / done * (total - done)
+            sentence = f"Step {done} of {total}" + (f", about {left:.0f} s left" if left >= 1 else "")
             self.frames.put(Frame(sentence, shown, done / total))
             return self.stop.is_set()
 
@@ -331,32 +382,34 @@ class _Drawing:
             steering=steering,
             on_step=on_step,
         )
-        shown = [(image, self._after(i)) for i, image in enumerate(images)]
+        shown = [(image, self._caption(i)) for i, image in enumerate(images)]
         if request.candidates > 1:
-            after = {id(image): caption for image, caption in shown}
+            captions = {id(image): caption for image, caption in shown}
             ranked = self.studio.ranked(images, self.blended)[: request.n_images]
-            shown = [
-                (image, ", ".join(filter(None, (f"similarity {similarity:.2f}", after[id(image)]))))
-                for image, similarity in ranked
-            ]
+            shown = [(image, captions[id(image)]) for image, _ in ranked]
         sentence = self._sentence(len(shown), drawn, time.perf_counter() - started)
         return Frame(sentence, [(enlarged(image), caption) for image, caption in shown], 1.0, done=True)
 
     def _sentence(self, shown: int, drawn: int, seconds: float) -> str:
-        parts = [f"{shown} picture{'s' if shown > 1 else ''} in {seconds:.1f} s, seed {self.request.seed}."]
+        parts = [f"{_count('repaint' if self.starts else 'picture', shown)} in {seconds:.1f} s."]
         if self.request.candidates > 1:
-            how = f"The nearest of {drawn} drawn, chosen" if drawn > shown else "Nearest first,"
-            parts.append(f"{how} by the same image encoder that conditions the decoder.")
+            which = f"Chosen from {drawn}" if drawn > shown else "Sorted"
+            parts.append(f"{which} by how well they fit your request, as the image encoder judges.")
         if self.starts:
             named = [f"“{start.title}”" + (f" ({start.credit})" if start.credit else "") for start in self.starts]
-            parts.append(f"Drawn over the gallery's {', '.join(named)}.")
+            parts.append(f"Repainted from the gallery: {', '.join(named)}.")
         if self.doubt:
             parts.insert(0, self.doubt)
         return " ".join(parts)
 
-    def _after(self, number: int) -> str:
-        """What picture ``number`` was drawn over, for its caption."""
-        return f"after “{self.starts[number % len(self.starts)].title}”" if self.starts else ""
+    def _caption(self, number: int) -> str:
+        """What picture ``number`` is: a repaint of which picture, or a picture."""
+        return f"A repaint of “{self.starts[number % len(self.starts)].title}”" if self.starts else "A picture"
+
+
+def _count(noun: str, number: int) -> str:
+    """Such as: 1 repaint, 4 repaints."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -367,7 +420,7 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 def loudness(audio: str, bars: int = 60) -> tuple[list[float], float]:
-    """A sound as the encoder hears it: mono, 16 kHz, whole or refused.
+    """The loudness of a sound over time, of the samples that the encoder is given: mono, 16 kHz.
 
     Args:
         audio: Path.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import lzma
+import posixpath
 import secrets
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from fusemix.data.pairs import FILE_COLUMNS, PairTable
+from fusemix.datasets.base import Tally
+from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.reader import open_text, read_table
 from fusemix.media import one_line
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -130,7 +134,7 @@ def read(
             found.pieces.extend(_captions(table, named))
         except _Refused as error:
             found.left_out.append(LeftOut(table.name, str(error)))
-    found.pieces = [replace(p, caption=named.get(p.name, p.caption)) for p in found.pieces]
+    found.pieces = [replace(p, caption=named.get(_spelled(p.name), p.caption)) for p in found.pieces]
     return found
 
 
@@ -224,7 +228,8 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
         raise _Refused(f"is larger than the {MAX_TABLE_BYTES / 1e6:.0f} MB taken of a table or list")
     if table.path.suffix.lower() == ".txt":
         try:
-            lines = table.path.read_text(encoding="utf-8-sig").splitlines()
+            with open_text(table.path) as handle:
+                lines = handle.read().splitlines()
         except UnicodeDecodeError as error:
             raise _Refused("is not text in UTF-8; save it as UTF-8") from error
         texts = [line.strip() for line in lines]
@@ -236,19 +241,28 @@ def _captions(table: _File, named: dict[str, str]) -> list[Piece]:
     return [Piece(table.name, "text", text, text) for text in distinct]
 
 
+def _spelled(name: str) -> str:
+    """One spelling of a file's name for all: composed accents (macOS takes them apart), no ``./``."""
+    return unicodedata.normalize("NFC", one_line(posixpath.normpath(name)))
+
+
 def _column(table: _File, named: dict[str, str]) -> list[str]:
     try:
-        frame = PairTable.read(table.path, own=CAPTION_COLUMNS).frame
+        frame = read_table(table.path, Tally(), texts=CAPTION_COLUMNS)
     except (ValueError, OSError, RecursionError) as error:
         raise _Refused(one_line(str(error).removeprefix(f"{table.path} "), 200)) from error
+    if frame.empty:
+        raise _Refused("holds no captions")
     column = next((name for name in CAPTION_COLUMNS if name in frame.columns), None)
     if column is None:
-        raise _Refused(f"has no column of captions; call one {' or '.join(CAPTION_COLUMNS)}")
+        has = f" (it has {', '.join(map(str, frame.columns))})" if len(frame.columns) else ""
+        raise _Refused(one_line(f"has no column of captions{has}; call one {' or '.join(CAPTION_COLUMNS)}", 200))
     folder = PurePosixPath(table.name).parent
     for files in set(FILE_COLUMNS) & set(frame.columns):
         for cell, text in zip(frame[files], frame[column], strict=True):
             if cell and text:
-                named.setdefault(str(folder / cell), text)
+                name = _spelled(str(folder / cell.replace("\\", "/")))
+                named.setdefault(name, text)
                 if folder == PurePosixPath():  # dropped beside its files, which lost their folders on the way
-                    named.setdefault(PurePosixPath(cell).name, text)
+                    named.setdefault(PurePosixPath(name).name, text)
     return list(frame[column])

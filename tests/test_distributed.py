@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fusemix.data import latent_store as latents_module
-from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data import extract as extract_module
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.data.pairs import PairTable
 from fusemix.model.config import ModelConfig, TrainConfig
@@ -159,12 +160,12 @@ def test_the_shares_of_the_loss_have_the_whole_loss_as_their_mean(tile, grouped)
 EXTRACTOR = """
 import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from fusemix.data import latent_store as latents
+from fusemix.data import extract as extract_module
 from fusemix.data.pairs import PairTable
 from tests.data.test_latent_store import LengthEncoder
-latents.SHARD_ITEMS = 8
+extract_module.SHARD_ITEMS = 8
 encoder = LengthEncoder()
-store = latents.extract(PairTable.read({table!r}), "text", encoder, {out!r}, batch_size=3, skip_errors=True)
+store = extract_module.extract(PairTable.read({table!r}), "text", encoder, {out!r}, batch_size=3, skip_errors=True)
 print("rank", os.environ["RANK"], "encoded", len(encoder.encoded), "of", len(store), flush=True)
 """
 
@@ -173,8 +174,8 @@ def test_two_processes_make_the_store_of_one_each_encoding_its_share(tmp_path, m
     texts = [f"{'a' * (i % 7)}word{i}" for i in range(49)] + ["bad"]
     pd.DataFrame({"text": texts}).to_csv(tmp_path / "t.csv", index=False)
     table = PairTable.read(tmp_path / "t.csv")
-    monkeypatch.setattr(latents_module, "SHARD_ITEMS", 8)
-    one = latents_module.extract(table, "text", LengthEncoder(), tmp_path / "one", skip_errors=True)
+    monkeypatch.setattr(extract_module, "SHARD_ITEMS", 8)
+    one = extract_module.extract(table, "text", LengthEncoder(), tmp_path / "one", skip_errors=True)
     script = tmp_path / "worker.py"
     places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "table": str(tmp_path / "t.csv")}
     script.write_text(EXTRACTOR.format(**places, out=str(tmp_path / "two")))
@@ -189,8 +190,8 @@ def test_two_processes_make_the_store_of_one_each_encoding_its_share(tmp_path, m
 def test_what_other_processes_laid_aside_before_a_kill_is_not_encoded_again(tmp_path, monkeypatch):
     pd.DataFrame({"text": [f"word{i}" for i in range(20)]}).to_csv(tmp_path / "t.csv", index=False)
     table = PairTable.read(tmp_path / "t.csv")
-    monkeypatch.setattr(latents_module, "SHARD_ITEMS", 8)
-    whole = latents_module.extract(table, "text", LengthEncoder(), tmp_path / "whole")
+    monkeypatch.setattr(extract_module, "SHARD_ITEMS", 8)
+    whole = extract_module.extract(table, "text", LengthEncoder(), tmp_path / "whole")
     torn = tmp_path / "torn"
     shutil.copytree(whole.folder, torn)
     manifest = json.loads((torn / "manifest.json").read_text())
@@ -199,7 +200,7 @@ def test_what_other_processes_laid_aside_before_a_kill_is_not_encoded_again(tmp_
     (torn / "manifest.json").write_text(json.dumps(manifest))
     (torn / "latents-00001.json").write_text(json.dumps(aside))  # a second process was ahead of the first
     encoder = LengthEncoder()
-    store = latents_module.extract(table, "text", encoder, torn)
+    store = extract_module.extract(table, "text", encoder, torn)
     assert len(encoder.encoded) == 12 and torch.equal(torch.from_numpy(store.all()), torch.from_numpy(whole.all()))
     assert not list(torn.glob("latents-*.json"))
     (torn / "manifest.json").write_text(json.dumps(manifest))
@@ -207,4 +208,4 @@ def test_what_other_processes_laid_aside_before_a_kill_is_not_encoded_again(tmp_
     damaged = (torn / "latents-00001.npy").read_bytes()
     (torn / "latents-00001.npy").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
     with pytest.raises(ValueError, match="has other bytes than its checksum"):
-        latents_module.extract(table, "text", LengthEncoder(), torn)
+        extract_module.extract(table, "text", LengthEncoder(), torn)

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-HEAVY = {"gradio", "qdrant_client", "faiss", "diffusers", "transformers", "torch", "whisper"}
+HEAVY = {"gradio", "psycopg", "faiss", "diffusers", "transformers", "torch", "whisper"}
 
 
 def test_importing_the_library_stays_light():

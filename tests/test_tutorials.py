@@ -1,4 +1,4 @@
-"""The commands of docs/tutorials.md run as written, on small stand-ins for the reader's files."""
+"""The commands of docs/getting-started.md run as written, on small stand-ins for the reader's files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The "Sound to picture" tab: a sound, and if you like words or a picture, become a new picture step by step."""
+"""The "Sound to picture" tab: from a sound, and if you like words or a picture, to a new picture, step by step."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import html
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
-from demo.drawing import DECODER_VARIABLE, STRENGTH, Frame, Request, Studio, loudness
+from demo.drawing import STRENGTH, Frame, Request, Studio, loudness
+from demo.results import apology
 from demo.service import Answer, Service
+from demo.tabs.picture_input import PictureInput
 from demo.transcripts import sentences
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+HERE = Path(__file__).resolve().parents[1]
+EXAMPLES = HERE / "examples"
 SPOKEN_EXAMPLES = (
     ("spoken-boat.mp3", "“a sailing boat on the water”"),
     ("spoken-car.mp3", "“a red racing car”"),
     ("spoken-cake.mp3", "“a birthday cake”"),
 )
+SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # of which the gallery's nearest pictures are that thing
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
 GPU_SECONDS = 60  # asked of ZeroGPU for one drawing
 SORRY = "Something went wrong on our side and was noted; please try again."
@@ -40,7 +46,7 @@ def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def waveform_html(audio: str) -> str:
-    """What of a sound reaches the encoder, as bars, with its duration."""
+    """Draw the part of the sound that the encoder uses, as bars, with its duration."""
     peaks, seconds = loudness(audio)
     bars = "".join(
         f'<rect x="{i * 5}" y="{20 - 19 * peak:.1f}" width="3" height="{max(1.0, 38 * peak):.1f}" rx="1.5"/>'
@@ -49,16 +55,14 @@ def waveform_html(audio: str) -> str:
     return (
         f'<figure class="fm-wave"><svg viewBox="0 0 {5 * len(peaks)} 40" width="100%" height="48" '
         f'preserveAspectRatio="none" fill="currentColor" role="img" aria-label="Waveform">{bars}</svg>'
-        f"<figcaption>The encoder hears these {seconds:.1f} seconds, as one channel at 16 kHz.</figcaption></figure>"
+        f"<figcaption>The model hears these {seconds:.1f} seconds.</figcaption></figure>"
     )
 
 
 def progress_html(frame: Frame) -> str:
     """A frame's sentence, with a bar while it draws."""
-    sentence = html.escape(frame.sentence)
-    if frame.done:
-        return sentence
-    return f'<progress max="1" value="{frame.share:.3f}" style="width:100%"></progress><br>{sentence}'
+    bar = "" if frame.done else f'<progress max="1" value="{frame.share:.3f}" aria-label="Drawn"></progress>'
+    return f'<div class="fm-progress">{bar}<p>{html.escape(frame.sentence)}</p></div>'
 
 
 def heard_html(answer: Answer) -> str:
@@ -72,16 +76,23 @@ def heard_html(answer: Answer) -> str:
         f"<small>{hit.similarity:.2f}</small></li>"
         for hit in hits
     )
-    return f"{words}<p>What the model heard, as the nearest captions it knows (similarity):</p><ol>{lines}</ol>"
+    return f"{words}<p>Closest captions, with their similarity to the sound:</p><ol>{lines}</ol>"
 
 
-def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[tuple[str, str, Any]]:
-    """What the tab shows while it draws: (what was heard, a sentence, pictures); failures are one sentence."""
+Shown = tuple[Any, str, Any]  # what was heard, a sentence, pictures
+
+
+def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[Shown]:
+    """What the tab shows while it draws.
+
+    Raises:
+        gr.Error: In one sentence, if nothing can be drawn.
+    """
     try:
         heard = ""
+        yield heard, progress_html(Frame("Listening …" if request.audio else "Getting ready …")), []
         if request.audio:
             heard = waveform_html(request.audio) + heard_html(studio.heard(request.audio))
-        yield heard, "Getting ready …", gr.skip()
         for frame in studio.draw(request, visitor):
             yield heard, progress_html(frame), frame.images or gr.skip()
     except (MediaError, FileNotFoundError, ValueError) as error:
@@ -89,6 +100,16 @@ def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[tuple
     except Exception as error:
         logger.exception("A picture failed.")
         raise gr.Error(SORRY, print_exception=False) from error
+
+
+def calm_pages(studio: Studio, visitor: str, values: tuple[Any, ...]) -> Iterator[Shown]:
+    """The same for the page, where an error is a sentence in its place and the pictures before it stay."""
+    try:
+        yield from pages(studio, request_of(*values), visitor)
+    except gr.Error as error:
+        yield gr.skip(), apology(str(error.message)), gr.skip()
+    finally:
+        studio.forget(visitor)
 
 
 def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
@@ -102,58 +123,117 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     if fault := studio.fault():
         gr.Markdown(fault)
         return
-    gr.Markdown("Say something, or play a sound, and see a picture made from it. Words or a picture can be blended in.")
-    with gr.Row():
+    with gr.Row(elem_id="fm-drawing"):
         with gr.Column():
-            inputs = _inputs(service.understood, studio)
-            if "audio" in service.understood:
-                gr.Examples(
-                    [[str(EXAMPLES / file)] for file, _ in SPOKEN_EXAMPLES],
-                    inputs[0],
-                    example_labels=[name for _, name in SPOKEN_EXAMPLES],
-                    label="Try one",
-                )
-            with gr.Row():
+            gr.HTML(f'<p class="fm-lead">{_lead(studio)}</p>')
+            chips = _chips(offered_examples(studio)) if "audio" in service.understood else {}
+            audio, text = _main_inputs(service.understood)
+            with gr.Row(elem_id="fm-draw-keys"):
                 go = gr.Button("Draw", variant="primary", elem_id="fm-draw")
-                stop = gr.Button("Stop", variant="stop", elem_id="fm-stop")
+                stop = gr.Button("Stop", elem_id="fm-stop")
         with gr.Column():
-            sentence = gr.HTML("Your pictures will appear here.", elem_id="fm-draw-status")
+            sentence = gr.HTML('<p class="fm-lead">Your pictures will appear here.</p>', elem_id="fm-draw-status")
             gallery = gr.Gallery(
-                label="Made by the decoder",
+                label="Pictures",
+                show_label=False,
                 columns=2,
                 object_fit="contain",
                 format="png",
                 height="auto",
+                buttons=["download", "fullscreen"],
                 elem_id="fm-made",
-                visible=False,  # an empty one is a large blank, and its label means nothing to a screen reader
             )
             heard = gr.HTML(elem_id="fm-heard")
-            gr.Markdown(
-                f"{studio.label} To draw with the real Stable Diffusion unCLIP, fit a conditioner to it "
-                f"(`scripts/train_conditioner.py`) and name its folder in `{DECODER_VARIABLE}`."
-            )
+    inputs = [audio, text, *_more_inputs(service.understood, studio)]
+    gr.HTML(f'<p class="fm-own-note">{html.escape(studio.label)}</p>')
 
-    if os.environ.get("SPACES_ZERO_GPU"):
-        studio.generator()  # ZeroGPU forks for every call: what is not loaded now would be loaded each time
+    forks = bool(os.environ.get("SPACES_ZERO_GPU"))  # a process for every call
+    if forks:
+        studio.generator()  # what is not loaded now would be loaded each time
+    elif Context.root_block is not None:
+        Context.root_block.extra_startup_events.append(partial(_load, studio))  # once the page is served
 
-    def handler(page: gr.Request, *values: Any) -> Iterator[tuple[str, str, Any]]:
+    private: dict[str, Any] = {"api_visibility": "private"}
+    outputs = [heard, sentence, gallery]
+
+    def for_api(page: gr.Request, *values: Any) -> Iterator[Shown]:
         yield from pages(studio, request_of(*values), page.session_hash or "")
 
-    def stop_drawing(page: gr.Request) -> str:
-        studio.stop(page.session_hash or "")
-        return "Stopped."
+    def for_page(page: gr.Request, *values: Any) -> Iterator[Shown]:
+        yield from calm_pages(studio, page.session_hash or "", values)
 
-    drawing = go.click(
-        on_gpu(handler),
+    def ask(page: gr.Request) -> str:
+        studio.ask(page.session_hash or "")
+        return progress_html(Frame("Waiting for its turn …"))
+
+    def stop_drawing(page: gr.Request) -> Any:
+        if not studio.stop(page.session_hash or ""):
+            return gr.skip()
+        return progress_html(Frame("Stopped." if forks else "Stopping after this step …", done=True))
+
+    drawing: dict[str, Any] = {"fn": on_gpu(for_page), "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
+    asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
+    drawings = [go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)]
+    for file, chip in chips.items():
+        chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
+        drawings.append(chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private))
+    # Here a drawing ends by itself at its next step; one in another process hears nothing and has to be cut off.
+    stopping: dict[str, Any] = {"cancels": drawings if forks else None, "queue": False, "show_progress": "hidden"}
+    stop.click(stop_drawing, None, sentence, **stopping, **private)
+    gr.Button(visible=False).click(
+        on_gpu(for_api),
         inputs,
-        [heard, sentence, gallery],
+        outputs,
         api_name="generate",
         api_description="A picture from a sound, a text, a picture or a blend of them.",
-        show_progress="minimal",
         **QUEUE,
     )
-    go.click(lambda: gr.update(visible=True), None, gallery, queue=False, api_visibility="private")
-    stop.click(stop_drawing, None, sentence, cancels=[drawing], queue=False, api_visibility="private")
+
+
+_TO_STATUS = """() => {
+  const status = document.getElementById("fm-draw-status");
+  if (status.getBoundingClientRect().bottom > window.innerHeight * 0.7) status.scrollIntoView({ behavior: "smooth" });
+}"""
+
+
+async def _load(studio: Studio) -> None:
+    studio.load_in_background()
+
+
+def _choose(file: str) -> tuple[str, str, None]:
+    """The widgets of an example: its sound alone."""
+    return file, "", None
+
+
+def _lead(studio: Studio) -> str:
+    """What one does here and what comes of it."""
+    made = (
+        "The gallery's nearest pictures are repainted to fit what the model hears."
+        if studio.from_gallery
+        else "A picture is drawn of what the model hears."
+    )
+    return f"Say something, or play a sound. {made}"
+
+
+def offered_examples(studio: Studio) -> list[tuple[str, str]]:
+    """Files of sounds to tap, with a name each: spoken sentences, and sounds whose picture is what they are named."""
+    examples = [(str(EXAMPLES / file), name) for file, name in SPOKEN_EXAMPLES]
+    if studio.from_gallery:
+        service = studio.service
+        for identity, name in SOUND_EXAMPLES:
+            row = service.row_of("audio", identity)
+            path = None if row is None else service.path_of(service.items("audio")[row])
+            if path is not None:
+                examples.append((str(path), name))
+    return examples
+
+
+def _chips(examples: list[tuple[str, str]]) -> dict[str, gr.Button]:
+    """A button per example, by its file."""
+    gr.HTML('<p class="fm-label">Try one:</p>')
+    icons = {True: HERE / "icons/speech.svg", False: HERE / "icons/note.svg"}
+    with gr.Row(elem_classes="fm-chips"):
+        return {file: gr.Button(name, size="sm", icon=icons[name.startswith("“")]) for file, name in examples}
 
 
 def request_of(
@@ -188,7 +268,7 @@ def request_of(
         n_images=int(_number("The number of pictures", n_images)),
         candidates=int(_number("The number of candidates", candidates)),
         from_gallery=bool(from_gallery),
-        strength=_number("How much is drawn over", strength),
+        strength=_number("How freely to repaint", strength),
         steering=_number("The steering", steering),
     )
 
@@ -205,43 +285,61 @@ def _number(name: str, value: Any) -> float:
     return value
 
 
-def _inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
-    """The widgets, in the order of :func:`request_of`."""
+def _main_inputs(understood: frozenset[str]) -> tuple[gr.Audio, gr.Textbox]:
+    """A sound and words."""
     audio = gr.Audio(
         label="A sound",
         sources=["microphone", "upload"],
         type="filepath",
-        editable=True,
+        editable=False,
         buttons=[],
+        elem_id="fm-draw-sound",
         visible="audio" in understood,
     )
-    text = gr.Textbox(label="Blend with words (or draw from words alone)", max_lines=1, max_length=2000)
-    image = gr.Image(
-        label="Blend with a picture",
-        sources=["upload"],
-        type="filepath",
-        height=150,
-        buttons=[],
-        visible="image" in understood,
+    text = gr.Textbox(
+        label="Words, alone or blended with the sound",
+        placeholder="a lighthouse at night",
+        max_lines=1,
+        max_length=2000,
+        visible="text" in understood,
     )
-    share = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the sound in a blend")
-    with gr.Accordion("Settings", open=False):
-        steps = gr.Slider(5, 100, 25, step=1, label="Steps")
-        guidance = gr.Slider(1, 12, 3, step=0.5, label="Guidance (1: none)")
-        noise = gr.Slider(0, 600, 0, step=10, label="Noise level: more keeps less of what was heard")
-        seed = gr.Number(0, label="Seed", precision=0)
-        count = gr.Slider(1, 8, 4, step=1, label="Pictures")
-        candidates = gr.Slider(1, 16, 4, step=1, label="Candidates: draw so many, show the nearest")
-        gallery = gr.Checkbox(
-            studio.from_gallery, label="Draw over the gallery's nearest pictures, not from noise alone"
+    return audio, text
+
+
+def _more_inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
+    """The other widgets, folded away, in the order of :func:`request_of`."""
+    with gr.Accordion("Blend in a picture", open=False, visible="image" in understood):
+        image = PictureInput(
+            label="A picture to blend in",
+            sources=["upload"],
+            type="filepath",
+            height=150,
+            buttons=[],
         )
-        strength = gr.Slider(0.1, 1, STRENGTH, step=0.05, label="Then: how much is drawn over them")
+    with gr.Accordion("Settings", open=False):
+        share = gr.Slider(
+            0, 1, 0.5, step=0.05, label="Share of the sound in a blend (without one, of the words); the rest is divided"
+        )
+        gallery = gr.Checkbox(
+            studio.from_gallery, label="Repaint the gallery's nearest pictures instead of beginning from noise"
+        )
+        strength = gr.Slider(
+            0.1, 1, STRENGTH, step=0.05, label="How freely to repaint them (0.1: hardly, 1: next to nothing stays)"
+        )
+        count = gr.Slider(1, 8, 4, step=1, label="Pictures to show")
+        candidates = gr.Slider(
+            1, 16, 4, step=1, label="Pictures to draw; of these the nearest to your request are shown"
+        )
+        steps = gr.Slider(5, 100, 25, step=1, label="Steps: more take longer and bring out more detail")
+        guidance = gr.Slider(1, 12, 3, step=0.5, label="Guidance: how closely to follow the request (1: least)")
         steering = gr.Slider(
             0,
             0.5,
             studio.steering,
             step=0.01,
-            label="Steering: how far the image encoder moves each second step towards what you asked for",
+            label="Steering: how far the image encoder moves every second step towards the request (0: not at all)",
             visible=studio.steering > 0,
         )
-    return [audio, text, image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering]
+        noise = gr.Slider(0, 600, 0, step=10, label="Noise on the embedding: the more, the less of the request is kept")
+        seed = gr.Number(0, label="Seed: another number gives other pictures", precision=0)
+    return [image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering]

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded
-from fusemix.cli.tables import rows_used
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +115,7 @@ def conditioner(
     terminal.show(tabulate(found))
     terminal.result(f"written to {out}; mean length of CLIP's image embeddings {found.norm:.2f}")
     for name in (split, test_split):
-        terminal.note(rows_used(table, list(fitted[name]), name))
+        terminal.note(table.summary("image", split=name))
 
 
 def _split(
@@ -142,7 +141,7 @@ def embed(
 
     found: dict[str, Pairs] = {}
     for modality in model.modalities:
-        if modality not in table.frame.columns or not (table.frame[modality] != "")[table.splits() == split].any():
+        if not table.has(modality, split):
             continue
         items = [item for item in table.items(modality, split) if item.group in row_of]
         if not items:

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named
-from fusemix.cli.tables import rows_used
 from fusemix.extras import extra
 
 SOURCE = "What to compare (one of --latents and --pairs)"
@@ -89,7 +88,7 @@ def diagnose(
         wanted = named(encoders or [], "--encoders MODALITY=ENCODER")
         columns = list(dict.fromkeys(modality for modality, _ in wanted))
         table = PairTable.read(pairs, own=columns)
-        closing = rows_used(table, columns, split)
+        closing = table.summary(*columns, split=split)
         read = from_table(
             table, wanted, n=n, split=split, seed=seed, device=device,
             report=lambda name, modality, count: terminal.note(f"{name}: encoding {count:,} items of {modality}"),

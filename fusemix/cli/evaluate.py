@@ -13,7 +13,6 @@ from rich.table import Table
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named_once
-from fusemix.cli.tables import rows_used
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +101,7 @@ def evaluate(
         json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, values)
     terminal.show(tabulate(values))
-    if pairs is not None:
-        terminal.note(rows_used(table, columns, split))
+    terminal.note(table.summary(*columns, split=split))
 
 
 def tabulate(values: Mapping[str, Any]) -> Table:

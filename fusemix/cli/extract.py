@@ -13,7 +13,6 @@ import typer
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded
-from fusemix.cli.tables import rows_used
 
 
 @guarded(stopped="Interrupted; run the same command again to go on.", words={"skip_errors=True": "--on-error skip"})
@@ -50,7 +49,7 @@ def extract(
     """
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as at Ctrl-C
-    from fusemix.data.latent_store import extract as write
+    from fusemix.data.extract import extract as write
     from fusemix.data.pairs import PairTable
     from fusemix.encoders import load_encoder
 
@@ -85,7 +84,7 @@ def extract(
         f"{out}: {len(store):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
         f"{len(store.manifest['skipped'])} left out"
     )
-    terminal.result(rows_used(table, [column], split))
+    terminal.note(table.summary(column, split=split, kept=store.rows["row"].to_numpy()))
 
 
 main = entry("extract", extract)

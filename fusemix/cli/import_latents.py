@@ -10,7 +10,6 @@ import typer
 
 from fusemix.cli import terminal
 from fusemix.cli.command import entry, guarded
-from fusemix.cli.tables import rows_used
 
 TABLE = "Which pairs they belong to; without a table latent i of every modality is pair i"
 
@@ -73,7 +72,7 @@ def import_latents(
         f"{out}: {len(store):,} {store.modality} latents of {store.dim} dimensions for {len(store.rows):,} rows"
     )
     if table is not None:
-        terminal.note(rows_used(table, list(table.frame.columns) if column is None else [column]))
+        terminal.note(table.summary(*([] if column is None else [column])))
 
 
 main = entry("import", import_latents)

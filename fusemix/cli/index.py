@@ -10,12 +10,11 @@ import typer
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded
-from fusemix.cli.tables import rows_used
 
 if TYPE_CHECKING:
     from fusemix.model.adapters import FusionModel
     from fusemix.search.index import EmbeddingIndex
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 
 @guarded(stopped="Stopped; no index was written to a folder, and one on a server is unfinished. Run the command again.")
@@ -30,7 +29,8 @@ def index(
         typer.Option(
             "--index",
             metavar="ADDRESS",
-            help="The collection of a server to write instead: qdrant://host:port/collection (docs/scale-out.md).",
+            help="The collection of a server to write instead: postgresql://user@host:port/database/collection "
+            "(docs/scale-out.md).",
         ),
     ] = None,
     dtype: Annotated[
@@ -102,18 +102,18 @@ def index(
         built.close()
     counts = ", ".join(f"{count:,} {modality}" for modality, count in built.counts.items())
     terminal.note(f"{out or server}: {counts} items, for the model {model.identity[:12]}...")
-    terminal.note(rows_used(table, list(encoders)))
+    terminal.note(table.summary())
 
 
-def _begin(server: str | None, model: FusionModel, root: Path) -> EmbeddingIndex | QdrantIndex:
+def _begin(server: str | None, model: FusionModel, root: Path) -> EmbeddingIndex | PostgresIndex:
     """The empty index, in memory or on the server."""
     if server is None:
         from fusemix.search.index import EmbeddingIndex
 
         return EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=root)
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
-    return QdrantIndex.create(server, model.config.embed_dim, model_identity=model.identity)
+    return PostgresIndex.create(server, model.config.embed_dim, model_identity=model.identity)
 
 
 main = entry("index", index)

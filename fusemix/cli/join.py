@@ -10,7 +10,6 @@ import typer
 
 from fusemix.cli import terminal
 from fusemix.cli.command import entry, guarded, named_once
-from fusemix.cli.tables import splits_written
 
 
 @guarded(stopped="Interrupted; no table was written.")
@@ -28,9 +27,12 @@ def join(
     from fusemix.datasets import Tally, join_tables, write_table
 
     files = {name: Path(file) for name, file in named_once(tables, "--tables NAME=FILE").items()}
+    tally = Tally()
     with terminal.waiting("joining"):
-        counts = write_table(join_tables(files, splits=splits or ()), out, Tally())
-    terminal.result(splits_written(out, counts))
+        counts = write_table(join_tables(files, splits=splits or (), tally=tally), out, tally)
+    for sentence in tally.notes:
+        terminal.note(sentence)
+    terminal.result(f"{out}: {tally.summary(counts)}")
 
 
 main = entry("join", join)

@@ -35,7 +35,7 @@ def search(
         str,
         typer.Option(
             metavar="DIR|ADDRESS",
-            help="The index: a folder, or qdrant://host:port/collection.",
+            help="The index: a folder, or postgresql://user@host:port/database/collection.",
             show_default="demo/index of the clone",
         ),
     ] = str(flags.REPOSITORY / "demo/index"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,6 @@ import typer
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named_once
-from fusemix.cli.tables import rows_used
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +91,7 @@ def subset(
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.pairs import PairTable
     from fusemix.data.subsets import best
+    from fusemix.datasets.splits import closing
     from fusemix.files import write_atomic
 
     if out.suffix not in (".txt", *ENDINGS) or (out.suffix != ".txt" and pairs is None):
@@ -112,17 +113,18 @@ def subset(
     values = _quality(candidates, table, quality, score_with, factors=method != "best")
     eligible = _all(candidates) if top is None or values is None else best(values, top)
     chosen = eligible[_choose(method, candidates.features(), values, eligible, k=k, blocks=blocks, seed=seed)]
-    rows = candidates.rows_of(chosen)
+    kept = candidates.rows_of(chosen)
+    rows = kept["row"].to_numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     if table is None or out.suffix == ".txt":
         write_atomic(out, lambda path: path.write_text("".join(f"{row}\n" for row in rows)))
     else:
         write_rows(table, rows, out, keep_splits=keep_splits or ())
+    total = len(candidates.rows)
+    said = closing(Counter(kept["split"].tolist()), {"not chosen": total - len(rows)})
     terminal.result(
-        f"{out}: {len(chosen):,} of {len(candidates):,} candidates, {len(rows):,} of {len(candidates.rows):,} rows"
+        f"{out}: {len(chosen):,} of {len(candidates):,} candidates, {len(rows):,} of {total:,} rows. {said}"
     )
-    if table is not None:
-        terminal.note(rows_used(table, list(stores), split))
 
 
 def _all(candidates: Candidates) -> np.ndarray:

@@ -11,7 +11,6 @@ import typer
 
 from fusemix.cli import terminal
 from fusemix.cli.command import entry, guarded
-from fusemix.cli.tables import splits_written
 
 SOME = "Of some datasets"
 DATASETS = (  # of fusemix.datasets, which would import pandas
@@ -99,7 +98,7 @@ def _write(dataset: str, root: Path, out: Path, options: dict[str, Any]) -> None
         )
     for sentence in tally.sentences():
         terminal.note(sentence)
-    terminal.result(splits_written(out, counts))
+    terminal.result(f"{out}: {tally.summary(counts)}")
     if tally.missing:
         terminal.result(f"{out}.missing.txt: {len(tally.missing):,} files that are not there")
 

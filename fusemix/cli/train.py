@@ -15,7 +15,6 @@ import typer
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import SetCommand, entry, guarded, named_once
-from fusemix.cli.tables import pairs_used
 from fusemix.files import bytes_of
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.model.recipes import RECIPES, RecipeName, recipe_config
@@ -304,8 +303,8 @@ class Job:
         (self.out / STATE_NAME).unlink(missing_ok=True)
         score = result.best["score"]
         terminal.result(f"{self.out}: epoch {result.best['epoch']} kept, mean recall@1 {score:.3f} on validation")
-        for sentence in pairs_used(self.sets, self.config):
-            terminal.result(sentence)
+        for s in self.sets:
+            terminal.note(s.summary(self.config))
 
 
 def _sets(latents: list[str]) -> list[PairSet]:

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from fusemix.data.latent_store import LatentStore
-from fusemix.data.pairs import FILE_COLUMNS, PairTable
+from fusemix.data.pairs import PairTable
+from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.splits import side_of, sides
 from fusemix.files import write_atomic
 from fusemix.model.adapters import FusionModel
 
@@ -24,7 +26,7 @@ class Candidates:
 
     Attributes:
         stores: Modality -> its latents.
-        rows: Columns ``row`` and one item number per modality: the rows that every store has.
+        rows: Columns ``row``, ``split`` and one item number per modality: the rows that every store has.
         items: One item number per modality, each combination once.
     """
 
@@ -48,8 +50,8 @@ class Candidates:
         first, *others = stores
         rows = stores[first].rows.rename(columns={"item": first})
         if split is not None:
-            rows = rows[rows["split"] == split]
-        rows = rows[["row", first]]
+            rows = rows[sides(rows["split"].to_numpy(), stores[first].folder) == side_of(split)]
+        rows = rows[["row", first, "split"]]
         for name in others:
             rows = rows.merge(stores[name].rows[["row", "item"]].rename(columns={"item": name}), on="row")
         if rows.empty:
@@ -104,9 +106,9 @@ class Candidates:
             parts.append((one * other).sum(1).numpy())
         return np.concatenate(parts).astype(np.float64)
 
-    def rows_of(self, chosen: np.ndarray) -> np.ndarray:
-        """The table rows of the chosen candidates, ascending."""
-        return np.sort(self.rows.merge(self.items.iloc[chosen], on=list(self.stores))["row"].to_numpy())
+    def rows_of(self, chosen: np.ndarray) -> pd.DataFrame:
+        """The lines of :attr:`rows` that belong to the chosen candidates, by ascending row."""
+        return self.rows.merge(self.items.iloc[chosen], on=list(self.stores)).sort_values("row")
 
 
 def check_table(table: PairTable, stores: Mapping[str, LatentStore]) -> None:
@@ -125,7 +127,8 @@ def write_rows(table: PairTable, rows: np.ndarray, out: Path, *, keep_splits: Se
         out: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         keep_splits: Rows of these splits are written too.
     """
-    numbers = np.union1d(rows, np.flatnonzero(np.isin(table.splits(), list(keep_splits))))
+    kept = np.isin(sides(table.splits(), table.path), [side_of(split) for split in keep_splits])
+    numbers = np.union1d(rows, np.flatnonzero(kept))
     frame = table.frame.iloc[numbers].copy()
     if out.parent.resolve() != table.path.parent.resolve():
         for column in set(FILE_COLUMNS) & set(frame.columns):

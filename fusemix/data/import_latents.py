@@ -7,6 +7,7 @@ a time. With a table of pairs the store joins those that scripts/extract.py made
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fusemix.data.latent_store import DTYPES, LatentStore, row_index, write_latents
+from fusemix.data.latent_store import DTYPES, LatentStore
+from fusemix.data.latent_writer import row_index, write_latents
 from fusemix.data.pairs import PairTable
 
 PIECE_BYTES = 16 * 2**20  # what is read and stored at a time
@@ -114,7 +116,8 @@ def open_latents(path: str | Path, key: str | None = None) -> LatentFile:
 
     Args:
         path: ``.npy`` (memory-mapped, nothing is unpickled), ``.safetensors`` (float16, bfloat16, float32,
-            float64) or ``.parquet`` (one list column, or number columns side by side).
+            float64) or ``.parquet`` (one list column, or columns of floating point side by side and nothing else: an
+            id is no dimension).
         key: Which tensor or list column, where there are several.
 
     Raises:
@@ -128,7 +131,7 @@ def open_latents(path: str | Path, key: str | None = None) -> LatentFile:
     if kind not in ENDINGS:
         raise ValueError(f"{path}: latents are read from {', '.join(ENDINGS)}, not from {kind or '(no ending)'}.")
     if kind == ".npy" and key:
-        raise ValueError(f"{path} holds one array without a name; a key ({key}) is for .safetensors and .parquet.")
+        raise ValueError(f"{path} holds one array without a name; key {key!r} is for .safetensors and .parquet.")
     if kind == ".npy":
         return _open_npy(path)
     return _open_safetensors(path, key) if kind == ".safetensors" else _open_parquet(path, key)
@@ -178,13 +181,16 @@ def _index(table: PairTable | None, column: str | None, n: int, what: str) -> pd
         number = np.arange(n)
         return pd.DataFrame({"row": number, "item": number, "group": number, "split": np.full(n, "", dtype=object)})
     if column is None:
-        if n != len(table):
+        in_file = int(table.source[-1]) + 1
+        if n not in (len(table), in_file):
+            captions = f" ({len(table):,} with each caption of a list by itself)" if in_file != len(table) else ""
             raise ValueError(
-                f"{what}: {n:,} latents for the {len(table):,} rows of {table.path}; there must be one a row, or name "
-                "the column that was encoded."
+                f"{what}: {n:,} latents for the {in_file:,} rows of {table.path}{captions}; there must be one a row, "
+                "or name the column that was encoded."
             )
-        number = np.arange(n)
-        return pd.DataFrame({"row": number, "item": number, "group": table.groups, "split": table.splits()})
+        number = np.arange(len(table))
+        item = number if n == len(table) else table.source
+        return pd.DataFrame({"row": number, "item": item, "group": table.groups, "split": table.splits()})
     index = row_index(table, column)
     items = int(index["item"].max()) + 1
     if n == len(index):
@@ -249,6 +255,13 @@ def _open_parquet(path: Path, key: str | None) -> LatentFile:
         first = next(file.iter_batches(batch_size=1, columns=columns), None)
         dim = len(first.column(0)[0]) if first is not None and first.column(0)[0].is_valid else 0
     else:
+        columns = [name for name in columns if not re.fullmatch(r"__index_level_\d+__", name)]  # pandas' row numbers
+        if strange := [n for n in columns if not pa.types.is_floating(file.schema_arrow.field(n).type)]:
+            kinds = ", ".join(f"{name} ({file.schema_arrow.field(name).type})" for name in strange[:10])
+            raise ValueError(
+                f"{path} has the columns {kinds} beside {len(columns) - len(strange):,} of floating point; "
+                "latents are floating point, so drop what is no dimension of them, or convert it."
+            )
         dim = len(columns)
     _check_shape(str(path), (rows, dim))
 

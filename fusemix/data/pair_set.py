@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fusemix.data.latent_store import LatentStore
-from fusemix.data.pairs import TEST_SPLITS, VALIDATION_SPLITS
+from fusemix.data.latent_store import CHUNK_ITEMS, LatentStore
+from fusemix.datasets.splits import closing, sides
 from fusemix.model.config import TrainConfig
 
 MIN_PAIRS = 8
@@ -26,12 +26,14 @@ class PairSet:
         items: Modality -> (n_pairs,) item numbers in that store.
         groups: (n_pairs,) pairs of equal group are right answers for one another.
         splits: (n_pairs,) split names, possibly empty.
+        left_out: Reason -> table rows that are no pair.
     """
 
     stores: dict[str, LatentStore]
     items: dict[str, np.ndarray]
     groups: np.ndarray
     splits: np.ndarray
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def join(cls, stores: dict[str, LatentStore]) -> PairSet:
@@ -39,7 +41,7 @@ class PairSet:
 
         Raises:
             ValueError: If fewer than two stores are given, they come from different tables,
-                a store is of another modality than its name, or too few rows are in all.
+                a store is of another modality than its name, a split is not known, or too few rows are in all.
         """
         if len(stores) < 2:
             raise ValueError(f"Pairs need latents of at least two modalities, got {sorted(stores)}.")
@@ -65,8 +67,10 @@ class PairSet:
             )
         items = {name: rows[name].to_numpy(np.int64) for name in stores}
         code, split = pd.factorize(rows["split"], use_na_sentinel=False)
-        names = np.asarray(split, dtype=object)  # one text for all rows of a split
-        return cls(stores, items, rows["group"].to_numpy(np.int64), names[code])
+        names = np.asarray(split, dtype=object)[code]  # one text for all rows of a split
+        sides(names, " and ".join(str(store.folder) for store in stores.values()))
+        alone = {f"with {name} latents alone": len(store.rows) - len(rows) for name, store in stores.items()}
+        return cls(stores, items, rows["group"].to_numpy(np.int64), names, alone)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -91,14 +95,34 @@ class PairSet:
                     f"first in item {bad[0]}; extract them again."
                 )
 
+    def check_varied(self, pairs: np.ndarray) -> None:
+        """Raise ValueError if a modality's latents are all equal in these pairs: there is nothing to learn.
+
+        Args:
+            pairs: Numbers of pairs, at least one; latents are read only until two differ.
+        """
+        for modality, items in self.items.items():
+            used = items[pairs]
+            first = self.latents(modality, used[:1])
+            pieces = (used[start : start + CHUNK_ITEMS] for start in range(0, len(used), CHUNK_ITEMS))
+            if all(bool((self.latents(modality, piece) == first).all()) for piece in pieces):
+                raise ValueError(
+                    f"All {len(np.unique(used)):,} {modality} latents to train on in {self.stores[modality].folder} "
+                    "are equal, so nothing can be told apart by them; look at the encoder that made them, and extract "
+                    "again."
+                )
+
     def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
         """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
 
         Validation is what a split column calls so; without one, a fraction of the groups,
         chosen by a hash so that sets of one table hold out the same groups.
+
+        Raises:
+            ValueError: If there are too few pairs, or the latents to train on are all equal.
         """
-        test = np.isin(self.splits, list(TEST_SPLITS))
-        validation = np.isin(self.splits, list(VALIDATION_SPLITS))
+        side = sides(self.splits, self.name)
+        test, validation = side == "test", side == "val"
         if not validation.any():
             groups = np.sort(self.groups)
             groups = groups[np.diff(groups, prepend=groups[0] - 1) > 0]  # np.unique takes far longer for millions
@@ -110,7 +134,14 @@ class PairSet:
                 f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
                 f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger val_fraction)."
             )
+        self.check_varied(train)
         return train, np.flatnonzero(validation)
+
+    def summary(self, config: TrainConfig) -> str:
+        """Say how many pairs train, validate, are kept out and were left out; see :meth:`divide`."""
+        train, validation = map(len, self.divide(config))
+        counts = {"train": train, "val": validation, "test": len(self) - train - validation}
+        return f"{self.name}: {closing(counts, self.left_out, what='pairs')}"
 
     def limit_groups(self, pairs: np.ndarray, limit: int) -> np.ndarray:
         """Those of ``pairs`` (numbers of pairs) that belong to at most ``limit`` groups, always the same ones."""

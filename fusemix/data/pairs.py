@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fusemix.data.real_files import RealFiles
+from fusemix.datasets.base import Tally
+from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.reader import read_table
+from fusemix.datasets.splits import closing, in_split, plain, sides
 from fusemix.files import sha256_of
-
-logger = logging.getLogger(__name__)
-
-FILE_COLUMNS = ("image", "audio", "video")  # cells are paths relative to the table
-VALIDATION_SPLITS = frozenset({"val", "valid", "validation", "dev"})
-TEST_SPLITS = frozenset({"test"})
 
 
 @dataclass(frozen=True)
@@ -30,25 +28,49 @@ class Item:
 
 
 class PairTable:
-    """A table of pairs in CSV, JSONL or Parquet.
+    """A table of pairs in CSV, JSONL or Parquet; docs/tables.md has the rules.
 
     Columns ``image``, ``audio`` and ``video`` hold paths relative to the table, ``text`` holds
     captions, and any further column may serve as a modality of your own. Cells may be empty. Rows
-    that name the same file or the same ``group`` are one group: all its captions are right answers
-    for its picture.
+    that name the same file, however they spell it, or the same ``group`` are one group: all its captions are right
+    answers for its picture.
 
     Example:
         >>> table = PairTable.read("pairs.csv")
         >>> captions = table.cells("text", split="train")  # one entry per filled cell
         >>> photos = table.items("image", split="dev")  # each distinct file once
+
+    Attributes:
+        frame: Every cell as text, empty if missing; a row per caption, where a cell held several.
+        source: (n_rows,) int64: the row of the file, from 0 on, that each row came from.
+        groups: (n_rows,) int64: the lowest row of the group.
+        tally: What was left out while reading.
     """
 
-    def __init__(self, frame: pd.DataFrame, *, path: Path, fingerprint: str) -> None:
-        self.frame = frame
+    def __init__(self, frame: pd.DataFrame, *, path: Path, fingerprint: str, tally: Tally | None = None) -> None:
+        """Take over what :func:`~fusemix.datasets.reader.read_table` gives; use :meth:`read`.
+
+        Raises:
+            ValueError: If a split is not known.
+        """
+        self._places = frame.index
+        self.source = np.cumsum(np.diff(frame.index.to_numpy(), prepend=-1) != 0) - 1
+        self.frame = frame.reset_index(drop=True)
         self.path = path
         self.fingerprint = fingerprint  # SHA-256 of the table's bytes
+        self.tally = tally if tally is not None else Tally()
+        if "split" in self.frame.columns:
+            self.frame["split"] = self.frame["split"].map(plain).astype(object)
+            sides(self.splits(), path)
         self._folder = path.parent.resolve()
-        self.groups = _group_rows(frame)  # (n_rows,) int64: the lowest row of the group
+        files = RealFiles(self._folder)
+        self._files = {column: files.paths(self.frame[column]) for column in FILE_COLUMNS if column in self.frame}
+        if files.respelled:
+            self.tally.notes.append(
+                f"{files.respelled:,} cells name a file with backslashes or in another Unicode form than the disk."
+            )
+        named = [self.frame["group"].tolist()] if "group" in self.frame else []
+        self.groups = _group_rows(len(frame), [*named, *map(np.ndarray.tolist, self._files.values())], self.source)
 
     @classmethod
     def read(cls, path: str | Path, *, own: Sequence[str] = ()) -> PairTable:
@@ -56,19 +78,20 @@ class PairTable:
 
         Args:
             path: The table.
-            own: Columns of your own modalities; a table without image, audio, video and text needs one of them.
+            own: Columns of your own modalities; a table without image, audio, video and text needs one of them. Like
+                those of ``text``, their cells may hold lists of texts.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be parsed, has no rows, or has no usable column.
+            ValueError: If it cannot be understood (with the line), has no rows, a split that is not known, or no
+                usable column.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"No table of pairs at {path}.")
-        try:
-            frame = _read_frame(path)
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a table of pairs: {error}") from error
+        tally = Tally()
+        texts = tuple(name for name in dict.fromkeys(("text", *own)) if name not in FILE_COLUMNS)
+        frame = read_table(path, tally, texts=texts)
         if frame.empty:
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
         expected = dict.fromkeys(("image", "audio", "text", "video", *own))
@@ -76,13 +99,17 @@ class PairTable:
             raise ValueError(
                 f"{path} has columns {list(frame.columns)}; expected at least one of {', '.join(expected)}."
             )
-        return cls(frame, path=path, fingerprint=sha256_of(path))
+        return cls(frame, path=path, fingerprint=sha256_of(path), tally=tally)
 
     def __len__(self) -> int:
         return len(self.frame)
 
+    def place(self, row: int) -> str:
+        """Where a row stands in the file: ``line 7`` (the header is line 1), in .parquet ``row 6`` (counted from 1)."""
+        return f"{self._places.name or 'row'} {self._places[row]}"
+
     def splits(self) -> np.ndarray:
-        """Split name of every row, shape (n_rows,); empty strings without a ``split`` column."""
+        """Split name of every row in small letters, shape (n_rows,); empty strings without a ``split`` column."""
         if "split" not in self.frame.columns:
             return np.full(len(self), "", dtype=object)
         return self.frame["split"].to_numpy(dtype=object)
@@ -95,20 +122,68 @@ class PairTable:
         """
         if column not in self.frame.columns:
             raise ValueError(f"{self.path} has no column {column!r}; it has {list(self.frame.columns)}.")
-        keep = self.frame[column].to_numpy(dtype=object) != ""
-        if split is not None:
-            names = self.splits()
-            if not (names == split).any():
-                raise ValueError(f"{self.path} has no split {split!r}; it has {sorted(set(names) - {''})}.")
-            keep &= names == split
+        keep = self._filled(column, split)
         if not keep.any():
             where = f" in split {split!r}" if split else ""
             raise ValueError(f"{self.path} has no filled cell in column {column!r}{where}.")
         return np.flatnonzero(keep)
 
+    def has(self, column: str, split: str | None = None) -> bool:
+        """Whether a cell of the column is filled, within a split that the table has."""
+        return column in self.frame.columns and bool(self._filled(column, split).any())
+
+    def _filled(self, column: str, split: str | None) -> np.ndarray:
+        filled: np.ndarray = self.frame[column].to_numpy(dtype=object) != ""
+        return filled if split is None else filled & in_split(self.splits(), split, self.path)
+
+    def summary(
+        self,
+        *columns: str,
+        split: str | None = None,
+        kept: np.ndarray | None = None,
+        why: str = "that could not be used",
+    ) -> str:
+        """Say how many rows train, validate, are kept out and were left out, and why; every command ends with it.
+
+        Args:
+            columns: Those that were used: rows without a cell in one of them were left out.
+            split: If only its rows were used.
+            kept: Numbers of the rows that remain of these; by default all.
+            why: The others do not.
+        """
+        used = np.ones(len(self), dtype=bool)
+        left: Counter[str] = Counter()
+        for column in columns:
+            filled = self._filled(column, None) if column in self.frame.columns else np.zeros(len(self), bool)
+            left[f"without a cell in {column}"] = int((used & ~filled).sum())
+            used &= filled
+        if split is not None:
+            inside = in_split(self.splits(), split, self.path)
+            left["of other splits"] = int((used & ~inside).sum())
+            used &= inside
+        if kept is not None:
+            left[why] = int(used.sum() - np.isin(np.flatnonzero(used), kept).sum())
+            used &= np.isin(np.arange(len(self)), kept)
+        left += self.tally.left_out
+        return " ".join([f"{self.path}: {closing(Counter(self.splits()[used].tolist()), left)}", *self.tally.notes])
+
     def value(self, column: str, row: int) -> str:
-        """A cell; for file columns the absolute path."""
-        return self._value(column, str(self.frame[column].iat[row]))
+        """A cell; for file columns the absolute path, of a link the file it leads to."""
+        return str(self._values(column)[row])
+
+    def below(self, value: str) -> str:
+        """The path of a file as it is written in the table's folder, for an index whose root that folder is.
+
+        Raises:
+            ValueError: If the file does not lie in it.
+        """
+        path = Path(value)
+        if not path.is_relative_to(self._folder):
+            raise ValueError(
+                f"{value} does not lie in {self._folder}, the folder of the table {self.path.name}, from which an "
+                "index finds its files; put the table into a folder that holds all of them."
+            )
+        return path.relative_to(self._folder).as_posix()
 
     def cells(self, column: str, split: str | None = None) -> list[Item]:
         """Every filled cell of a column, in table order."""
@@ -121,60 +196,19 @@ class PairTable:
             seen.setdefault((cell.value, cell.group), cell)
         return list(seen.values())
 
+    def _values(self, column: str) -> np.ndarray:
+        return self._files[column] if column in self._files else self.frame[column].to_numpy(dtype=object)
+
     def _cells(self, column: str, split: str | None) -> Iterator[Item]:
-        values = self.frame[column].to_numpy(dtype=object) if column in self.frame.columns else ()
-        for row in self.rows(column, split):
-            yield Item(self._value(column, str(values[row])), int(self.groups[row]), int(row))
-
-    def _value(self, column: str, cell: str) -> str:
-        if column not in FILE_COLUMNS:
-            return cell
-        if ".." in cell:
-            return str((self._folder / cell).resolve())
-        return str(self._folder / cell)  # a table of millions would take minutes to resolve one by one
+        rows = self.rows(column, split)
+        values = self._values(column)
+        for row in rows:
+            yield Item(str(values[row]), int(self.groups[row]), int(row))
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
-    kind = path.suffix.lower()
-    if kind in (".csv", ".tsv"):
-        frame = _read_csv(path, "," if kind == ".csv" else "\t")
-    elif kind in (".jsonl", ".ndjson"):
-        frame = pd.read_json(path, lines=True, dtype=False)
-    elif kind == ".parquet":
-        frame = pd.read_parquet(path)
-    else:
-        raise ValueError(f"the ending {kind or '(none)'} is not one of .csv, .tsv, .jsonl, .parquet")
-    if duplicated := sorted({str(c) for c in frame.columns[frame.columns.duplicated()]}):
-        raise ValueError(f"the columns {duplicated} stand twice")
-    frame.columns = [str(column).strip() for column in frame.columns]
-    for column in frame.columns:
-        values = frame[column].astype(object)
-        frame[column] = values.where(values.notna(), "").map(lambda cell: str(cell).strip()).astype(object)
-    return frame
-
-
-def _read_csv(path: Path, separator: str) -> pd.DataFrame:
-    """Strict: every row must have the header's number of cells, and every quote must close."""
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle, delimiter=separator, strict=True)
-        try:
-            header = next(reader, None)
-            if not header:
-                raise ValueError("it is empty; expected a header line")
-            rows = []
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise ValueError(f"line {reader.line_num} has {len(row)} cells, the header has {len(header)}")
-                if row:
-                    rows.append(row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"line {reader.line_num + 1}: {error}") from error
-    return pd.DataFrame(rows, columns=header, dtype=object)
-
-
-def _group_rows(frame: pd.DataFrame) -> np.ndarray:
-    """Connected components of rows that share a file or a ``group`` value."""
-    parent = np.arange(len(frame))
+def _group_rows(n: int, columns: Sequence[Sequence[str]], source: np.ndarray) -> np.ndarray:
+    """Connected components of rows that share a cell of one of the columns, or came from one row of the file."""
+    parent = np.arange(n)
 
     def root(row: int) -> int:
         while parent[row] != row:
@@ -182,13 +216,15 @@ def _group_rows(frame: pd.DataFrame) -> np.ndarray:
             row = int(parent[row])
         return row
 
-    for column in ("group", *FILE_COLUMNS):
-        if column not in frame.columns:
-            continue
+    def join(one: int, other: int) -> None:
+        a, b = root(one), root(other)
+        parent[max(a, b)] = min(a, b)
+
+    for column in columns:
         first: dict[str, int] = {}
-        for row, cell in enumerate(frame[column]):
-            if cell == "":
-                continue
-            a, b = root(first.setdefault(cell, row)), root(row)
-            parent[max(a, b)] = min(a, b)
-    return np.array([root(row) for row in range(len(frame))], dtype=np.int64)
+        for row, cell in enumerate(column):
+            if cell != "":
+                join(first.setdefault(cell, row), row)
+    for row in np.flatnonzero(np.diff(source) == 0).tolist():
+        join(row, row + 1)
+    return np.array([root(row) for row in range(n)], dtype=np.int64)

@@ -14,6 +14,7 @@ Source:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -249,7 +250,7 @@ def _check_quality(quality: np.ndarray, n: int, *, positive: bool) -> np.ndarray
 
 
 def _check_size(k: int, n: int) -> None:
-    if not 1 <= k <= n:
+    if not 1 <= operator.index(k) <= n:
         raise ValueError(f"A subset needs between 1 and {n} rows, got {k}.")
 
 

@@ -1,16 +1,36 @@
-"""What the readers of datasets share: a pair, a tally of what was left out, and finding files."""
+"""What the readers of datasets share: a pair, a tally of what was left out, finding files and laying them down."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from PIL import Image
+
+from fusemix.datasets.splits import closing
+
 _CHUNK = 1 << 20  # characters of JSON read at a time
+_PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic",
+    ".heif",
+)  # fmt: skip
+SOUNDS = (
+    ".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".aif", ".aiff", ".aifc", ".au",
+    ".caf", ".amr", ".wma", ".wv", ".ape", ".tta", ".webm", ".mp4", ".mov", ".3gp", ".mka", ".mkv",
+)  # fmt: skip
+_MAGIC = (
+    (b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"),
+    (b"\xff\xf1", ".aac"), (b"\xff\xf9", ".aac"), (b"\x1aE\xdf\xa3", ".webm"),
+)  # fmt: skip
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+_BOXES = {b"avif": ".avif", b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"M4A ": ".m4a"}
 
 
 class Pair(NamedTuple):
@@ -58,6 +78,77 @@ class Tally:
             )
         lines += [f"{number:,} left out: {reason}." for reason, number in self.left_out.items()]
         return lines + self.notes
+
+    def summary(self, counts: Mapping[str, int]) -> str:
+        """How many pairs of each side there are and how many things were left out, in the words of every reader."""
+        lost = Counter({"files that are missing": len(self.missing)})
+        return closing(counts, lost + self.left_out, what="pairs")
+
+
+def picture_endings() -> tuple[str, ...]:
+    """Endings of the pictures that can be decoded here: .heic and .avif where their decoders are."""
+    known = Image.registered_extensions()
+    return tuple(ending for ending in _PICTURES if ending in known)
+
+
+def is_litter(name: str) -> bool:
+    """Whether an operating system, not a person, put a file of this name (with its folders) there."""
+    path = PurePosixPath(name)
+    return (
+        "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
+    )
+
+
+def ending_of(data: bytes) -> str:
+    """The ending that the first bytes of a picture or sound call for; empty if they are none we know."""
+    if data[:4] == b"RIFF":
+        return ".wav" if data[8:12] == b"WAVE" else ".webp"
+    if data[:4] == b"FORM":
+        return ".aiff"
+    if data[4:8] == b"ftyp":
+        return _BOXES.get(data[8:12], ".mp4")
+    return next((ending for magic, ending in _MAGIC if data.startswith(magic)), "")
+
+
+def lay_down(folder: Path, data: bytes, ending: str) -> str:
+    """Write bytes under a name made of their content, so that no two datasets overwrite one another; its path.
+
+    What is there already is compared, and written anew if it is not the same.
+    """
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    path = folder / digest[:2] / f"{digest}{ending}"
+    if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    return str(path)
+
+
+def walk(root: Path, tally: Tally | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) for every folder below, sorted; linked ones too, each once, so that none is endless.
+
+    Hidden folders, and those that were met under another name, are counted in the tally.
+    """
+    seen: set[tuple[int, int]] = set()
+    unopened = "folders that cannot be opened"
+    for where, folders, names in os.walk(root, followlinks=True, onerror=lambda error: _count(tally, unopened)):
+        about = Path(where).stat()
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            _count(tally, "folders that are linked a second time")
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
+        _count(tally, "hidden folders", len(hidden))
+        links = {name for name in folders if os.path.islink(os.path.join(where, name))}  # noqa: PTH114, PTH118
+        folders[:] = sorted((name for name in folders if name not in hidden), key=lambda name: (name in links, name))
+        yield Path(where), sorted(names)
+
+
+def _count(tally: Tally | None, reason: str, number: int = 1) -> None:
+    if tally is not None and number:
+        tally.left_out[reason] += number
 
 
 def clean(text: Any) -> str:
@@ -119,7 +210,7 @@ def below(root: Path) -> list[Path]:
 def read_json_file(path: Path) -> Any:
     """A whole JSON file; a damaged one is a ValueError that names it."""
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open(path, encoding="utf-8-sig") as handle:
             return json.load(handle)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it cut short on the way?") from error
@@ -132,7 +223,7 @@ def stream_array(path: Path) -> Iterator[Any]:
         ValueError: If the file is no JSON array, or ends early.
     """
     decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8") as handle:
+    with open(path, encoding="utf-8-sig") as handle:
         text = ""
         while not text and (more := handle.read(_CHUNK)):
             text = more.lstrip()
@@ -159,9 +250,9 @@ def stream_array(path: Path) -> Iterator[Any]:
 
 
 def index_files(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
-    """File stem -> files with one of the endings, anywhere below a folder."""
+    """File stem -> files with one of the endings, anywhere below a folder, linked folders among them."""
     chosen, files = frozenset(endings), defaultdict(list)
-    for where, _, names in os.walk(folder):
+    for where, names in walk(folder):
         for name in names:
             stem, _, ending = name.rpartition(".")
             if f".{ending.lower()}" in chosen:

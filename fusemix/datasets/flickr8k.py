@@ -36,9 +36,9 @@ def flickr8k(root: Path, tally: Tally, *, captions: int | None = None) -> Iterat
     split_of: dict[str, str] = {}
     for split, name in SPLITS.items():
         listed = locate(root, [name], what=f"Flickr8k's list of {split} photos", source=SOURCE)
-        split_of |= dict.fromkeys(listed.read_text(encoding="utf-8").split(), split)
+        split_of |= dict.fromkeys(listed.read_text(encoding="utf-8-sig").split(), split)
     texts: dict[str, list[str]] = {}
-    for number, line in enumerate(tokens.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(tokens.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         name, tab, text = line.partition("\t")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusemix.datasets.base import Pair, Tally, clean
-from fusemix.datasets.sounds import ENDINGS as SOUND_ENDINGS
+from fusemix.datasets.base import SOUNDS, Pair, Tally, clean, is_litter, picture_endings, walk
+from fusemix.datasets.reader import open_text
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_CAPTION_BYTES = 100_000  # a longer text file is no list of captions
 
 
@@ -21,11 +20,12 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
     ``scripts/train.py`` sets pairs aside by itself.
 
     Known traps: pictures that are nearly the same under two names (bursts, copies) make recall too low in an
-    evaluation and too high in a validation; hidden files and folders are passed over.
+    evaluation and too high in a validation; hidden files and folders, and kinds that cannot be decoded here, are
+    passed over and counted; linked folders are entered, each once.
 
     Args:
         root: The folder.
-        tally: Told how many files have no caption.
+        tally: Told how many files have no caption, and what was passed over.
         name_is_caption: Where there is no text file, the name is it: ``red_bicycle-02.jpg`` says "red bicycle".
 
     Raises:
@@ -34,30 +34,64 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}.")
+    pictures = picture_endings()
     silent: list[str] = []
+    other: Counter[str] = Counter()
     empty = True
-    for where, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for pair in _items(Path(where), sorted(names), root, silent, name_is_caption):
+    for where, names in walk(root, tally):
+        files = _files(where, names, pictures, other, tally)
+        for pair in _items(where, files, root, silent, name_is_caption):
             empty = False
             yield pair
+    for ending, number in other.most_common():
+        tally.left_out[f"files that are no picture or sound that can be read here ({ending})"] += number
     if empty:
+        skipped = f" ({', '.join(f'{number:,} {ending}' for ending, number in other.most_common(5))})" if other else ""
+        endings = ", ".join(pictures + SOUNDS)
         raise FileNotFoundError(
-            f"There is no picture or sound below {root}; expected files ending in "
-            f"{', '.join(PICTURE_ENDINGS + SOUND_ENDINGS)}."
+            f"There is no picture or sound below {root}{skipped}; expected files ending in {endings}."
         )
     if silent:
         tally.notes.append(f"{len(silent):,} of them have no caption: they can be searched, not trained on.")
 
 
-def _items(where: Path, names: list[str], root: Path, silent: list[str], name_is_caption: bool) -> Iterator[Pair]:
+def _files(
+    where: Path, names: list[str], pictures: tuple[str, ...], other: Counter[str], tally: Tally
+) -> dict[str, dict[str, list[Path]]]:
+    """File stem -> its pictures and sounds; what is passed over is counted."""
     files: dict[str, dict[str, list[Path]]] = {}
+    beside: list[Path] = []
     for name in names:
-        path = where / name
-        if name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS + SOUND_ENDINGS:
-            continue
-        kind = "image" if path.suffix.lower() in PICTURE_ENDINGS else "audio"
-        files.setdefault(path.stem, {"image": [], "audio": []})[kind].append(path)
+        path, ending = where / name, Path(name).suffix.lower()
+        if is_litter(name) or name.startswith("."):
+            tally.left_out["hidden files"] += 1
+        elif not path.is_file():
+            tally.left_out["links that lead to no file"] += 1
+        elif ending == ".txt":
+            beside.append(path)
+        elif ending not in pictures + SOUNDS:
+            other[ending or "no ending"] += 1
+        elif not _is_text(name):
+            tally.left_out["files whose names are not UTF-8, so that no table can name them"] += 1
+        else:
+            kind = "image" if ending in pictures else "audio"
+            files.setdefault(path.stem, {"image": [], "audio": []})[kind].append(path)
+    if alone := sum(path.stem not in files for path in beside):
+        tally.left_out["text files with no picture or sound of their name beside them"] += alone
+    return files
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _items(
+    where: Path, files: dict[str, dict[str, list[Path]]], root: Path, silent: list[str], name_is_caption: bool
+) -> Iterator[Pair]:
     for stem, found in files.items():
         captions = _captions(where / f"{stem}.txt")
         if not captions and name_is_caption:
@@ -81,7 +115,8 @@ def _captions(path: Path) -> list[str]:
     if path.stat().st_size > MAX_CAPTION_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; captions, one a line, were expected.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_text(path) as handle:
+            lines = handle.read().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
     return [caption for line in lines if (caption := clean(line))]

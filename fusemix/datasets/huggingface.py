@@ -1,7 +1,7 @@
 """A Hugging Face dataset, saved on disk (``save_to_disk``) or by its Hub id.
 
 Needs ``pip install datasets``; nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
-the files they name) go into a folder as they are. No code from a dataset's repository is run.
+the files they name) go into a folder as they are, named by their content. No code from a dataset's repository is run.
 
 Known traps: the id does not fix a revision (give ``id@revision``); a list of captions in one cell becomes several
 rows; which split is the standard one is the dataset's matter, see its card.
@@ -9,19 +9,15 @@ rows; which split is the standard one is the dataset's matter, see its card.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusemix.datasets.base import Pair, Tally, kept_captions
+from fusemix.datasets.base import Pair, Tally, ending_of, kept_captions, lay_down
+from fusemix.datasets.cells import cell_text
+from fusemix.datasets.splits import check_names
 
 TEXT_NAMES = ("text", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "label_text")
-MAGIC = (
-    (b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"fLaC", ".flac"), (b"OggS", ".ogg"),
-    (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"),
-)  # fmt: skip
 
 
 def huggingface(
@@ -41,7 +37,8 @@ def huggingface(
     Args:
         root: The folder that ``save_to_disk`` wrote, or a Hub id such as ``owner/name`` or ``owner/name@revision``.
         tally: Filled with what is left out.
-        unpack: Where pictures and sounds go; ``unpacked`` in the working folder by default.
+        unpack: Where pictures and sounds go, named by their content, so that several datasets may share it;
+            ``unpacked`` in the working folder by default.
         config: Of a Hub id.
         image_column: By default the one column of type Image.
         text_column: By default the first column called text, caption, sentence, ...
@@ -51,7 +48,8 @@ def huggingface(
 
     Raises:
         ImportError: If ``datasets`` is not installed.
-        ValueError: If a column or split is not there, or it is not clear which one is meant.
+        ValueError: If a column or split is not there, a split's name is not known, a cell cannot be understood, or it
+            is not clear which column is meant.
     """
     try:
         import datasets
@@ -61,10 +59,10 @@ def huggingface(
     parts = dict(loaded) if isinstance(loaded, dict) else {str(getattr(loaded, "split", None) or ""): loaded}
     if split is not None and split not in parts:
         raise ValueError(f"{root} has the splits {sorted(parts)}, not {split!r}.")
+    parts = parts if split is None else {split: parts[split]}
+    check_names({name: len(part) for name, part in parts.items()}, root)
     base = unpack if unpack is not None else Path("unpacked")
     for name, part in parts.items():
-        if split is not None and name != split:
-            continue
         columns = {
             "image": (image_column, datasets.Image),
             "audio": (audio_column, datasets.Audio),
@@ -75,13 +73,15 @@ def huggingface(
             raise ValueError(f"{root} has the columns {part.column_names}; two modalities among them are needed.")
         for column in media.values():
             part = part.cast_column(column, type(part.features[column])(decode=False))
+        names = getattr(part.features[text], "names", None) if text else None  # of classes
         for number, row in enumerate(part):
-            files = {k: _place(base / (name or "all"), f"{number:08d}-{k}", row[c]) for k, c in media.items()}
+            files = {kind: _place(base, row[column]) for kind, column in media.items()}
             if media and not any(files.values()):
                 tally.left_out["rows without a picture or a sound"] += 1
                 continue
-            cell = row[text] if text else []
-            texts = list(kept_captions(cell if isinstance(cell, list) else [cell or ""], tally, first=captions))
+            texts = list(kept_captions(_texts(row[text], names, number) if text else [], tally, first=captions))
+            if not texts and len(media) < 2:
+                tally.left_out["rows without a caption"] += 1
             for caption in texts or ([""] if len(media) > 1 else []):
                 yield Pair(files.get("image", ""), files.get("audio", ""), caption, name, f"{name or 'all'}-{number}")
 
@@ -116,20 +116,22 @@ def _text_column(part: Any, given: str | None) -> str | None:
     return next((name for name in TEXT_NAMES if name in part.column_names), None)
 
 
-def _place(folder: Path, name: str, cell: Any) -> str:
+def _texts(cell: Any, names: list[str] | None, number: int) -> list[str]:
+    """The captions of a cell: several, one, or the name of its class."""
+    if names and isinstance(cell, int):
+        return [names[cell]] if 0 <= cell < len(names) else [""]
+    try:
+        text = cell_text(cell, "text", captions=True)
+    except ValueError as error:
+        raise ValueError(f"Row {number} (counted from 0) {error}.") from error
+    return text if isinstance(text, list) else [text]
+
+
+def _place(base: Path, cell: Any) -> str:
     """The file of a picture or a sound: the one it names, or its bytes under our own name; empty without either."""
     if cell is None:
         return ""
     data, path = cell.get("bytes"), cell.get("path")
     if data is None:
         return str(Path(path).resolve()) if path and Path(path).is_file() else ""
-    ending = next((e for magic, e in MAGIC if data.startswith(magic)), "")
-    if data[:4] == b"RIFF":
-        ending = ".wav" if data[8:12] == b"WAVE" else ".webp"
-    file = folder / f"{name}{ending or Path(path or '').suffix[:8].replace('/', '')}"
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).digest() != hashlib.sha256(data).digest():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
-    return str(file)
+    return lay_down(base, data, ending_of(data) or Path(path or "").suffix[:8].replace("/", ""))

@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fusemix.datasets.base import Pair
+from fusemix.datasets.base import Pair, Tally
+from fusemix.datasets.reader import read_chunks
+from fusemix.datasets.splits import KNOWN, check_names, side_of, sides
 
 
-def join_tables(tables: Mapping[str, Path], *, splits: Sequence[str] = ()) -> Iterator[Pair]:
-    """The rows of several tables, for :func:`fusemix.datasets.write_table`; one row is in memory at a time.
+def join_tables(
+    tables: Mapping[str, Path], *, splits: Sequence[str] = (), tally: Tally | None = None
+) -> Iterator[Pair]:
+    """The rows of several tables, for :func:`fusemix.datasets.write_table`; a piece of one is in memory at a time.
 
     Files are named from the working folder on, and groups get their table's name in front, so that picture 7 of
     one set and picture 7 of another stay two. Columns other than a :class:`~fusemix.datasets.Pair`'s are left out.
 
     Args:
-        tables: Name -> ``.csv``, ``.tsv`` or ``.parquet``.
+        tables: Name -> ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         splits: Only rows of these; all by default.
+        tally: Told of what is left out.
 
     Raises:
         FileNotFoundError: If a table is not there.
-        ValueError: If it is of another kind, or damaged.
+        ValueError: If one cannot be understood, or a split is not known.
     """
-    for name, path in tables.items():
+    tally = tally if tally is not None else Tally()
+    if unknown := [split for split in splits if side_of(split) is None]:
+        raise ValueError(f"There is no split {unknown[0]!r}; a split is one of {KNOWN}.")
+    wanted = {side_of(split) for split in splits}
+    for path in tables.values():
         if not path.is_file():
             raise FileNotFoundError(f"There is no table {path}.")
-        for row in _rows(path):
-            cells = {field: str(row.get(field) or "").strip() for field in Pair._fields}
-            if splits and cells["split"] not in splits:
-                continue
-            for kind in ("image", "audio"):
-                if cells[kind]:
-                    cells[kind] = str(path.parent / cells[kind])
-            if cells["group"]:
-                cells["group"] = f"{name}:{cells['group']}"
-            yield Pair(**cells)
+    for name, path in tables.items():
+        empty, columns = True, set[str]()
+        for chunk in read_chunks(path, tally):
+            empty = False
+            columns |= set(chunk.columns)
+            if not columns & {"image", "audio", "text"}:
+                raise ValueError(f"{path} has columns {sorted(columns)}; expected at least one of image, audio, text.")
+            together = chunk.index.duplicated(keep=False)  # captions of one cell
+            chunk = chunk.reindex(columns=list(Pair._fields), fill_value="").fillna("")
+            try:
+                on = sides(chunk["split"].to_numpy(), path)
+            except ValueError:
+                check_names(_splits(path), path)  # names all of the table's rows, not of this piece
+                raise
+            cells = (chunk[field].tolist() for field in Pair._fields)
+            for row, side, shared, place in zip(zip(*cells, strict=True), on, together, chunk.index, strict=True):
+                if wanted and side not in wanted:
+                    tally.left_out[f"rows of other splits than {', '.join(splits)}"] += 1
+                    continue
+                image, audio, text, split, group = row
+                image, audio = (str(path.parent / file) if file else "" for file in (image, audio))
+                group = group or (f"{chunk.index.name} {place}" if shared else "")
+                yield Pair(image, audio, text, split, f"{name}:{group}" if group else "")
+        if empty:
+            raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
+        if dropped := sorted(columns - set(Pair._fields)):
+            tally.notes.append(f"{path}: the columns {', '.join(dropped)} are not taken into a joined table.")
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=10_000):
-                yield from batch.to_pylist()
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} is not a parquet file, or damaged ({error}).") from error
-    elif path.suffix in (".csv", ".tsv"):
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            yield from csv.DictReader(handle, delimiter="," if path.suffix == ".csv" else "\t", restkey="")
-    else:
-        raise ValueError(f"{path}: tables to join end in .csv, .tsv or .parquet.")
+def _splits(path: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for chunk in read_chunks(path, Tally()):
+        counts.update(chunk["split"].tolist() if "split" in chunk.columns else [""] * len(chunk))
+    return counts

@@ -60,8 +60,8 @@ def sbu(root: Path, tally: Tally, *, images: Path | None = None) -> Iterator[Pai
         captions_path = urls_path.with_name("SBU_captioned_photo_dataset_captions.txt")
         if not captions_path.is_file():
             raise FileNotFoundError(f"SBU's file of captions is missing: expected {captions_path}. {SBU_SOURCE}")
-        urls = urls_path.read_text(encoding="utf-8").split("\n")
-        texts = captions_path.read_text(encoding="utf-8").split("\n")
+        urls = urls_path.read_text(encoding="utf-8-sig").split("\n")
+        texts = captions_path.read_text(encoding="utf-8-sig").split("\n")
         urls, texts = (lines[:-1] if lines[-1] == "" else lines for lines in (urls, texts))
     if len(urls) != len(texts):
         raise ValueError(f"{urls_path} has {len(urls):,} addresses for {len(texts):,} captions; they go line by line.")
@@ -90,7 +90,7 @@ def cc3m(root: Path, tally: Tally, *, images: Path | None = None) -> Iterator[Pa
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, str]]:
-    with open(path, newline="", encoding="utf-8") as handle:
+    with open(path, newline="", encoding="utf-8-sig") as handle:
         for number, row in enumerate(csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if row == ["caption", "url"]:
                 continue

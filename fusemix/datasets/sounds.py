@@ -6,13 +6,12 @@ it) fetches for those who may; Clotho and ESC-50 are archives.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusemix.datasets.base import Pair, Tally, index_files, kept_captions, locate
+from fusemix.datasets.base import SOUNDS, Pair, Tally, index_files, kept_captions, locate
+from fusemix.datasets.reader import read_table
 
-ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm")
 AUDIOCAPS_SOURCE = (
     "The captions are in https://github.com/cdjkim/audiocaps (dataset/train.csv, val.csv, test.csv); the sounds are "
     "cut from YouTube, by yt-dlp or a tool around it."
@@ -43,7 +42,7 @@ def audiocaps(root: Path, tally: Tally, *, captions: int | None = None) -> Itera
         ValueError: If a table lacks a column.
     """
     first = locate(root, ["train.csv", "val.csv", "test.csv"], what="A table of AudioCaps", source=AUDIOCAPS_SOURCE)
-    files = index_files(root, ENDINGS)
+    files = index_files(root, SOUNDS)
     for split in ("train", "val", "test"):
         path = first.with_name(f"{split}.csv")
         if not path.is_file():
@@ -79,7 +78,7 @@ def clotho(root: Path, tally: Tally, *, captions: int | None = None) -> Iterator
     """
     tables = [f"clotho_captions_{name}.csv" for name in CLOTHO_SPLITS]
     first = locate(root, tables, what="A table of Clotho", source=CLOTHO_SOURCE)
-    files = index_files(root, ENDINGS)
+    files = index_files(root, SOUNDS)
     columns = [f"caption_{i}" for i in range(1, 6)]
     for name, split in CLOTHO_SPLITS.items():
         path = first.with_name(f"clotho_captions_{name}.csv")
@@ -129,13 +128,8 @@ def esc50(root: Path, tally: Tally, *, test_fold: int = 5, val_fold: int | None 
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; it lacks {lacking}.")
-        rows = []
-        for row in reader:
-            if any(row[column] is None for column in columns):
-                raise ValueError(f"{path}, line {reader.line_num}: too few cells.")
-            rows.append({column: row[column].strip() for column in columns})
-        return rows
+    frame = read_table(path, Tally(), texts=())
+    if lacking := [column for column in columns if column not in frame.columns]:
+        raise ValueError(f"{path} has the columns {list(frame.columns)}; it lacks {lacking}.")
+    cells = zip(*(frame[column] for column in columns), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in cells]

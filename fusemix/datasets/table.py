@@ -6,10 +6,11 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from fusemix.datasets.base import Pair, Tally
+from fusemix.datasets.splits import check_names, plain
 from fusemix.files import write_atomic
 
 ENDINGS = (".csv", ".tsv", ".parquet")
@@ -28,37 +29,60 @@ def write_table(
         report: Called with the number of pairs now and then.
 
     Returns:
-        Split -> pairs.
+        Split -> pairs; :meth:`Tally.summary` says them in a sentence.
 
     Raises:
-        ValueError: If the ending is another, or there is not one pair to write.
-        FileNotFoundError: If every file that the annotations name is missing.
+        ValueError: If the ending is another, there is not one pair to write, or a split is not known.
+        FileNotFoundError: If every file that the annotations name is missing. What reading the pairs raises
+            comes through as it is.
     """
     out = Path(out)
-    if out.suffix not in ENDINGS:
+    ending = out.suffix.lower()
+    if ending not in ENDINGS:
         raise ValueError(f"{out}: a table ends in one of {', '.join(ENDINGS)}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     rows = _rows(pairs, out.parent, counts, report)
+    first = list(islice(rows, 1))  # before anything is written
+    if not first and tally.missing:
+        raise FileNotFoundError(
+            f"Not one of the {len(tally.missing):,} files that the annotations name is there; the first is "
+            f"{tally.missing[0][1]}. Is the root the right folder, and are the archives unpacked?"
+        )
+    if not first:
+        raise ValueError("There is not one pair to write.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    guarded = _guarded(chain(first, rows))
 
     def write(path: Path) -> None:
-        _write_parquet(rows, path) if out.suffix == ".parquet" else _write_csv(rows, path, out.suffix)
-        if not counts and tally.missing:
-            raise FileNotFoundError(
-                f"Not one of the {len(tally.missing):,} files that the annotations name is there; the first is "
-                f"{tally.missing[0][1]}. Is the root the right folder, and are the archives unpacked?"
-            )
-        if not counts:
-            raise ValueError("There is not one pair to write.")
+        _write_parquet(guarded, path) if ending == ".parquet" else _write_csv(guarded, path, ending)
+        check_names(counts, "The dataset")
 
-    write_atomic(out, write)
+    try:
+        write_atomic(out, write)
+    except _InputError as error:
+        raise error.cause from error.cause.__cause__
     listing = out.with_name(out.name + ".missing.txt")
     if tally.missing:
-        lines = "".join(f"{split}\t{name}\n" for split, name in tally.missing)
+        lines = "".join(f"{split}\t{' '.join(name.splitlines())}\n" for split, name in tally.missing)
         write_atomic(listing, lambda path: path.write_text(lines, encoding="utf-8"))
     else:
         listing.unlink(missing_ok=True)
     return counts
+
+
+class _InputError(Exception):
+    """What reading a pair raised, carried past the writer, whose own errors are about the table."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _guarded(rows: Iterator[Pair]) -> Iterator[Pair]:
+    try:
+        yield from rows
+    except Exception as error:
+        raise _InputError(error) from error
 
 
 def _rows(
@@ -68,10 +92,11 @@ def _rows(
 
     def cell(file: str) -> str:
         """Relative to the table where the file lies below it, else absolute."""
-        return str(Path(file).absolute()).removeprefix(root) if file else ""
+        name = str(Path(file).absolute()).removeprefix(root) if file else ""
+        return name if name == name.strip() else f".{os.sep}{name}"  # blanks around a cell do not count
 
     for number, pair in enumerate(pairs, start=1):
-        counts[pair.split] += 1
+        counts[plain(pair.split)] += 1
         if report and number % 500 == 0:
             report(number)
         yield pair._replace(image=cell(pair.image), audio=cell(pair.audio))

@@ -1,30 +1,42 @@
 """WebDataset shards: .tar files in which members of one name and several endings are one sample.
 
-A shard is read front to back and unpacked into a folder under **our own** numbers: no path from an archive is ever
-used, links and devices are not followed, and nothing is unpickled. Run again after a kill, it goes on over the
-files that are there.
+A shard is read front to back and unpacked into a folder under **our own** names, made of the files' content: no path
+from an archive is ever used, links and devices are not followed, and nothing is unpickled. Several datasets may share
+the folder. Run again after a kill, it goes on over the files that are there.
 
 Known traps: a sample's name is everything before the first dot of its last part, so ``a.b.jpg`` is sample ``a``;
-samples with several pictures keep the first; endings that are not pictures, sounds, .txt or .json (among them
-.pkl, .pyd, .pth, .npy) are counted and left out.
+its members may lie anywhere in the shard; samples with several pictures keep the first; equal pictures are one file,
+and so one item with all their captions. What is no picture, sound, .txt or .json (among them .pkl, .pyd, .pth, .npy),
+and what macOS adds (``._a.jpg``), is counted and left out.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fusemix.datasets.base import Pair, Tally, kept_captions
+from fusemix.datasets.base import SOUNDS, Pair, Tally, is_litter, kept_captions, lay_down, picture_endings
+from fusemix.datasets.cells import cell_text
+from fusemix.datasets.splits import KNOWN, plain, side_of
 from fusemix.media import MAX_FILE_BYTES
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 TEXT_KEYS = ("caption", "captions", "text", "txt")  # of a .json member
-SPLITS = ("train", "val", "valid", "validation", "dev", "test")
+MAX_TEXT_BYTES = 1_000_000  # of a .txt or .json member
+MAX_GROWTH = 100  # times its size a shard may grow; pictures and sounds hardly do
+MIN_GROWTH_BYTES = 10**9  # that a small one may grow to all the same
+
+
+@dataclass
+class _Sample:
+    """What a shard holds of one name; pictures and sounds are on the disk already."""
+
+    files: dict[str, str] = field(default_factory=dict)  # image, audio -> path
+    texts: dict[str, bytes] = field(default_factory=dict)  # .txt, .json -> bytes
 
 
 def webdataset(
@@ -35,99 +47,109 @@ def webdataset(
     Args:
         root: A folder of shards, or a shard.
         tally: Filled with what is left out.
-        unpack: Where the files go, one folder a shard; ``unpacked`` beside the shards by default.
-        split: Of all samples; without it, what a shard's name begins with (train, val, test, ...), if it does.
+        unpack: Where the files go; ``unpacked`` beside the shards by default.
+        split: Of all samples; without it, the one split name among the words of a shard's name
+            (``cc3m-validation-0007.tar``), if there is one.
         captions: Keep only so many of a sample's captions.
 
     Raises:
         FileNotFoundError: If there is no shard.
-        ValueError: If a shard is no .tar, or cut short.
+        ValueError: If a shard is no .tar, cut short or grows far beyond its size, or its split is not clear.
     """
     shards = [root] if root.is_file() else sorted(p for e in ("tar", "tar.gz", "tgz") for p in root.glob(f"*.{e}"))
+    shards = [shard for shard in shards if not is_litter(shard.name)]
     if not shards:
         raise FileNotFoundError(f"There is no .tar shard in {root}.")
+    if split is not None and side_of(split) is None:
+        raise ValueError(f"There is no split {split!r}; a split is one of {KNOWN}.")
+    named = {shard: plain(split) or _split_of(shard) for shard in shards}
     base = unpack if unpack is not None else shards[0].parent / "unpacked"
-    for shard in shards:
-        stem = shard.name.split(".tar")[0].removesuffix(".tgz")
-        word = next((s for s in sorted(SPLITS, key=len, reverse=True) if stem.lower().startswith(s)), "")
-        for number, (key, parts) in enumerate(_samples(shard, tally)):
-            files = {kind: _place(base / stem, number, ending, data) for kind, ending, data in _media(parts, tally)}
-            if not files:
+    for shard, word in named.items():
+        for key, sample in _samples(shard, base, tally).items():
+            if not sample.files:
                 tally.left_out["samples without a picture or a sound"] += 1
                 continue
-            texts = list(kept_captions(_texts(parts, shard, key), tally, first=captions)) or [""]
-            group = f"{stem}/{key}"
+            texts = list(kept_captions(_texts(sample.texts, shard, key, tally), tally, first=captions)) or [""]
             for text in texts:
-                yield Pair(files.get("image", ""), files.get("audio", ""), text, split or word, group)
+                yield Pair(
+                    sample.files.get("image", ""), sample.files.get("audio", ""), text, word, f"{shard.name}/{key}"
+                )
 
 
-def _samples(shard: Path, tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, ending -> bytes) of a shard's samples, one in memory at a time."""
-    key = ""
-    parts: dict[str, bytes] = {}
+def _split_of(shard: Path) -> str:
+    """The split that a shard's name says: of its words, the one that is a split name."""
+    words = re.findall("[a-z]+", shard.name.lower().split(".tar")[0].removesuffix(".tgz"))
+    found = list(dict.fromkeys(word for word in words if side_of(word)))
+    if len({side_of(word) for word in found}) > 1:
+        raise ValueError(f"The name of {shard} says {' and '.join(found)}; give the split of its samples.")
+    return found[0] if found else ""
+
+
+def _samples(shard: Path, base: Path, tally: Tally) -> dict[str, _Sample]:
+    """Name -> sample, by first appearance; the members of one need not lie side by side."""
+    samples: dict[str, _Sample] = {}
+    pictures = picture_endings()
+    for name, data in _members(shard, (*pictures, *SOUNDS, ".txt", ".json"), tally):
+        stem, _, rest = name.name.partition(".")
+        ending = "." + rest.rpartition(".")[2].lower()
+        sample = samples.setdefault(str(name.parent / stem), _Sample())
+        kind = "image" if ending in pictures else "audio" if ending in SOUNDS else ending
+        if kind in sample.files or kind in sample.texts:
+            tally.left_out[f"second {kind} members of a sample"] += 1
+        elif kind == ending:
+            sample.texts[kind] = data
+        else:
+            sample.files[kind] = lay_down(base, data, ending)
+    return samples
+
+
+def _members(shard: Path, endings: tuple[str, ...], tally: Tally) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """(name, bytes) of the members that can be used."""
+    grown, most = 0, max(MAX_GROWTH * shard.stat().st_size, MIN_GROWTH_BYTES)
     try:
         with tarfile.open(shard, "r|*") as archive:
             for member in archive:
-                if not member.isfile():
-                    if not member.isdir():
-                        tally.left_out["members of a shard that are no plain files"] += 1
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, rest = name.partition(".")
-                ending = "." + rest.rpartition(".")[2].lower()
-                if ending not in (*IMAGES, *SOUNDS, ".txt", ".json"):
-                    tally.left_out[f"members that end in {ending} (not read, and never unpickled)"] += 1
-                    continue
-                if member.size > MAX_FILE_BYTES:
-                    tally.left_out[f"members of more than {MAX_FILE_BYTES // 2**20} MB"] += 1
-                    continue
-                if f"{folder}/{stem}" != key:
-                    if parts:
-                        yield key.lstrip("/"), parts
-                    key, parts = f"{folder}/{stem}", {}
-                handle = archive.extractfile(member)
-                if ending in parts:
-                    tally.left_out["second members of one ending in a sample"] += 1
-                elif handle is not None:
-                    parts[ending] = handle.read()
+                grown += member.size
+                if grown > most:
+                    raise ValueError(f"{shard} grows to more than {most / 1e9:,.0f} GB unpacked; is it what you think?")
+                reason = _unusable(member, PurePosixPath(member.name), endings)
+                handle = None if reason or member.isdir() else archive.extractfile(member)
+                if handle is not None:
+                    yield PurePosixPath(member.name), handle.read()
+                elif reason:
+                    tally.left_out[reason] += 1
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{shard} is not a .tar shard, or cut short ({error}).") from error
-    if parts:
-        yield key.lstrip("/"), parts
 
 
-def _media(parts: dict[str, bytes], tally: Tally) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, ending, bytes): at most one picture and one sound."""
-    for kind, endings in (("image", IMAGES), ("audio", SOUNDS)):
-        found = [ending for ending in parts if ending in endings]
-        if len(found) > 1:
-            tally.left_out[f"second {kind} members of a sample"] += len(found) - 1
-        if found:
-            yield kind, found[0], parts[found[0]]
+def _unusable(member: tarfile.TarInfo, name: PurePosixPath, endings: tuple[str, ...]) -> str:
+    """Why a member is left out; empty if it is not."""
+    if member.isdir():
+        return ""
+    if is_litter(member.name):
+        return "members that macOS or Windows added (._ names, __MACOSX, .DS_Store)"
+    if not member.isfile():
+        return "members of a shard that are no plain files"
+    if name.is_absolute() or ".." in name.parts:
+        return "members whose names lead out of the archive"
+    ending = name.suffix.lower()
+    if ending not in endings:
+        return f"members that end in {ending or 'nothing'} (not read, and never unpickled)"
+    most = MAX_TEXT_BYTES if ending in (".txt", ".json") else MAX_FILE_BYTES
+    return f"members of more than {most // 10**6} MB" if member.size > most else ""
 
 
-def _texts(parts: dict[str, bytes], shard: Path, key: str) -> list[str]:
+def _texts(parts: dict[str, bytes], shard: Path, key: str, tally: Tally) -> list[str]:
     """Captions: the .txt member, else what the .json member calls so."""
-    if ".txt" in parts:
-        return [parts[".txt"].decode("utf-8", errors="replace")]
-    if ".json" not in parts:
-        return []
     try:
-        values: Any = json.loads(parts[".json"])
-    except ValueError as error:
-        raise ValueError(f"{shard}: the .json of sample {key} is not valid JSON ({error}).") from error
-    if not isinstance(values, dict):
+        if ".txt" in parts:
+            return [parts[".txt"].decode("utf-8-sig")]
+        values: Any = json.loads(parts.get(".json", b"{}").decode("utf-8-sig"))
+        found = next((values[k] for k in TEXT_KEYS if values.get(k)), "") if isinstance(values, dict) else ""
+        text = cell_text(found, "text", captions=True)
+    except UnicodeDecodeError:
+        tally.left_out["captions that are not UTF-8 text"] += 1
         return []
-    found: Any = next((values[k] for k in TEXT_KEYS if values.get(k)), [])
-    return [str(text) for text in found] if isinstance(found, list) else [str(found)]
-
-
-def _place(folder: Path, number: int, ending: str, data: bytes) -> str:
-    """Write a file under our own number unless it is there."""
-    path = folder / f"{number:08d}{ending}"
-    if not path.is_file() or path.stat().st_size != len(data):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    return str(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shard}: the .json of sample {key} cannot be used ({error}).") from error
+    return text if isinstance(text, list) else [text] if text else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from fusemix.encoders.base import Encoder
+from fusemix.encoders.base import Concatenation, Encoder
 from fusemix.extras import extra
 
 # name -> (module, class); a new encoder is one class and one line here.
@@ -42,17 +42,16 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
 
     Args:
         name: One of :data:`PACKAGED`; ``whisper-small.en`` and Whisper's other sizes, from the Hub; ``hub-image:``,
-            ``hub-text:`` or ``hub-audio:`` and a Hub id or folder (:mod:`fusemix.encoders.hub` has the options); or
-            several, joined by `` ++ ``.
+            ``hub-text:`` or ``hub-audio:`` and a Hub id or folder (options: :mod:`fusemix.encoders.hub_names`); or
+            several, joined by `` ++ ``. Hub encoders are probed (:mod:`fusemix.encoders.probe`).
         device: A torch device string.
 
     Raises:
-        ValueError: If no encoder has that name, or its weights are not the expected bytes.
+        FileNotFoundError: If a folder or Hub model, or a file of it, is not there.
+        ValueError: If no encoder has that name, its weights are not the expected bytes, or it fails the probe.
         ImportError: If the package that carries the weights is not installed.
     """
     if " ++ " in name:
-        from fusemix.encoders.hub import Concatenation
-
         return Concatenation([load_encoder(part, device=device) for part in name.split(" ++ ")])
     if name.removeprefix("whisper-") in _WHISPER and name.startswith("whisper-"):
         name = f"hub-audio:openai/{name}"

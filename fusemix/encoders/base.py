@@ -19,7 +19,7 @@ class Encoder(ABC):
     :meth:`encode_prepared`. The latent of an item must not depend on what else is in its batch.
 
     Attributes:
-        name: What ``fusemix extract`` and a checkpoint's ``config.json`` call it.
+        name: What a checkpoint's ``config.json`` calls it; no path of a machine.
         modality: ``image``, ``text``, ``audio`` or one of your own.
         dim: Width D_x of a latent.
         revision: Identity of the weights (SHA-256 or a Hub commit).
@@ -72,6 +72,30 @@ class Encoder(ABC):
             "revision": self.revision,
             "fingerprint": self.fingerprint,
         }
+
+
+class Concatenation(Encoder):
+    """Two or more encoders of one modality; their latents side by side."""
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        if len({encoder.modality for encoder in encoders}) != 1:
+            raise ValueError(f"Only encoders of one modality can be joined, got {[e.modality for e in encoders]}.")
+        self.encoders = list(encoders)
+        self.modality = encoders[0].modality
+        self.name = " ++ ".join(encoder.name for encoder in encoders)
+        self.dim = sum(encoder.dim for encoder in encoders)
+        self.revision = "+".join(encoder.revision for encoder in encoders)
+        self.fingerprint = " ++ ".join(encoder.fingerprint for encoder in encoders)
+
+    def prepare(self, item: Any) -> list[Any]:
+        """What each encoder makes of the item."""
+        return [encoder.prepare(item) for encoder in self.encoders]
+
+    def encode_prepared(self, prepared: Sequence[list[Any]]) -> np.ndarray:
+        """Latents, shape (N, dim), float32."""
+        columns = zip(*prepared, strict=True)
+        parts = [encoder.encode_prepared(list(c)) for encoder, c in zip(self.encoders, columns, strict=True)]
+        return np.concatenate(parts, axis=1)
 
 
 def verify_weights(path: Path, expected_sha256: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import Item
+from fusemix.datasets.splits import closing, in_split
 from fusemix.encoders.base import Encoder
 from fusemix.evaluation.metrics import retrieval
 from fusemix.model.adapters import FusionModel
@@ -59,11 +61,20 @@ class StoredPairs:
         if column not in self._rows:
             raise ValueError(f"There are no {column!r} latents; there are {list(self._rows)}.")
         rows = self._rows[column]
-        chosen = rows if split is None else rows[rows["split"] == split]
-        if chosen.empty:
-            raise ValueError(f"The {column} latents have no split {split!r}; they have {sorted(set(rows['split']))}.")
+        chosen = rows if split is None else rows[in_split(rows["split"].to_numpy(), split, f"The store of {column}")]
         lines = zip(chosen["item"], chosen["group"], chosen["row"], strict=True)
         return [Item(str(item), int(group), int(row)) for item, group, row in lines]
+
+    def summary(self, *columns: str, split: str | None = None) -> str:
+        """Say how many rows train, validate and are kept out, as a table's summary does."""
+        rows = self._rows[columns[0]]
+        used = rows[rows["row"].isin(set.intersection(*(set(self._rows[column]["row"]) for column in columns)))]
+        left = {f"without latents of {' and '.join(columns)}": len(rows) - len(used)}
+        if split is not None:
+            inside = used[in_split(used["split"].to_numpy(), split, self.path)]
+            left["of other splits"] = len(used) - len(inside)
+            used = inside
+        return f"{self.path}: {closing(Counter(used['split'].tolist()), left)}"
 
     def items(self, column: str, split: str | None = None) -> list[Item]:
         """Every distinct latent of this modality, at its first row."""

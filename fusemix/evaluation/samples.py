@@ -8,6 +8,7 @@ import numpy as np
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import PairTable
+from fusemix.datasets.splits import in_split
 from fusemix.encoders import load_encoder
 from fusemix.evaluation.diagnose import sample_pairs
 
@@ -43,7 +44,7 @@ def from_stores(
         rows = rows[rows["row"].isin(store.rows["row"])]
     rows = rows.drop_duplicates("row")
     if split is not None:
-        rows = rows[rows["split"] == split]
+        rows = rows[in_split(rows["split"].to_numpy(), split, every[0].folder)]
     rows = rows.iloc[sample_pairs(rows["group"].to_numpy(), n, seed=seed)]
     read: Samples = {}
     for modality, of_modality in stores.items():

@@ -7,8 +7,9 @@ and files and is conditioned on the shared space itself.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Mapping, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,25 @@ from torch.nn import functional as F
 from fusemix.encoders import Encoder
 from fusemix.generation.bridges import CONFIG_NAME as CONDITIONER_NAME
 from fusemix.generation.bridges import Conditioner
-from fusemix.generation.guidance import STRENGTH, Seeing, Steering
-from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
-from fusemix.generation.sampling import SCHEDULERS, OnStep, Watch, refuse_nan, start_from_noise, start_late
+from fusemix.generation.cost import Cost, peak_memory
+from fusemix.generation.guidance import STRENGTH, DifferentiableEncoder, Steering
+from fusemix.generation.pipelines import (
+    CLIP_PARTS,
+    TEXT_PARTS,
+    check_pipeline,
+    encode_empty_prompt,
+    encode_prompt,
+    load_pipeline,
+    resolve,
+)
+from fusemix.generation.sampling import SCHEDULERS, OnStep, begin, denoise, encode_condition
+from fusemix.media import load_image
 from fusemix.model.adapters import FusionModel
 from fusemix.threads import one_thread
 
 if TYPE_CHECKING:
     from fusemix.search.index import EmbeddingIndex
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 MAX_IMAGES = 16  # pictures in one call
 _SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
@@ -50,6 +61,7 @@ class Generator:
         model: FusionModel | None = None,
         *,
         conditioner: Conditioner | None = None,
+        empty_prompt: Tensor | None = None,
         name: str = "",
     ) -> None:
         """Put the parts together.
@@ -59,6 +71,7 @@ class Generator:
             model: Whose embeddings will drive it; checked against the pipeline.
             conditioner: Leads from the model's embeddings to the pipeline's image embeddings;
                 without one they must be of one space.
+            empty_prompt: What the text encoder made of an empty prompt, (1, L, C), if the pipeline is without it.
             name: Shown to visitors.
 
         Raises:
@@ -79,8 +92,11 @@ class Generator:
         self.name = name
         self.side: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.is_small = self.side <= _SMALL_SIDE
-        self._default_scheduler = pipeline.scheduler
+        self._empty_prompt = encode_prompt(pipeline, "") if empty_prompt is None else empty_prompt
+        self._load_s = self._step_s = 0.0
         pipeline.vae.requires_grad_(False)  # frozen: steering's gradients pass through, none is kept for its weights
+        if not self.is_small and hasattr(pipeline.vae, "enable_slicing"):
+            pipeline.vae.enable_slicing()  # large pictures are decoded one by one
 
     @classmethod
     def from_pretrained(
@@ -90,17 +106,21 @@ class Generator:
         *,
         conditioner: str | Path | Conditioner | None = None,
         device: str = "cpu",
+        dtype: torch.dtype | None = None,
         offload: bool = False,
+        prompts: bool = True,
         revision: str | None = None,
     ) -> Generator:
-        """Load a decoder; float16 on a GPU, float32 elsewhere.
+        """Load a decoder without the CLIP that it was trained with, which drawing from embeddings does not need.
 
         Args:
             source: Folder or Hub id of a ``StableUnCLIPImg2ImgPipeline``.
             model: Whose embeddings will drive it; a decoder of another width is refused here.
             conditioner: A folder or object; by default the one that lies in ``source``, if any.
             device: A torch device string.
+            dtype: That the weights are loaded in; by default float16 on a GPU, float32 elsewhere.
             offload: Keep only the working part on the GPU (accelerate); slower, less memory.
+            prompts: Whether prompts will be given. If not, the text encoder is freed once it has encoded an empty one.
             revision: On the Hub.
 
         Raises:
@@ -108,12 +128,23 @@ class Generator:
             ValueError: If it is no Stable unCLIP pipeline or does not fit the model.
         """
         folder = resolve(source, revision)
-        pipeline = load_pipeline(folder, device, offload=offload)
+        started = time.perf_counter()
+        empty = None if prompts else encode_empty_prompt(folder, device, dtype=dtype)
+        without = CLIP_PARTS if prompts else CLIP_PARTS + TEXT_PARTS
+        pipeline = load_pipeline(folder, device, dtype=dtype, offload=offload, without=without)
+        load_s = time.perf_counter() - started
         if conditioner is None and (folder / CONDITIONER_NAME).is_file():
             conditioner = folder
         if isinstance(conditioner, str | Path):
             conditioner = Conditioner.load(conditioner)
-        return cls(pipeline, model, conditioner=conditioner, name=str(source))
+        generator = cls(pipeline, model, conditioner=conditioner, empty_prompt=empty, name=str(source))
+        generator._load_s = load_s
+        return generator
+
+    @property
+    def cost(self) -> Cost:
+        """What loading and the last drawing took."""
+        return Cost(self._load_s, self._step_s, peak_memory(self.pipeline._execution_device))
 
     def condition(
         self,
@@ -195,14 +226,15 @@ class Generator:
             prompt: A text prompt, for decoders with a text encoder.
             negative_prompt: What to keep away from, for decoders with a text encoder.
             scheduler: One of :data:`SCHEDULERS`; the decoder's own by default.
-            start: Begin from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073);
-                it is squeezed to the decoder's square. Several take turns: picture i begins from the
-                i-th, and after the last from the first again.
+            start: Begin from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073); it is turned
+                upright, put on white where it is transparent, and squeezed to the decoder's square. Several take turns:
+                picture i begins from the i-th, and after the last from the first again.
             strength: With ``start``, the share of the steps that is taken, in (0, 1]: little
                 keeps the picture, 1 keeps next to nothing of it.
             steering: What the steps are moved towards; by default the condition alone draws.
             on_step: Called after every step with (steps done, steps in all, preview of the first
-                picture or None); return True to stop. Small decoders preview every step.
+                picture or None); return True to stop. Small decoders preview every step: the clean picture that the
+                step just taken points at.
 
         Returns:
             RGB pictures of the decoder's own size.
@@ -218,46 +250,56 @@ class Generator:
             raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
         if start is not None and not isinstance(start, Image.Image) and not len(start):
             raise ValueError("start holds no picture; leave it out to begin from noise.")
-        pipe = copy(self.pipeline)  # drawings at the same time share the networks, not the scheduler
+        pipe = self.pipeline
         rows = image_embeds.expand(n_images, -1) if len(image_embeds) == 1 else image_embeds
-        pipe.scheduler = (
-            SCHEDULERS[scheduler].from_config(self._default_scheduler.config)
-            if scheduler
-            else deepcopy(self._default_scheduler)
-        )
+        if steering is not None and len(steering.wanted) not in (1, len(rows)):
+            raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
+        own = self._new_scheduler(scheduler)
         device, dtype = pipe._execution_device, pipe.unet.dtype
-        generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(rows))]
-        side = pipe.unet.config.sample_size
-        shape = (pipe.unet.config.in_channels, side, side)
-        latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, dtype)
-        taken = steps
-        if start is not None:
-            taken = max(1, round(strength * steps))
-            starts = [start] if isinstance(start, Image.Image) else list(start)
-            clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
-            turns = torch.arange(len(rows)) % len(clean)
-            latents = start_late(pipe.scheduler, clean[turns.to(clean.device)], latents, steps, taken)
-        else:
-            latents = start_from_noise(pipe.scheduler, latents, steps)
-        watch = Watch(self, pipe.scheduler, taken, on_step) if on_step else None
-        if steering is not None:
-            if len(steering.wanted) not in (1, len(rows)):
-                raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
-            steering.steer(pipe.scheduler, self._pixels, [seed + i for i in range(len(rows))])
-        refuse_nan(pipe.scheduler, steps)
-        pipe.set_progress_bar_config(disable=True)
+        seeds = [seed + i for i in range(len(rows))]
+        generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+        shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, dtype)
         with one_thread(self.is_small and device.type == "cpu"):
-            result = pipe(
-                image_embeds=rows.to(device, dtype),
-                **self._prompt_arguments(prompt, negative_prompt, len(rows), device, dtype),
-                num_inference_steps=steps,
-                guidance_scale=self.default_guidance if guidance is None else guidance,
+            if start is None:
+                timesteps, latents = begin(own, noise, steps)
+            else:
+                starts = [start] if isinstance(start, Image.Image) else list(start)
+                clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
+                turns = torch.arange(len(rows), device=clean.device) % len(clean)
+                timesteps, latents = begin(own, noise, steps, clean=clean[turns], taken=max(1, round(strength * steps)))
+            condition = encode_condition(
+                pipe,
+                rows.to(device, dtype),
+                self._prompt_embeds(prompt, len(rows)),
+                self._prompt_embeds(negative_prompt, len(rows)),
+                guidance=self.default_guidance if guidance is None else guidance,
                 noise_level=noise_level,
-                generator=generators,
-                latents=latents,
-                callback=watch,
+                generators=generators,
             )
-        return list(result.images)
+            started = time.perf_counter()
+            latents = denoise(
+                pipe.unet,
+                own,
+                timesteps,
+                latents,
+                condition,
+                generators=generators,
+                steering=steering,
+                decode=self._pixels,
+                seeds=seeds,
+                on_step=on_step,
+                preview=(lambda clean: self.decode(clean)[0]) if self.is_small else None,
+            )
+            self._step_s = (time.perf_counter() - started) / len(timesteps)
+            images = self.decode(latents)
+        pipe.maybe_free_model_hooks()
+        return images
+
+    def _new_scheduler(self, name: str | None) -> Any:
+        """A scheduler for one drawing: those at the same time share the networks alone."""
+        default = self.pipeline.scheduler
+        return SCHEDULERS[name].from_config(default.config) if name else deepcopy(default)
 
     @property
     def default_guidance(self) -> float:
@@ -281,22 +323,18 @@ class Generator:
         if scheduler is not None and scheduler not in SCHEDULERS:
             raise ValueError(f"No scheduler is called {scheduler!r}; expected one of {sorted(SCHEDULERS)}.")
 
-    def _prompt_arguments(
-        self, prompt: str, negative_prompt: str, n: int, device: torch.device, dtype: torch.dtype
-    ) -> dict[str, Any]:
-        """Prompts for a decoder with a text encoder; for one without, the zeros it was trained with."""
-        if self.pipeline.text_encoder is not None:
-            return {"prompt": [prompt] * n, "negative_prompt": [negative_prompt] * n}
-        if prompt or negative_prompt:
-            raise ValueError("This decoder has no text encoder, so it takes no prompt; blend a text embedding instead.")
-        zeros = torch.zeros(n, 1, self.pipeline.unet.config.cross_attention_dim, device=device, dtype=dtype)
-        return {"prompt_embeds": zeros, "negative_prompt_embeds": zeros}
+    def _prompt_embeds(self, prompt: str, n: int) -> Tensor:
+        embeds = encode_prompt(self.pipeline, prompt) if prompt else self._empty_prompt
+        return embeds.to(self.pipeline._execution_device, self.pipeline.unet.dtype).expand(n, -1, -1)
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
-        """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square."""
+        """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square.
+
+        Transparency goes onto white, as in :func:`fusemix.media.load_image`.
+        """
         vae = self.pipeline.vae
-        pixels = image.convert("RGB").resize((self.side, self.side), Image.Resampling.LANCZOS)
+        pixels = load_image(image).resize((self.side, self.side), Image.Resampling.LANCZOS)
         x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
@@ -304,19 +342,29 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (N, C, s, s) at the scale the UNet works at."""
-        return list(self.pipeline.image_processor.postprocess(self._pixels(latents) * 2 - 1, output_type="pil"))
+        """Pictures of latents (N, C, s, s) at the scale the UNet works at.
+
+        Raises:
+            ValueError: If the autoencoder puts out NaN or infinite values, which would be a black picture.
+        """
+        decoded = self._decoded(latents)
+        if not torch.isfinite(decoded).all():
+            raise ValueError("The decoder's autoencoder put out NaN or infinite values; load it in float32.")
+        return list(self.pipeline.image_processor.postprocess(decoded, output_type="pil"))
 
     def _pixels(self, latents: Tensor) -> Tensor:
         """RGB (N, 3, H, W), about [0, 1], of latents at the scale the UNet works at; gradients pass through."""
+        return (self._decoded(latents) + 1) / 2
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return (pixels + 1) / 2
+        decoded: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return decoded
 
 
 def default_steering(generator: Generator, encoder: Any) -> float:
     """How strongly drawings are steered unless asked otherwise: a small decoder's, if its encoder can steer."""
-    return STRENGTH if generator.is_small and isinstance(encoder, Seeing) else 0.0
+    return STRENGTH if generator.is_small and isinstance(encoder, DifferentiableEncoder) else 0.0
 
 
 def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
@@ -334,7 +382,7 @@ def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
 
 
 def nearest_pictures(
-    index: EmbeddingIndex | QdrantIndex,
+    index: EmbeddingIndex | PostgresIndex,
     embedding: np.ndarray,
     count: int,
     *,

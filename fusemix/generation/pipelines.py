@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,43 @@ from typing import Any
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from fusemix import hub_folders
 from fusemix.files import read_json
 
+CLIP_PARTS = ("image_encoder", "feature_extractor")  # embed pictures; drawing begins from embeddings
+TEXT_PARTS = ("text_encoder", "tokenizer")
 
-def load_pipeline(folder: Path, device: str, *, offload: bool = False) -> Any:
-    """A Stable unCLIP pipeline from its folder: float16 on a GPU, float32 elsewhere.
+
+def load_pipeline(
+    folder: Path,
+    device: str,
+    *,
+    dtype: torch.dtype | None = None,
+    offload: bool = False,
+    without: Collection[str] = (),
+) -> Any:
+    """A Stable unCLIP pipeline from its folder.
 
     Args:
         folder: Of :func:`resolve`.
         device: A torch device string.
+        dtype: That the weights are loaded in; by default float16 on a GPU, float32 elsewhere.
         offload: Keep only the working part on the GPU (accelerate); no effect on a CPU.
+        without: Parts that are not needed and not loaded, such as :data:`CLIP_PARTS`.
 
     Raises:
         FileNotFoundError: If the folder holds no pipeline.
         ValueError: If it is of another class, incomplete or damaged.
     """
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    absent = {part: None for part in _absent_parts(folder)}
+    absent = {part: None for part in {*_absent_parts(folder), *without}}
     try:
         with quiet():
-            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(str(folder), dtype=dtype, **absent)
+            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(
+                str(folder), dtype=dtype or default_dtype(device), **absent
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"The decoder {str(folder)!r} could not be loaded as a Stable unCLIP pipeline "
@@ -42,6 +57,43 @@ def load_pipeline(folder: Path, device: str, *, offload: bool = False) -> Any:
     else:
         pipeline.to(device)
     return pipeline
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """float16 on a GPU, float32 elsewhere."""
+    return torch.float16 if device.startswith("cuda") else torch.float32
+
+
+@torch.no_grad()
+def encode_prompt(pipeline: Any, prompt: str) -> Tensor:
+    """What a pipeline's text encoder makes of a prompt, (1, L, C); zeros, as in training, if it has none.
+
+    Raises:
+        ValueError: If there is a prompt and no text encoder.
+    """
+    if pipeline.text_encoder is not None:
+        embeds: Tensor = pipeline.encode_prompt(prompt, pipeline._execution_device, 1, False)[0]
+        return embeds
+    if prompt:
+        raise ValueError("This decoder has no text encoder, so it takes no prompt; blend a text embedding instead.")
+    config = pipeline.unet.config
+    return torch.zeros(1, 1, config.cross_attention_dim, device=pipeline._execution_device, dtype=pipeline.unet.dtype)
+
+
+def encode_empty_prompt(folder: Path, device: str, *, dtype: torch.dtype | None = None) -> Tensor | None:
+    """Load the text encoder alone, encode the empty prompt, (1, L, C), and free the text encoder again.
+
+    Returns:
+        None if the pipeline has no text encoder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no pipeline.
+        ValueError: If it is of another class, incomplete or damaged.
+    """
+    if "text_encoder" in _absent_parts(folder):
+        return None
+    others = ("image_normalizer", "image_noising_scheduler", "unet", "scheduler", "vae")
+    return encode_prompt(load_pipeline(folder, device, dtype=dtype, without=(*CLIP_PARTS, *others)), "")
 
 
 @contextmanager
@@ -61,18 +113,9 @@ def quiet() -> Iterator[None]:
 
 def resolve(source: str | Path, revision: str | None) -> Path:
     """The local folder of a decoder, fetched from the Hub if it is not a folder."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"No decoder folder at {source}; expected a folder or a Hub id 'owner/name'.")
-    try:
-        return Path(StableUnCLIPImg2ImgPipeline.download(str(source), revision=revision))
-    except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
-        raise FileNotFoundError(
-            f"{str(source)!r} is no folder here and could not be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}). Check the name and the network, or give a local folder."
-        ) from error
+    return hub_folders.resolve(
+        source, "decoder", lambda name: StableUnCLIPImg2ImgPipeline.download(name, revision=revision)
+    )
 
 
 def _absent_parts(folder: Path) -> list[str]:

@@ -1,10 +1,11 @@
-"""How a pipeline's denoising is scheduled, watched, previewed, stopped and started late."""
+"""The denoising loop of Stable unCLIP, written out: model input, UNet, guidance, steering, step, preview."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, Protocol
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusemix.generation.denoising import clean_latents
+from fusemix.generation.guidance import EVERY, Steering
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -27,17 +29,6 @@ SCHEDULERS: dict[str, Any] = {
     "euler-a": EulerAncestralDiscreteScheduler,
 }
 
-
-class Decoder(Protocol):
-    """What a watch needs of :class:`fusemix.generation.generator.Generator`."""
-
-    is_small: bool
-
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents."""
-        ...
-
-
 OnStep = Callable[[int, int, Image.Image | None], bool | None]  # steps done, steps in all, preview -> stop?
 
 
@@ -45,108 +36,145 @@ class Cancelled(Exception):
     """Raised by :meth:`Generator.generate` when ``on_step`` asked to stop."""
 
 
-def start_late(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, taken: int) -> Tensor:
-    """Make a scheduler take only its last steps, and the noised latents these begin with.
+@dataclass(frozen=True)
+class Condition:
+    """What the UNet is told at every step; with guidance, the N unconditional rows come first.
 
-    The pipelines of Stable unCLIP know only a start from pure noise, so the scheduler itself is
-    changed: ``set_timesteps`` drops the first ``steps - taken``.
+    Attributes:
+        class_labels: The noised image embeddings beside their noise level, (N or 2 N, 2 D).
+        prompt_embeds: (N or 2 N, L, C).
+        guidance: Scale of classifier-free guidance; 1 for none.
+    """
+
+    class_labels: Tensor
+    prompt_embeds: Tensor
+    guidance: float
+
+
+def encode_condition(
+    pipeline: Any,
+    image_embeds: Tensor,
+    prompt_embeds: Tensor,
+    negative_prompt_embeds: Tensor,
+    *,
+    guidance: float,
+    noise_level: int,
+    generators: list[torch.Generator],
+) -> Condition:
+    """Noise the image embeddings as the pipeline does, and put the unconditional rows before them.
 
     Args:
-        scheduler: Changed in place.
-        clean: Latents of the pictures to begin with, (N, C, s, s), or (1, C, s, s) for all.
+        pipeline: Its ``noise_image_embeddings`` is used.
+        image_embeds: (N, D).
+        prompt_embeds: (N, L, C).
+        negative_prompt_embeds: (N, L, C).
+        guidance: Scale of classifier-free guidance; 1 for none.
+        noise_level: 0 to 999.
+        generators: Of each row's noise.
+    """
+    labels = pipeline.noise_image_embeddings(image_embeds, noise_level=noise_level, generator=generators)
+    if guidance <= 1:
+        return Condition(labels, prompt_embeds, 1.0)
+    labels = torch.cat([torch.zeros_like(labels), labels])
+    return Condition(labels, torch.cat([negative_prompt_embeds, prompt_embeds]), guidance)
+
+
+def begin(
+    scheduler: Any, noise: Tensor, steps: int, *, clean: Tensor | None = None, taken: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Set a scheduler's timesteps, and make the latents that the first one taken expects.
+
+    Args:
+        scheduler: Its timesteps are set.
         noise: (N, C, s, s), standard normal.
-        steps: That ``set_timesteps`` will be asked for.
-        taken: 1 to ``steps``.
+        steps: Of the whole way from pure noise.
+        clean: Latents of the pictures to begin from, (N, C, s, s) or (1, C, s, s); None begins from noise.
+        taken: With ``clean``, take only the last so many steps, 1 to ``steps``.
 
     Returns:
-        What to hand to the pipeline as ``latents``, (N, C, s, s); given latents it takes as they are.
+        Timesteps (T,) and latents (N, C, s, s).
 
     Source:
         SDEdit, arXiv:2108.01073; diffusers' image-to-image pipelines.
     """
-    whole = scheduler.set_timesteps
-
-    def set_timesteps(number: int, **rest: Any) -> None:
-        whole(number, **rest)
-        first = len(scheduler.timesteps) - taken
-        scheduler.timesteps = scheduler.timesteps[first:]
-        if hasattr(scheduler, "sigmas"):  # the multistep solvers count their steps by both
-            scheduler.sigmas = scheduler.sigmas[first:]
-
-    scheduler.set_timesteps = set_timesteps
     scheduler.set_timesteps(steps, device=noise.device)
-    times = scheduler.timesteps[:1].expand(len(noise))
-    noised: Tensor = scheduler.add_noise(clean.expand_as(noise), noise, times)
-    return noised
+    if clean is None:
+        return scheduler.timesteps, noise * scheduler.init_noise_sigma
+    first = len(scheduler.timesteps) - taken
+    if hasattr(scheduler, "set_begin_index"):  # of those that count their steps by themselves
+        scheduler.set_begin_index(first)
+    timesteps = scheduler.timesteps[first:]
+    return timesteps, scheduler.add_noise(clean.expand_as(noise), noise, timesteps[:1].expand(len(noise)))
 
 
-def start_from_noise(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
-    """Standard normal noise (N, C, s, s) at the size a scheduler begins with; the pipeline scales none it is given."""
-    scheduler.set_timesteps(steps, device=noise.device)
-    return noise * scheduler.init_noise_sigma
-
-
-def refuse_nan(scheduler: Any, steps: int) -> None:
-    """Make a scheduler's ``step`` raise ValueError where numbers are not finite, which would be a black picture.
-
-    Some of diffusers' schedulers divide by zero when asked for very few steps (``euler-a`` with 3).
+@torch.no_grad()
+def denoise(
+    unet: Any,
+    scheduler: Any,
+    timesteps: Tensor,
+    latents: Tensor,
+    condition: Condition,
+    *,
+    generators: list[torch.Generator],
+    steering: Steering | None = None,
+    decode: Callable[[Tensor], Tensor],
+    seeds: Sequence[int] = (),
+    on_step: OnStep | None = None,
+    preview: Callable[[Tensor], Image.Image] | None = None,
+) -> Tensor:
+    """Take every step from noised latents to clean ones.
 
     Args:
-        scheduler: Changed in place; whoever else changes its step comes before.
-        steps: That ``set_timesteps`` was asked for, for the message.
-    """
-    whole, name = scheduler.step, type(scheduler).__name__
+        unet: With class labels, as Stable unCLIP's.
+        scheduler: Of :func:`begin`; used by no other drawing.
+        timesteps: Of :func:`begin`.
+        latents: Of :func:`begin`.
+        condition: Of :func:`encode_condition`.
+        generators: Of the noise that an ancestral scheduler adds at each step, one a picture.
+        steering: Moves some steps towards what was asked for.
+        decode: Latents -> pixels in about [0, 1], differentiable; for steering.
+        seeds: With ``steering``, of each picture's augmentations.
+        on_step: Called after every step; returns True to stop.
+        preview: Clean latents (1, C, s, s), which the step just taken points at -> the picture for ``on_step``.
 
-    @functools.wraps(whole)  # the pipeline asks for the signature
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-        out = whole(model_output, timestep, sample, *rest, **named)
-        if torch.isfinite(out[0]).all():
-            return out
-        if not (torch.isfinite(model_output).all() and torch.isfinite(sample).all()):
-            raise ValueError(
-                "The decoder's network put out NaN or infinite values; load it in float32, or lower the guidance or "
-                "the steering."
-            )
-        raise ValueError(
-            f"{name} lost its numbers (NaN or infinite latents) with {steps} steps; take more steps or another "
+    Returns:
+        (N, C, s, s), at the scale the UNet works at.
+
+    Raises:
+        ValueError: If the network or the scheduler puts out NaN or infinite values.
+        Cancelled: If ``on_step`` asked to stop.
+    """
+    guided = condition.guidance > 1
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    step_noise = {"generator": generators} if takes_noise else {}
+    augmentations = [torch.Generator("cpu").manual_seed(seed % 2**63) for seed in seeds]
+    for number, t in enumerate(timesteps):
+        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        told = {"encoder_hidden_states": condition.prompt_embeds, "class_labels": condition.class_labels}
+        output = unet(model_input, t, **told, return_dict=False)[0]
+        if guided:
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + condition.guidance * (conditional - unconditional)
+        if steering is not None and number % EVERY == 0:
+            output, latents = steering.move(scheduler, output, t, latents, decode, augmentations)
+        noisy, latents = latents, scheduler.step(output, t, latents, **step_noise, return_dict=False)[0]
+        if not torch.isfinite(latents).all():
+            raise ValueError(_what_lost_its_numbers(scheduler, len(timesteps), output, noisy))
+        if on_step is not None:
+            shown = preview(clean_latents(scheduler, output[:1], t, noisy[:1])) if preview else None
+            if on_step(number + 1, len(timesteps), shown):
+                raise Cancelled(f"stopped after {number + 1} of {len(timesteps)} steps")
+    return latents
+
+
+def _what_lost_its_numbers(scheduler: Any, steps: int, output: Tensor, noisy: Tensor) -> str:
+    """Say where the NaN of a step comes from: the network, or one of diffusers' schedulers with very few steps."""
+    if torch.isfinite(output).all() and torch.isfinite(noisy).all():
+        return (
+            f"{type(scheduler).__name__} made NaN or infinite latents with {steps} steps; take more steps or another "
             "scheduler."
         )
-
-    scheduler.step = step
-
-
-class Watch:
-    """The pipeline's callback: counts steps, previews the first picture, stops on request.
-
-    The preview is the clean picture that the step just taken pointed at.
-    """
-
-    def __init__(self, generator: Decoder, scheduler: Any, steps: int, on_step: OnStep) -> None:
-        """Look over a scheduler's shoulder.
-
-        Args:
-            generator: Decodes the previews.
-            scheduler: Its ``step`` is watched from here on; changed in place. Whoever else changes it comes after,
-                so that the preview shows their changes.
-            steps: To be taken.
-            on_step: Whom to tell.
-        """
-        self.generator, self.steps, self.on_step = generator, steps, on_step
-        self.done = 0
-        self.clean: Tensor | None = None  # (1, C, s, s)
-        whole = scheduler.step
-
-        @functools.wraps(whole)  # the pipeline asks for the signature
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-            if generator.is_small:
-                self.clean = clean_latents(scheduler, model_output[:1], timestep, sample[:1])
-            return whole(model_output, timestep, sample, *rest, **named)
-
-        scheduler.step = step
-
-    def __call__(self, step: int, timestep: Tensor, latents: Tensor) -> None:
-        """After a step, as diffusers calls it."""
-        preview = None if self.clean is None else self.generator.decode(self.clean)[0]
-        self.done += 1
-        if self.on_step(min(self.done, self.steps), self.steps, preview):
-            raise Cancelled(f"stopped after {self.done} of {self.steps} steps")
+    return (
+        "The decoder's network put out NaN or infinite values; load it in float32, or lower the guidance or the "
+        "steering."
+    )

@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix.encoder_identity import check_encoder, without_paths
 from fusemix.files import read_json, write_atomic, write_json
+from fusemix.hub_folders import resolve
 from fusemix.model.config import ModelConfig
 from fusemix.model.dropout import Dropout
+from fusemix.number_range import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +186,7 @@ class FusionModel(nn.Module):
 
         Raises:
             KeyError: If the model has no adapter for ``modality``.
-            ValueError: If the width is not the adapter's or a value is not finite.
+            ValueError: If the width is not the adapter's, or a latent or an embedding is not finite.
         """
         if modality not in self.config.latent_dims:
             raise KeyError(f"This model embeds {list(self.modalities)}, not {modality!r}.")
@@ -207,7 +210,13 @@ class FusionModel(nn.Module):
             ]
         finally:
             self.train(was_training)
-        return torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        embeddings = torch.cat(parts) if parts else torch.empty(0, self.config.embed_dim)
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(
+                f"The {modality} adapter makes embeddings that are not finite: its weights, or values of these "
+                "latents, are too large."
+            )
+        return embeddings
 
     def check_encoder(self, modality: str, info: dict[str, Any]) -> None:
         """Refuse latents of another encoder than the one the adapter was trained on.
@@ -219,7 +228,7 @@ class FusionModel(nn.Module):
         Raises:
             ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded.
         """
-        self.config.check_encoder(modality, info)
+        check_encoder(modality, self.config.encoders, info)
 
     @property
     def identity(self) -> str:
@@ -254,10 +263,11 @@ class FusionModel(nn.Module):
 
         Raises:
             OSError: If the disk is full or the folder is read-only; weights that lie there are then unchanged.
+            ValueError: If a weight is not finite, as it is or in ``dtype``; then nothing was written.
         """
         folder = Path(folder)
+        state = {name: _in_range(name, value.detach().cpu(), dtype) for name, value in self.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu().to(dtype) for name, value in self.state_dict().items()}
         split = split_torch_state_dict_into_shards(
             state, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size
         )
@@ -271,7 +281,7 @@ class FusionModel(nn.Module):
         for path in folder.iterdir():
             if _WEIGHTS.fullmatch(path.name) and path.name not in split.filename_to_tensors:
                 path.unlink()  # of a checkpoint cut into other pieces
-        write_json(folder / CONFIG_NAME, self.config.to_dict())
+        write_json(folder / CONFIG_NAME, without_paths(self.config.to_dict()))
         if card is not None:
             text = card.encode()
             write_atomic(folder / "README.md", lambda path: path.write_bytes(text))
@@ -292,7 +302,10 @@ class FusionModel(nn.Module):
             FileNotFoundError: If neither a folder nor reachable on the Hub, or a file is missing.
             ValueError: If the configuration or the weights are damaged or do not fit each other.
         """
-        folder = _resolve(source, revision)
+        patterns = ["*.json", "*.safetensors", "README.md"]
+        folder = resolve(
+            source, "checkpoint", lambda name: snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
         config_path = folder / CONFIG_NAME
         if not config_path.is_file():
             raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; expected a folder written by scripts/train.py.")
@@ -317,6 +330,11 @@ class FusionModel(nn.Module):
             model.load_state_dict({name: value.float() for name, value in state.items()})
         except RuntimeError as error:
             raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
+        if bad := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
+            raise ValueError(
+                f"The weights in {folder} hold NaN or infinite values, the first in {bad[0]}; fetch the checkpoint "
+                "again, or save it again as float32."
+            )
         return model.eval()
 
     def push_to_hub(
@@ -371,21 +389,14 @@ def _trained(adapter: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _resolve(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"No checkpoint folder at {source}; expected a folder or a Hub id 'owner/name'.")
-    try:
-        return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", "README.md"])
-        )
-    except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
-        raise FileNotFoundError(
-            f"{source!r} is no folder here and could not be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}). Check the name and the network, or give a local folder."
-        ) from error
+def _in_range(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the type it is stored in; ValueError if that turns it to infinity or to nothing."""
+    stored = value.to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    check_range(
+        np.atleast_1d(value.numpy()), np.atleast_1d(stored.float().numpy()), kind, lambda _: f"The weight {name}"
+    )
+    return stored
 
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusemix.encoder_identity import EncoderInfo
+
 VIEWS = ("whitened", "components", "root")  # what trained paths beside a closed form can read of a latent
-EncoderInfo = dict[str, Any]  # name, revision, fingerprint, dim, modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +90,6 @@ class ModelConfig:
     def n_paths(self) -> int:
         """Paths whose cosines an embedding's cosine is the mean of."""
         return len(self.trained_parts) + (self.closed_form_dim > 0)
-
-    def check_encoder(self, modality: str, info: EncoderInfo) -> None:
-        """Raise ValueError unless ``info`` (of ``Encoder.info()``) is the encoder the model was trained on."""
-        expected = self.encoders.get(modality)
-        if expected is None:
-            raise ValueError(f"The model records no encoder for {modality!r}; it has {sorted(self.encoders)}.")
-        for key in ("name", "revision", "fingerprint", "dim"):
-            if expected.get(key) != info[key]:
-                raise ValueError(
-                    f"The {modality} adapter was trained on latents of {expected.get('name')} with {key} "
-                    f"{expected.get(key)!r}, these have {info[key]!r}; extract and train again, or install the "
-                    "pinned packages (requirements.txt)."
-                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; newer keys only where they say something, because identities hang on it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from fusemix.encoder_identity import without_paths
+from fusemix.files import read_json
 
 MAX_FILE_BYTES = 5 * 10**9  # the default of save_pretrained; the Hub takes larger ones unwillingly
 CARD_NAME = "README.md"
@@ -70,6 +72,7 @@ class Upload:
                     continue
                 _check(path, name)
                 files[name] = path.stat().st_size
+        _check_paths(folder / "config.json")
         return cls(folder, files, _front_matter(folder / CARD_NAME))
 
     @property
@@ -162,10 +165,20 @@ def _check(path: Path, name: str) -> None:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        read_json(path)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _check_paths(config: Path) -> None:
+    """Refuse a configuration that tells the world where a folder lies on this machine."""
+    values = read_json(config) if config.is_file() else {}
+    if isinstance(values, dict) and isinstance(values.get("encoders"), dict) and without_paths(values) != values:
+        raise ValueError(
+            f"{config} names an encoder's folder by its path on this machine; save the model again, which leaves the "
+            "path out: FusionModel.from_pretrained(folder).save_pretrained(folder)."
+        )
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusemix.data.latent_store import LatentStore
-from fusemix.data.pairs import FILE_COLUMNS, Item, PairTable
+from fusemix.data.pairs import Item, PairTable
+from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.encoders import Encoder
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
@@ -17,7 +18,7 @@ from fusemix.search.hubness import NEIGHBOURS, WEIGHT, bank_items
 from fusemix.search.index import EmbeddingIndex
 
 if TYPE_CHECKING:
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 DETAILS = ("title", "source", "licence", "credit")
 
@@ -26,14 +27,14 @@ def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:
     """Make the metadata of one item: what a result shows."""
     cell = {column: str(table.frame[column].iat[item.row]) for column in table.frame.columns}
     metadata: dict[str, Any] = {"id": cell.get("id") or str(item.row), "caption": cell.get("text", "")}
-    metadata["path" if modality in FILE_COLUMNS else "text"] = cell[modality]
+    metadata |= {"path": table.below(item.value)} if modality in FILE_COLUMNS else {"text": item.value}
     metadata["group"] = cell.get("group") or str(item.group)
     return metadata | {key: cell.get(key, "") for key in DETAILS}
 
 
 def distinct(table: PairTable, modality: str) -> list[Item]:
     """Each file once; each text once, whatever its capitals, so that no result shows twice. Empty without any."""
-    if modality not in table.frame.columns or not (table.frame[modality] != "").any():
+    if not table.has(modality):
         return []
     seen: dict[str, Item] = {}
     for item in table.items(modality):
@@ -42,7 +43,7 @@ def distinct(table: PairTable, modality: str) -> list[Item]:
 
 
 def fill(
-    index: EmbeddingIndex | QdrantIndex,
+    index: EmbeddingIndex | PostgresIndex,
     model: FusionModel,
     encoder: Encoder,
     table: PairTable,
@@ -74,7 +75,8 @@ def fill(
             try:
                 prepared.append(encoder.prepare(item.value))
             except MediaError as error:
-                raise MediaError(f"{table.path}, row {item.row + 2}, column {encoder.modality}: {error}") from error
+                where = f"{table.path}, {table.place(item.row)}, column {encoder.modality}"
+                raise MediaError(f"{where}: {error}") from error
         embeddings = model.embed(encoder.modality, encoder.encode_prepared(prepared))
         index.add(encoder.modality, embeddings, [describe(table, encoder.modality, item) for item in batch])
         if report:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusemix.datasets.splits import sides
+
 if TYPE_CHECKING:
     from fusemix.data.latent_store import LatentStore
 
@@ -68,7 +70,7 @@ def bank_items(store: LatentStore) -> np.ndarray:
     """
     rows = store.rows
     if (rows["split"] != "").any():
-        rows = rows[rows["split"] == "train"]
+        rows = rows[sides(rows["split"].to_numpy(), store.folder) == "train"]
         if not len(rows):
             raise ValueError(f"{store.folder} holds no training latents, of which a bank is made.")
     return np.unique(rows["item"].to_numpy(np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusemix.data.real_files import RealFiles
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
+RESERVED = ("modality", "rank", "similarity")  # what a hit and a line of items.jsonl say besides an item's metadata
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
 MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
 _LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
@@ -63,9 +66,10 @@ class EmbeddingIndex:
         """
         if embed_dim < 1:
             raise ValueError(f"embed_dim must be >= 1, got {embed_dim}.")
-        self.embed_dim = embed_dim
+        self.embed_dim = operator.index(embed_dim)
         self.model_identity = model_identity
         self.root = Path(root).resolve() if root is not None else None
+        self._files: RealFiles | None = None  # of the root, while items are added
         self._indexes: dict[str, faiss.IndexFlatIP] = {}
         self._items: dict[str, list[dict[str, Any]]] = {}
         self.corrected: dict[str, dict[str, Any]] = {}  # modality -> how its hubs were corrected
@@ -106,7 +110,8 @@ class EmbeddingIndex:
         Args:
             modality: A plain name (letters, digits, ``_``, ``-``); it becomes a file name.
             embeddings: Shape (N, D), any float dtype, finite, unit length.
-            items: N metadata dicts of JSON values.
+            items: N metadata dicts of JSON values; ``modality``, ``rank`` and ``similarity`` are no keys of theirs,
+                and a ``path`` lies below the index's root.
 
         Raises:
             ValueError: If name, width, count or values are not as above.
@@ -114,9 +119,26 @@ class EmbeddingIndex:
         if modality in self.corrected:
             raise ValueError(f"The hubs of {modality!r} are corrected already; add items first, correct them then.")
         rows = checked_items(modality, embeddings, items, self.embed_dim)
+        check_metadata(items)
+        self._check_paths([str(item["path"]) for item in items if "path" in item])
+        self._append(modality, rows, items)
+
+    def _append(self, modality: str, rows: np.ndarray, items: Sequence[dict[str, Any]]) -> None:
         index = self._indexes.setdefault(modality, faiss.IndexFlatIP(self.embed_dim))
         index.add(rows)
         self._items.setdefault(modality, []).extend(dict(item) for item in items)
+
+    def _check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse files that :func:`item_path` would refuse once the index is loaded."""
+        if self.root is None:
+            return
+        self._files = self._files or RealFiles(self.root)
+        for path, real in zip(paths, self._files.paths(paths), strict=True):
+            if not Path(real).is_relative_to(self.root):
+                raise ValueError(
+                    f"The file {path} does not lie in {self.root}, the root of the index, from which it finds its "
+                    "files; give a root that holds them all."
+                )
 
     def correct(
         self, modality: str, bank: np.ndarray | Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
@@ -142,6 +164,7 @@ class EmbeddingIndex:
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
+        weight, neighbours = float(weight), operator.index(neighbours)  # numpy's numbers are no JSON
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
         rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
@@ -178,7 +201,7 @@ class EmbeddingIndex:
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
-        rows = checked_queries(queries, top_k, self.embed_dim)
+        rows, top_k = checked_queries(queries, top_k, self.embed_dim), operator.index(top_k)
         where = check_where(where)
         items = self._items[modality]
         chosen: Sequence[int] = range(len(items))
@@ -191,6 +214,8 @@ class EmbeddingIndex:
         if modality in self.corrected:
             rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
         similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
+        order = np.lexsort((positions, -similarities))  # equal similarities stand in the order the items were added
+        similarities, positions = (np.take_along_axis(found, order, axis=1) for found in (similarities, positions))
         if modality in self.corrected:  # a hit's similarity is a cosine all the same
             last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
             similarities = similarities - last
@@ -218,8 +243,11 @@ class EmbeddingIndex:
             The folder.
 
         Raises:
-            ValueError: If the dtype is another, or what :meth:`correct` found is too large for ``float16``.
+            ValueError: If there is no item, the dtype is another, or what :meth:`correct` found is too large for
+                ``float16``.
         """
+        if not len(self):
+            raise ValueError("The index holds nothing, so there is nothing to save; add items of a modality first.")
         if dtype not in ("float32", "float16"):
             raise ValueError(f"An index is stored as float32 or float16, not {dtype!r}.")
         if dtype == "float16" and any(how["weight"] > _LARGEST_WEIGHT for how in self.corrected.values()):
@@ -308,9 +336,10 @@ class EmbeddingIndex:
             items[item.pop("modality")].append(item)
         for modality, names in manifest["shards"].items():
             shards = [faiss.read_index(str(folder / name)) for name in names if name in manifest["sha256"]]
-            rows = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
-            stored = np.concatenate(rows) if rows else np.empty((0, loaded.embed_dim), np.float32)
-            loaded.add(modality, stored[:, : loaded.embed_dim], items[modality])
+            parts = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
+            stored = np.concatenate(parts) if parts else np.empty((0, loaded.embed_dim), np.float32)
+            rows = checked_items(modality, stored[:, : loaded.embed_dim], items[modality], loaded.embed_dim)
+            loaded._append(modality, rows, items[modality])
             if how := manifest.get("corrected", {}).get(modality):
                 loaded._restore(modality, stored, how)
         if loaded.counts != manifest["counts"]:
@@ -370,13 +399,35 @@ def checked_items(
     return rows
 
 
+def check_metadata(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse metadata that an index cannot keep; to be asked before anything is stored.
+
+    Raises:
+        ValueError: If a key is one of :data:`RESERVED` or no text, or JSON cannot hold a value.
+    """
+    for number, item in enumerate(items):
+        if taken := [key for key in RESERVED if key in item]:
+            raise ValueError(f"Item {number} has the metadata key {taken[0]!r}, which the index itself uses; rename.")
+        for key, value in item.items():
+            try:
+                if not isinstance(key, str):
+                    raise TypeError(f"a key of type {type(key).__name__}")
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"Item {number} has metadata that JSON cannot hold, {key!r} ({error}); make it text, a number, a "
+                    "list or a dict of these."
+                ) from error
+
+
 def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:
     """What an index searches with: float32 rows (Q, D), brought to unit length.
 
     Raises:
+        TypeError: If ``top_k`` is no whole number; numpy's are.
         ValueError: If the shape or a value is not so, a row has length zero, or ``top_k`` < 1.
     """
-    if top_k < 1:
+    if operator.index(top_k) < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}.")
     rows = _checked_rows(queries, "queries", embed_dim)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

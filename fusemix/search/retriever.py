@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusemix.encoders import Encoder, load_encoder
+from fusemix.encoders import Encoder
+from fusemix.encoders.recorded import load_recorded
 from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
@@ -17,7 +18,7 @@ from fusemix.model.config import ModelConfig
 from fusemix.search.index import EmbeddingIndex, Hit
 
 if TYPE_CHECKING:
-    from fusemix.search.qdrant_index import QdrantIndex
+    from fusemix.search.postgres_index import PostgresIndex
 
 MAX_QUERY_CHARS = 2000  # longest text query
 # Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
@@ -35,7 +36,7 @@ class Retriever:
         >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
     """
 
-    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | QdrantIndex) -> None:
+    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | PostgresIndex) -> None:
         """Put the parts together.
 
         Args:
@@ -47,7 +48,7 @@ class Retriever:
             ValueError: If an encoder or the index does not fit the model.
         """
         for modality, encoder in encoders.items():
-            check_encoder(modality, encoder, model.config)
+            model.check_encoder(modality, encoder.info())
         if index.model_identity != model.identity:
             raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
         self.model = model
@@ -57,26 +58,34 @@ class Retriever:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu", revision: str | None = None
+        cls,
+        checkpoint: str | Path,
+        index: str | Path,
+        *,
+        device: str = "cpu",
+        revision: str | None = None,
+        encoders: Mapping[str, str | Path] | None = None,
     ) -> Retriever:
         """Load model, index and the encoders that the checkpoint names.
 
         Args:
             checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
-            index: Folder, or address ``qdrant://host:port/collection``, written by
+            index: Folder, or address ``postgresql://user@host:port/database/collection``, written by
                 ``scripts/build_index.py`` with the same checkpoint.
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
+            encoders: Modality -> where the folder of its encoder lies here, such as ``hub-image:/models/dino``, for
+                a checkpoint trained on an encoder in a folder elsewhere; checked by content.
 
         Raises:
-            FileNotFoundError: If the checkpoint or the index is not there.
+            FileNotFoundError: If the checkpoint, the index or an encoder's folder is not there.
             ValueError: If a part is damaged or made for another one.
             ConnectionError: If the server of the index does not answer.
             ImportError: If a package that this needs is not installed.
         """
         model = FusionModel.from_pretrained(checkpoint, revision=revision)
         loaded = load_index(index, model_identity=model.identity)
-        return cls(model, load_encoders(model.config, device=device), loaded)
+        return cls(model, load_encoders(model.config, device=device, encoders=encoders), loaded)
 
     def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
         """The embedding of one query.
@@ -224,11 +233,12 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
     return mixed
 
 
-def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | QdrantIndex:
+def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | PostgresIndex:
     """Load an index that a given model made.
 
     Args:
-        source: A folder, or an address ``qdrant://host:port/collection`` (:mod:`fusemix.search.qdrant_index`).
+        source: A folder, or an address ``postgresql://user@host:port/database/collection``
+            (:mod:`fusemix.search.postgres_index`).
         model_identity: ``FusionModel.identity`` of the model that will make the queries.
 
     Raises:
@@ -237,33 +247,32 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | Q
         ConnectionError: If its server does not answer.
         ImportError: If the client of the server is not installed.
     """
-    if str(source).startswith(("qdrant:", "qdrants:")):
-        from fusemix.search.qdrant_index import QdrantIndex
+    if str(source).startswith(("postgresql:", "postgres:")):
+        from fusemix.search.postgres_index import PostgresIndex
 
-        return QdrantIndex.load(str(source), model_identity=model_identity)
+        return PostgresIndex.load(str(source), model_identity=model_identity)
     return EmbeddingIndex.load(source, model_identity=model_identity)
 
 
-def load_encoders(config: ModelConfig, *, device: str = "cpu") -> dict[str, Encoder]:
+def load_encoders(
+    config: ModelConfig, *, device: str = "cpu", encoders: Mapping[str, str | Path] | None = None
+) -> dict[str, Encoder]:
     """Load the encoders a configuration names, and check that they are the same.
 
+    Args:
+        config: Of a model.
+        device: A torch device string.
+        encoders: Modality -> where the folder of its Hub encoder lies here, such as ``hub-image:/models/dino``.
+
     Raises:
+        FileNotFoundError: If the folder of an encoder is not found.
         ValueError: If an encoder is unknown, or not the one the model was trained on.
         ImportError: If a package that carries weights is not installed.
     """
     missing = sorted(set(config.latent_dims) - set(config.encoders))
     if missing:
         raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
-    encoders = {modality: load_encoder(info["name"], device=device) for modality, info in config.encoders.items()}
-    for modality, encoder in encoders.items():
-        check_encoder(modality, encoder, config)
-    return encoders
-
-
-def check_encoder(modality: str, encoder: Encoder, config: ModelConfig) -> None:
-    """Refuse an encoder other than the one the model was trained on.
-
-    Raises:
-        ValueError: If name, weights, preprocessing or width differ.
-    """
-    config.check_encoder(modality, encoder.info())
+    if unknown := sorted(set(encoders or ()) - set(config.encoders)):
+        raise ValueError(f"encoders names {unknown}; the checkpoint has encoders of {sorted(config.encoders)}.")
+    sources = dict(encoders or {})
+    return {m: load_recorded(m, config.encoders, device=device, source=sources.get(m)) for m in config.encoders}

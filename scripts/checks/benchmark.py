@@ -496,7 +496,8 @@ def spread(values: list[Any], count: int | None) -> list[Any]:
 
 def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
     """Encode every short clip both ways, clip by clip in turn; the same frames are pooled in both."""
-    from fusemix.data.pairs import VALIDATION_SPLITS, PairTable
+    from fusemix.data.pairs import PairTable
+    from fusemix.datasets.splits import in_split
     from fusemix.encoders.audio import SAMPLES_PER_FRAME, WINDOW_S, WhisperTinyEn
     from fusemix.media import SAMPLE_RATE
 
@@ -526,7 +527,7 @@ def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
     mean = a.mean(0)  # what all sounds share would hide the difference
     left, right = a - mean, b - b.mean(0)
     centred = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-    held = np.isin([table.splits()[row] for row, _ in clips], list(VALIDATION_SPLITS))
+    held = in_split(table.splits()[[row for row, _ in clips]], "val", args.pairs)
     texts = [table.value("text", row) for row, _ in clips]
     values = {
         "pairs": "/".join(args.pairs.absolute().parts[-3:]),

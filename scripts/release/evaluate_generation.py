@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from fusemix.data.latent_store import MANIFEST_NAME, LatentStore
 from fusemix.data.pairs import PairTable
 from fusemix.encoders import Encoder, load_encoder
+from fusemix.encoders.recorded import load_recorded
 from fusemix.evaluation.metrics import bootstrap, ranks, summarise
 from fusemix.files import read_json, write_json
 from fusemix.generation.bridges import BRIDGES, Conditioner, fit_bridge
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All measurements."""
     model = FusionModel.from_pretrained(args.checkpoint)
-    encoders = {m: load_encoder(model.config.encoders[m]["name"]) for m in model.modalities}
+    encoders = {m: load_recorded(m, model.config.encoders) for m in model.modalities}
     generator = Generator.from_pretrained(args.decoder, model, device=args.device)
     train = load_train(PairTable.read(args.train_pairs), args.latents, model)
     if args.steering is None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from fusemix.data.pairs import PairTable
+from fusemix.datasets.splits import side_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # member -> flags of scripts/train.py, and what is added to the seed; small enough for 60 MB in all
@@ -63,7 +64,7 @@ def one_table(flickr8k: Path, gallery: Path, speech: dict[str, Path]) -> pd.Data
     pictures, sounds = [], []
     for source, path in (("flickr8k", flickr8k), ("gallery", gallery)):
         table = PairTable.read(path)
-        keep = [row for row, split in enumerate(table.splits()) if split in ("train", "dev", "val")]
+        keep = [row for row, split in enumerate(table.splits()) if side_of(split) in ("train", "val")]
         rows = _rows(table, keep, source, [table.groups[row] for row in keep])
         seen = rows[rows["image"] != ""].assign(audio="")
         pictures.append(seen)

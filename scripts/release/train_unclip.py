@@ -37,9 +37,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fusemix.data.latent_store import MANIFEST_NAME, LatentStore, extract
+from fusemix.data.extract import extract
+from fusemix.data.latent_store import MANIFEST_NAME, LatentStore
 from fusemix.data.pairs import PairTable
-from fusemix.encoders import load_encoder
+from fusemix.datasets.splits import in_split
+from fusemix.encoders.recorded import load_recorded
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.generation.bridges import Conditioner, space_identity
 from fusemix.generation.generator import Generator
@@ -294,7 +296,7 @@ def embed_column(
     info = model.config.encoders[column]
     store = find_store(args.latents, table, column, info)
     if store is None:
-        encoder = load_encoder(info["name"], device=args.device)
+        encoder = load_recorded(column, model.config.encoders, device=args.device)
         folder = args.work / "latents" / f"{table.fingerprint[:12]}-{column}"
         with bar(console) as progress:
             task = progress.add_task(f"encode {column}", total=None, note="")
@@ -302,7 +304,7 @@ def embed_column(
                 table, column, encoder, folder, split=args.split, skip_errors=column != "image",
                 report=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
-    rows = store.rows[store.rows["split"] == args.split].drop_duplicates("item")
+    rows = store.rows[in_split(store.rows["split"].to_numpy(), args.split, store.folder)].drop_duplicates("item")
     latents = store.read(rows["item"].to_numpy())
     return model.embed(column, latents).numpy(), rows["group"].to_numpy()
 
@@ -439,12 +441,7 @@ def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
 
 def embed_again(model: FusionModel, paths: list[str]) -> Tensor:
     """Embeddings (N, D) of pictures by an earlier model."""
-    wanted = model.config.encoders["image"]
-    encoder = load_encoder(wanted["name"])
-    info = encoder.info()
-    if any(info.get(key) != wanted.get(key) for key in ("revision", "fingerprint")):
-        raise ValueError(f"--init-checkpoint needs the image encoder {wanted}, but this version has {info}.")
-    return model.embed("image", encoder.encode(paths))
+    return model.embed("image", load_recorded("image", model.config.encoders).encode(paths))
 
 
 def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:

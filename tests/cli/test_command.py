@@ -251,4 +251,4 @@ def test_every_command_that_reads_a_table_says_what_it_used(tmp_path, capsys):
     (tmp_path / "[t].csv").write_text("image,text,split\na.png,one,train\n,two,train\nb.png,,test\n")
     words = ["--from", str(tmp_path / "latents.npy"), "--modality", "image", "--name", "n"]
     assert fusemix_app.main(["import", *words, "--pairs", str(tmp_path / "[t].csv"), "--out", str(tmp_path / "o")]) == 0
-    assert f"{tmp_path}/[t].csv: 3 rows; used 3 (test 1, train 2); left out 0." in capsys.readouterr().err
+    assert f"{tmp_path}/[t].csv: 3 rows: 2 train, 0 validate" in capsys.readouterr().err

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.latent_writer import write_latents
 from fusemix.files import sole_writer, write_atomic
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
@@ -89,7 +90,7 @@ def extract(tmp_path, call):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("fusemix.data.latent_store.SHARD_ITEMS", 100)
+    monkeypatch.setattr("fusemix.data.extract.SHARD_ITEMS", 100)
 
 
 def refused(answer, *words):

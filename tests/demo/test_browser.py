@@ -406,20 +406,23 @@ def example_picture():
 def test_a_spoken_sentence_becomes_a_picture_step_by_step(open_page, shots):
     page = open_page()
     page.get_by_role("tab", name="Sound to picture").click()
-    page.get_by_text("“a birthday cake”").locator("visible=true").first.click()
-    page.get_by_role("tabpanel").filter(visible=True).get_by_role("button", name="Play").first.wait_for()  # it arrived
-    page.locator("#fm-draw").click()
+    page.get_by_role("button", name="“a birthday cake”").locator("visible=true").click()  # an example tapped draws
     status = page.locator("#fm-draw-status")
-    expect(status).to_contain_text(re.compile(r"Step \d+ of 15|pictures in"), timeout=WAIT_MS)  # the last 60 % of 25
-    expect(status).to_contain_text(re.compile(r"4 pictures in [\d.]+ s"), timeout=90_000)
+    expect(status).to_contain_text(re.compile(r"Step \d+ of 15|repaints in"), timeout=WAIT_MS)  # the last 60 % of 25
+    expect(status).to_contain_text(re.compile(r"4 repaints in [\d.]+ s"), timeout=90_000)
     expect(page.locator("#fm-heard")).to_contain_text("birthday cake", ignore_case=True)
     page.wait_for_function("document.querySelectorAll('#fm-made img').length >= 4")
     page.screenshot(path=shots / "desktop-generate.png", full_page=True)
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/unclip-small").is_dir(), reason="no decoder ships")
-def test_drawing_from_nothing_is_a_calm_sentence(open_page):
-    page = open_page()
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_drawing_from_nothing_is_a_calm_sentence_and_draw_is_above_the_fold(open_page, width, height):
+    page = open_page(width=width, height=height)
     page.get_by_role("tab", name="Sound to picture").click()
+    page.locator("#fm-draw").wait_for()
+    box = page.locator("#fm-draw").bounding_box()
+    assert box["y"] + box["height"] <= height and page.evaluate("window.scrollY") == 0
     page.locator("#fm-draw").click()
     expect(page.get_by_text("Record or drop a sound first")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("Error", exact=True)).to_have_count(0)

@@ -50,10 +50,13 @@ def test_stop_ends_the_drawing_itself_and_the_next_one_draws(drawn, tmp_path):
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", headless=True, args=FLAGS)
         page = browser.new_page()
         page.goto(address)
-        page.get_by_label("Blend with words").fill("a dog")
-        page.locator("#fm-draw").click()
         status = page.locator("#fm-draw-status")
+        page.locator("#fm-draw").click()
+        expect(status).to_contain_text("Record or drop a sound first", timeout=60_000)
+        page.get_by_label("Words, alone or blended").fill("a dog")
+        page.locator("#fm-draw").click()
         expect(status).to_contain_text(re.compile(r"Step [2-9] of 25"), timeout=60_000)
+        expect(page.locator("#fm-made img")).to_have_count(1)  # a preview, on the first drawing too
         page.screenshot(path=tmp_path / "drawing.png", full_page=True)
         page.locator("#fm-stop").click()
         expect(status).to_contain_text("Stopped.", timeout=30_000)
@@ -61,6 +64,7 @@ def test_stop_ends_the_drawing_itself_and_the_next_one_draws(drawn, tmp_path):
         before = len(steps)
         page.wait_for_timeout(6000 * STEP_S)
         assert len(steps) == before < 25
+        expect(page.get_by_text("Error", exact=True)).to_have_count(0)
         page.locator("#fm-draw").click()
         expect(status).to_contain_text(re.compile(r"Step \d+ of 25"), timeout=60_000)
         browser.close()

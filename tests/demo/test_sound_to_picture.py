@@ -1,5 +1,6 @@
 """The "Sound to picture" tab, driven as plain functions by a fake service and a tiny decoder."""
 
+import asyncio
 import re
 import sys
 import threading
@@ -14,16 +15,30 @@ import pytest
 import soundfile
 import torch
 
-from demo.drawing import DEFAULT_DECODER, Request, Studio
+from demo.drawing import DEFAULT_DECODER, STARTS, Request, Studio
 from demo.out_of_domain import SENTENCE, Familiar
-from demo.tabs.sound_to_picture import build_generate_tab, heard_html, on_gpu, pages, request_of, waveform_html
+from demo.service import Service
+from demo.tabs.sound_to_picture import (
+    SOUND_EXAMPLES,
+    SPOKEN_EXAMPLES,
+    build_generate_tab,
+    calm_pages,
+    heard_html,
+    offered_examples,
+    on_gpu,
+    pages,
+    request_of,
+    waveform_html,
+)
 from demo.workers import Lanes
+from fusemix.encoders import load_encoder
 from fusemix.generation.generator import Generator
 from fusemix.generation.guidance import STRENGTH
 from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
-from fusemix.search.index import Hit
+from fusemix.search.index import EmbeddingIndex, Hit
+from fusemix.search.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[2]
 DOG = str(ROOT / "demo/examples/spoken-dog.mp3")
@@ -79,6 +94,9 @@ class FakeService:
         self.lanes = Lanes()
         self.familiar = Familiar(np.empty((0, 8), np.float32))  # without captions: everything is
 
+    def row_of(self, modality, identity):
+        return None  # no item of the gallery is offered as an example
+
     def embed_parts(self, **queries):
         return {modality: self.embed(**{modality: value}) for modality, value in queries.items()}
 
@@ -117,8 +135,16 @@ def test_drawing_shows_every_step_and_ends_with_the_pictures(studio):
     frames = list(studio.draw(Request(audio=DOG, steps=3, n_images=2)))
     assert [frame.done for frame in frames] == [False, False, False, True]
     assert frames[0].sentence.startswith("Step 1 of 3")
-    assert len(frames[-1].images) == 2
+    assert [caption for _, caption in frames[0].images] == ["The first picture so far"]
+    assert [caption for _, caption in frames[-1].images] == ["A picture"] * 2
     assert frames[-1].images[0][0].size == (320, 320)
+
+
+def test_a_long_drawing_says_how_long_it_will_take(studio, monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr("demo.drawing.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    sentences = [frame.sentence for frame in studio.draw(Request(text="a dog", steps=3))]
+    assert sentences[:3] == ["Step 1 of 3, about 4 s left", "Step 2 of 3, about 2 s left", "Step 3 of 3"]
 
 
 def test_a_drawing_is_steered_towards_the_blend_where_the_encoder_lets_it(monkeypatch):
@@ -167,10 +193,11 @@ def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
 
 
 def test_the_page_shows_what_was_heard_with_markup_made_harmless(studio):
-    *_, (heard, sentence, images) = pages(studio, Request(audio=DOG, steps=1))
+    first, *_, (heard, sentence, images) = pages(studio, Request(audio=DOG, steps=1))
+    assert "Listening" in first[1] and first[2] == []  # what was drawn before is gone
     assert "a &lt;b&gt;dog&lt;/b&gt; <small>0.50</small>" in heard
     assert "“a &lt;i&gt;dog&lt;/i&gt; barks”" in heard
-    assert sentence.startswith("1 picture in")
+    assert "<p>1 picture in" in sentence
     assert len(images) == 1
 
 
@@ -189,6 +216,16 @@ def test_failures_are_one_sentence(studio, request_, message):
         list(pages(studio, request_))
 
 
+def test_on_the_page_a_failure_is_a_sentence_in_its_place_and_no_error(studio):
+    values = [None, "", None, 0.5, 5, 3.0, 0, 0, 1, 1, False, 0.6, 0.0]
+    *_, (heard, sentence, images) = calm_pages(studio, "me", tuple(values))
+    assert "Record or drop a sound first, type a few words, or add a picture." in sentence and "fm-apology" in sentence
+    assert heard == images == gr.skip()
+    *_, (_, sentence, _) = calm_pages(studio, "me", ("", "a dog", None, "half", *values[4:]))
+    assert "must be a number" in sentence
+    assert not studio._stops
+
+
 def test_an_hour_of_silence_noise_and_a_chord_end_in_a_picture_or_a_sentence(studio, tmp_path):
     time = np.arange(16000 * 2) / 16000
     sounds = {
@@ -201,7 +238,7 @@ def test_an_hour_of_silence_noise_and_a_chord_end_in_a_picture_or_a_sentence(stu
     soundfile.write(tmp_path / "hour.wav", np.tile(sounds["noise"][:1000], 3600), 1000)
     for name in ("noise", "music"):
         *_, (heard, _, images) = pages(studio, Request(audio=str(tmp_path / f"{name}.wav"), steps=1))
-        assert "hears these 2.0 seconds" in heard
+        assert "The model hears these 2.0 seconds." in heard
         assert len(images) == 1
     with pytest.raises(gr.Error, match="silent"):
         list(pages(studio, Request(audio=str(tmp_path / "silence.wav"))))
@@ -214,21 +251,24 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
     chosen = list(studio.draw(Request(audio=DOG, steps=2, n_images=2, candidates=6)))[-1]
     darkest = sorted(np.asarray(image).mean() for image, _ in everything)[:2]
     assert [np.asarray(image).mean() for image, _ in chosen.images] == pytest.approx(darkest, abs=0.5)
-    assert "nearest of 6 drawn, chosen by the same image encoder" in chosen.sentence
+    assert "Chosen from 6 by how well they fit your request, as the image encoder judges." in chosen.sentence
     *_, all_shown = studio.draw(Request(text="a dog", steps=2, n_images=2, candidates=2))
-    assert "Nearest first, by the same image encoder" in all_shown.sentence
-    assert chosen.images[0][1].startswith("similarity ")
+    assert "Sorted by how well they fit your request" in all_shown.sentence
 
 
-def test_drawings_over_the_gallery_take_turns_and_name_what_they_are_drawn_over(studio):
-    last = list(studio.draw(Request(text="apple", steps=10, n_images=3, from_gallery=True, strength=0.2)))
-    assert len(last) == 3  # two of ten steps, and the end
-    assert "Drawn over the gallery's “Apple” (Ann, CC0), “Banana”." in last[-1].sentence
-    assert [caption for _, caption in last[-1].images] == ["after “Apple”", "after “Banana”", "after “Apple”"]
+def test_what_is_repainted_is_shown_first_and_repaints_are_called_so(studio):
+    frames = list(studio.draw(Request(text="apple", steps=10, n_images=3, from_gallery=True, strength=0.2)))
+    assert len(frames) == 4  # what is repainted, two of ten steps, and the end
+    assert frames[0].sentence == "Found in the gallery: 2 pictures to repaint …"
+    assert [caption for _, caption in frames[0].images] == ["“Apple”, from the gallery", "“Banana”, from the gallery"]
+    assert frames[-1].sentence.startswith("3 repaints in ")
+    assert frames[-1].sentence.endswith("Repainted from the gallery: “Apple” (Ann, CC0), “Banana”.")
+    repaints = ["A repaint of “Apple”", "A repaint of “Banana”", "A repaint of “Apple”"]
+    assert [caption for _, caption in frames[-1].images] == repaints
     chosen = list(studio.draw(Request(text="apple", steps=5, candidates=2, from_gallery=True)))[-1]
-    assert re.fullmatch(r"similarity [\d.-]+, after “(Apple|Banana)”", chosen.images[0][1])
+    assert re.fullmatch(r"A repaint of “(Apple|Banana)”", chosen.images[0][1])
     alone = list(studio.draw(Request(text="apple", steps=2)))[-1]
-    assert "Drawn over" not in alone.sentence and alone.images[0][1] == ""
+    assert "epaint" not in alone.sentence and alone.images[0][1] == "A picture"
 
 
 def test_only_a_small_decoder_with_a_gallery_draws_over_it_unasked(studio, monkeypatch):
@@ -243,14 +283,52 @@ def test_only_a_small_decoder_with_a_gallery_draws_over_it_unasked(studio, monke
 def test_a_visitors_stop_ends_only_that_visitors_drawing(studio):
     mine, theirs = (studio.draw(Request(text="a dog", steps=1000), visitor) for visitor in ("me", "them"))
     next(mine), next(theirs)
-    studio.stop("me")
-    studio.stop("nobody")
+    assert studio.stop("me") and not studio.stop("nobody")
     sentences = [frame.sentence for frame in mine]
     assert sentences[-1] == "Stopped."
     assert len(sentences) < 900
     assert next(theirs).sentence.startswith("Step")
     theirs.close()
     assert not studio._stops
+
+
+def test_what_is_stopped_while_it_waits_for_its_turn_is_not_drawn(studio):
+    studio.ask("me")
+    assert studio.stop("me")
+    assert [frame.sentence for frame in studio.draw(Request(text="a dog"), "me")] == ["Stopped."]
+    studio.ask("me")
+    assert next(studio.draw(Request(text="a dog"), "me")).sentence.startswith("Step 1")
+    studio.forget("me")
+
+
+def test_the_decoder_is_loaded_and_warm_before_anybody_asks(studio, monkeypatch):
+    loads, threads = [], []
+    monkeypatch.setattr(Generator, "from_pretrained", lambda *a, **k: loads.append(k) or studio._generator)
+    cold = Studio(studio.service, source="tiny")
+    monkeypatch.setattr("demo.drawing.give_way", lambda: threads.append(threading.current_thread().name))
+    drawn = []
+    monkeypatch.setattr(studio._generator, "from_image_embeds", lambda *a, **k: drawn.append(k["steps"]) or [])
+    with gr.Blocks() as blocks:
+        build_generate_tab(cold.service, cold)
+    assert not loads  # building the page waits for nothing
+    (start,) = blocks.extra_startup_events
+    asyncio.run(start())
+    loading = next(t for t in threading.enumerate() if t.name == "fusemix-load-decoder")
+    loading.join(20)
+    assert cold.is_loaded and threads[0] == "fusemix-load-decoder"
+    assert drawn == [1]
+    assert [k["prompts"] for k in loads] == [False]  # the page takes none, so the text encoder need not stay
+
+
+def test_a_decoder_that_cannot_be_loaded_in_the_background_is_noted_and_told_when_asked(tmp_path, caplog):
+    studio = Studio(FakeService(), source=str(tmp_path))
+    studio.load_in_background()
+    for thread in threading.enumerate():
+        if thread.name == "fusemix-load-decoder":
+            thread.join(20)
+    assert "could not be loaded in the background" in caplog.text
+    with pytest.raises(gr.Error, match=re.escape(f"{tmp_path} holds no model_index.json")):
+        list(pages(studio, Request(text="a dog")))
 
 
 def test_the_bar_and_the_waveform_show_what_is_measured(studio, tmp_path):
@@ -260,7 +338,7 @@ def test_the_bar_and_the_waveform_show_what_is_measured(studio, tmp_path):
     assert bars[10] == 1.0
     assert bars[-10] == pytest.approx(38, abs=1)
     frames = list(pages(studio, Request(text="a dog", steps=4)))
-    assert 'value="0.500"' in frames[2][1]
+    assert any('value="0.500"' in sentence for _, sentence, _ in frames)
     assert "<progress" not in frames[-1][1]
 
 
@@ -296,9 +374,35 @@ def test_widget_values_become_a_request():
 def test_the_tab_builds_with_an_endpoint_and_its_own_queue(studio):
     with gr.Blocks() as blocks:
         build_generate_tab(studio.service, studio)
-    drawing = next(fn for fn in blocks.fns.values() if fn.api_name == "generate")
-    assert drawing.concurrency_id == "generate"
-    assert drawing.concurrency_limit == 1
+    (endpoint,) = [fn for fn in blocks.fns.values() if fn.api_name == "generate"]
+    drawing = [fn for fn in blocks.fns.values() if fn.inputs == endpoint.inputs]
+    assert len(drawing) == 2 + len(SPOKEN_EXAMPLES)  # the endpoint, Draw, and every example tapped
+    assert {(fn.concurrency_id, fn.concurrency_limit) for fn in drawing} == {("generate", 1)}
+
+
+@pytest.mark.slow
+def test_every_example_begins_from_pictures_of_what_it_says():
+    model = FusionModel.from_pretrained(ROOT / "checkpoints/default")
+    index = EmbeddingIndex.load(ROOT / "demo/index", model_identity=model.identity)
+    retriever = Retriever(model, {"audio": load_encoder(model.config.encoders["audio"]["name"])}, index)
+    studio = Studio(Service(retriever))
+    named = {"boat": "boat|sail|ship", "car": "car", "cake": "cake", "drum": "drum"}
+    examples = offered_examples(studio)
+    assert [label for _, label in examples][len(SPOKEN_EXAMPLES) :] == [name for _, name in SOUND_EXAMPLES]
+    for path, label in examples:
+        starts = studio.nearest(retriever.embed(audio=path), STARTS)
+        wanted = next(pattern for noun, pattern in named.items() if noun in label)
+        fitting = [bool(re.search(wanted, start.title.lower())) for start in starts]
+        assert len(starts) == STARTS and fitting[0] and sum(fitting) >= 3, (label, [s.title for s in starts])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"), [("tiny", "A picture is drawn of"), (None, "nearest pictures are repainted")]
+)
+def test_the_tab_says_what_comes_of_it(studio, decoder, said):
+    with gr.Blocks() as blocks:
+        build_generate_tab(studio.service, Studio(studio.service, source=decoder, generator=studio._generator))
+    assert said in "".join(str(getattr(block, "value", "")) for block in blocks.blocks.values())
 
 
 def test_without_a_decoder_the_tab_says_so(monkeypatch, tmp_path):

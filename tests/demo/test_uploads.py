@@ -52,6 +52,7 @@ def test_files_are_sorted_by_kind_and_keep_their_names(folder, tmp_path):
         ("t.csv", "id,text\n1,a dog\n2,a cat\n"),
         ("t.tsv", "caption\tn\na dog\t1\na cat\t2\n"),
         ("t.jsonl", '{"title": "a dog"}\n{"title": "a cat"}\n'),
+        ("t.jsonl", '\ufeff{"Caption": ["a dog", "a cat"], "split": "holdout"}\n'),
     ],
 )
 def test_tables_give_their_captions(folder, tmp_path, name, content):
@@ -66,6 +67,14 @@ def test_a_table_in_an_archive_names_the_files_beside_it(folder, tmp_path):
     assert (picture.name, picture.caption) == ("set/pictures/one.webp", "a ripe fruit")
     assert Path(picture.value).read_bytes() == PICTURES[0].read_bytes()
     assert (caption.modality, caption.value) == ("text", "a ripe fruit")
+
+
+@pytest.mark.parametrize("cell", ["./pictures/caf\u00e9.webp", "pictures\\caf\u00e9.webp", "pictures/cafe\u0301.webp"])
+@pytest.mark.parametrize("member", ["pictures/caf\u00e9.webp", "pictures/cafe\u0301.webp", "pictures\\caf\u00e9.webp"])
+def test_names_are_one_in_either_unicode_form_and_with_either_slash(folder, tmp_path, cell, member):
+    table = f"image,text\n{cell},a ripe fruit\n"
+    path = packed(tmp_path / "a.zip", {member: PICTURES[0].read_bytes(), "pairs.csv": table})
+    assert read([path], folder).pieces[0].caption == "a ripe fruit"
 
 
 def test_no_name_of_an_archive_becomes_a_path(folder, tmp_path):
@@ -139,13 +148,14 @@ def test_archives_that_cannot_be_read_and_what_is_odd_in_them_is_listed(folder, 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", b"smell,taste\n1,2\n", "expected at least one of"),
-        ("a.csv", b"image\nx.png\n", "has no column of captions; call one text or caption or title"),
+        ("a.csv", b"smell,taste\n1,2\n", "has no column of captions (it has smell, taste)"),
+        ("a.csv", b"image\nx.png\n", "has no column of captions (it has image); call one text or caption or title"),
         ("a.csv", b'text\n"never closed\n', "cannot be read as a table of pairs: line"),
+        ("a.csv", b"text\n", "holds no captions"),
         ("a.csv", b"", "cannot be read as a table of pairs"),
         ("a.csv", b"text\n\xff\xfe\x00\n", "cannot be read as a table of pairs"),
         ("a.jsonl", b"[" * 100_000, "cannot be read as a table of pairs"),
-        ("a.jsonl", b"7\n8\n", "has columns ['0']; expected at least one of"),
+        ("a.jsonl", b"7\n8\n", "line 1: holds '7'; expected one object a line"),
         ("a.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
         ("a.txt", b"\n \n", "holds no captions"),
     ],

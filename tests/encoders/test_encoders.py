@@ -166,3 +166,12 @@ def test_the_deep_image_latent_is_what_the_plain_network_gives_for_the_picture_a
 
 def _spread(maps):
     return ((maps - maps.mean((2, 3), keepdim=True)) ** 2).mean((2, 3)).sqrt()
+
+
+def test_naming_encoders_brings_in_no_heavy_library():
+    heavy = {"torch", "transformers", "whisper", "huggingface_hub", "pandas", "PIL", "av"}
+    code = (
+        "import sys, fusemix.encoders, fusemix.encoders.recorded, fusemix.encoders.probe, fusemix.number_range;"
+        f"found = {heavy!r} & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,7 @@ import transformers as tf
 from PIL import Image
 
 from fusemix.encoders import load_encoder
+from fusemix.encoders.recorded import load_recorded
 from fusemix.media import MediaError, load_audio, load_image
 
 GALLERY = Path(__file__).resolve().parents[2] / "demo" / "gallery"
@@ -170,12 +171,12 @@ def test_a_latent_does_not_depend_on_its_batch(models, kind, family):
     np.testing.assert_allclose(encoder.encode(items), alone, atol=1e-5)
 
 
-def test_encoders_join_side_by_side_and_the_name_loads_them_again(models):
+def test_encoders_join_side_by_side_and_what_is_recorded_loads_them_again(models):
     name = f"hub-image:{models['vit']} ++ hub-image:{models['dinov2']}?pooling=cls+mean"
     both, picture = load_encoder(name), gallery("image", 1)
     parts = [load_encoder(part).encode(picture) for part in name.split(" ++ ")]
     np.testing.assert_array_equal(both.encode(picture), np.concatenate(parts, axis=1))
-    again = load_encoder(both.name)
+    again = load_recorded("image", {"image": both.info()})
     assert again.info() == both.info() and both.dim == 48
     with pytest.raises(ValueError, match="one modality"):
         load_encoder(f"hub-image:{models['vit']} ++ hub-text:{models['bert']}")
@@ -206,7 +207,7 @@ def test_a_name_that_is_not_understood_is_refused_before_anything_is_loaded(name
 
 
 def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="No folder at"):
+    with pytest.raises(FileNotFoundError, match="No encoder folder at"):
         load_encoder(f"hub-image:{tmp_path}/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="could not be loaded as an encoder"):

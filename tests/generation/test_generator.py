@@ -1,5 +1,6 @@
 """Embedding -> Stable unCLIP -> picture, on tiny pipelines of the real classes in the real format."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fusemix.generation.bridges import BRIDGES, Conditioner, fit_bridge, space_identity
 from fusemix.generation.generator import Generator, blend_weights, nearest_pictures, rank_images
-from fusemix.generation.sampling import SCHEDULERS, Cancelled, Watch, start_late
+from fusemix.generation.pipelines import load_pipeline
+from fusemix.generation.sampling import SCHEDULERS, Cancelled, begin, denoise, encode_condition
 from fusemix.generation.small.pipeline import (
     new_autoencoder,
     new_noising_scheduler,
@@ -250,6 +253,32 @@ def test_drawings_at_the_same_time_are_those_drawn_alone():
     assert np.array_equal(pixels(inner[0]), pixels(wanted[12]))
 
 
+class RightUNet:
+    """Puts out what belongs to known clean latents at every step."""
+
+    def __init__(self, scheduler, clean):
+        self.scheduler, self.clean = scheduler, clean
+
+    def __call__(self, x, t, **condition):
+        a = new_noising_scheduler().alphas_cumprod[int(t)]
+        eps = (x - a.sqrt() * self.clean) / (1 - a).sqrt()
+        v = a.sqrt() * eps - (1 - a).sqrt() * self.clean
+        return ({"v_prediction": v, "epsilon": eps, "sample": self.clean}[self.scheduler.config.prediction_type],)
+
+
+def small_scheduler(name, kind="v_prediction"):
+    return SCHEDULERS[name].from_config({**tiny_small_pipeline(8).scheduler.config, "prediction_type": kind})
+
+
+def denoised(scheduler, timesteps, latents, clean, **watched):
+    pipeline, rows = tiny_small_pipeline(8), torch.zeros(len(latents), 8)
+    none = torch.zeros(len(latents), 1, 8)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(latents))]
+    condition = encode_condition(pipeline, rows, none, none, guidance=1.0, noise_level=0, generators=generators)
+    unet = RightUNet(scheduler, clean)
+    return denoise(unet, scheduler, timesteps, latents, condition, generators=generators, decode=lambda x: x, **watched)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -261,20 +290,11 @@ def test_drawings_at_the_same_time_are_those_drawn_alone():
 )
 def test_the_preview_is_the_picture_the_step_points_at(name, kind):
     """With the right output of the network at every step, that is the picture begun with."""
-    generator = Generator(tiny_small_pipeline(8))
-    config = {**generator.pipeline.scheduler.config, "prediction_type": kind}
-    scheduler = SCHEDULERS[name].from_config(config)
-    clean, noise, shown = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), []
-    generator.decode = lambda latents: shown.append(latents) or [None]
-    x = start_late(scheduler, clean, noise, 8, 4)
-    watch = Watch(generator, scheduler, 4, lambda *_: False)
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t)
-        a = scheduler.alphas_cumprod[int(t)]
-        eps = (seen - a.sqrt() * clean) / (1 - a).sqrt()
-        output = {"v_prediction": a.sqrt() * eps - (1 - a).sqrt() * clean, "epsilon": eps, "sample": clean}[kind]
-        x = scheduler.step(output, t, x).prev_sample
-        watch(0, t, x)
+    scheduler, shown = small_scheduler(name, kind), []
+    clean, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    timesteps, x = begin(scheduler, noise, 8, clean=clean, taken=4)
+    watched = {"on_step": lambda *_: False, "preview": shown.append}
+    denoised(scheduler, timesteps, x, clean, **watched)
     assert len(shown) == 4
     for latents in shown:
         assert torch.allclose(latents, clean[:1], atol=2e-3)
@@ -283,23 +303,65 @@ def test_the_preview_is_the_picture_the_step_points_at(name, kind):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_a_late_start_begins_with_the_noised_latents_and_its_steps_lead_back_to_them(name):
     """With the right v at every step, the picture begun from is the picture reached."""
-    scheduler = SCHEDULERS[name].from_config(Generator(tiny_small_pipeline(8)).pipeline.scheduler.config)
+    scheduler = small_scheduler(name)
     clean, noise = torch.randn(1, 4, 4, 4), torch.randn(2, 4, 4, 4)
-    x = start_late(scheduler, clean, noise, 10, 4)
-    scheduler.set_timesteps(10)  # as the pipeline does
-    assert [round(float(t)) for t in scheduler.timesteps] == [399, 299, 199, 99]
-    for i, t in enumerate(scheduler.timesteps):
-        seen = scheduler.scale_model_input(x, t)
-        a = new_noising_scheduler().alphas_cumprod[int(t)]
-        if i == 0:
-            assert torch.allclose(seen, a.sqrt() * clean + (1 - a).sqrt() * noise, atol=1e-4)
-        v = a.sqrt() * (seen - a.sqrt() * clean) / (1 - a).sqrt() - (1 - a).sqrt() * clean
-        x = scheduler.step(v, t, x).prev_sample
-    assert torch.allclose(x, clean.expand(2, -1, -1, -1), atol=0.05)
+    timesteps, x = begin(scheduler, noise, 10, clean=clean, taken=4)
+    assert [round(float(t)) for t in timesteps] == [399, 299, 199, 99]
+    a = new_noising_scheduler().alphas_cumprod[399]
+    seen = scheduler.scale_model_input(x, timesteps[0])
+    assert torch.allclose(seen, a.sqrt() * clean + (1 - a).sqrt() * noise, atol=1e-4)
+    timesteps, x = begin(scheduler, noise, 10, clean=clean, taken=4)  # a scheduler counts what it has scaled
+    reached = denoised(scheduler, timesteps, x, clean)
+    assert torch.allclose(reached, clean.expand(2, -1, -1, -1), atol=0.05)
+
+
+@pytest.mark.parametrize("name", [None, *sorted(SCHEDULERS)])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("small", [True, False])
+def test_the_loop_draws_what_the_pipelines_own_call_draws(name, guidance, small):
+    """Diffusers' call is the peer: the same noise, embeddings and prompts give the same picture, to the bit."""
+    pipeline = tiny_small_pipeline(8) if small else tiny_stable_unclip(768)
+    generator, width = Generator(pipeline), 8 if small else 768
+    rows = torch.stack([embedding(width, s) for s in (0, 1)])
+    settings = {"steps": 4, "guidance": guidance, "noise_level": 100, "seed": 5, "scheduler": name}
+    ours = generator.from_image_embeds(rows, **settings, **({} if small else {"prompt": "a", "negative_prompt": "b"}))
+    if name:
+        pipeline.scheduler = SCHEDULERS[name].from_config(pipeline.scheduler.config)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    side = pipeline.unet.config.sample_size
+    noise = torch.stack([torch.randn(4, side, side, generator=g) for g in generators])
+    pipeline.scheduler.set_timesteps(4)
+    none = torch.zeros(2, 1, 8)
+    prompts = (
+        {"prompt_embeds": none, "negative_prompt_embeds": none}
+        if small
+        else {"prompt": ["a"] * 2, "negative_prompt": ["b"] * 2}
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        image_embeds=rows, **prompts, num_inference_steps=4, guidance_scale=guidance, noise_level=100,
+        generator=generators, latents=noise * pipeline.scheduler.init_noise_sigma,
+    ).images  # fmt: skip
+    for mine, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(pixels(mine), pixels(other))
+
+
+def test_an_ancestral_scheduler_adds_new_noise_at_every_step(monkeypatch):
+    module, added = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor", []
+
+    def watched(shape, **settings):
+        added.append(randn_tensor(shape, **settings))
+        return added[-1]
+
+    monkeypatch.setattr(module, watched)
+    Generator(tiny_small_pipeline(8)).generate(embedding(8), steps=5, n_images=2, scheduler="euler-a")
+    drawn = torch.stack(added).flatten(0, 1).flatten(1)  # (5 steps x 2 pictures, values)
+    assert len(drawn) == 10
+    assert (torch.corrcoef(drawn) - torch.eye(10)).abs().max() < 0.6  # 64 values each
 
 
 def test_euler_takes_the_steps_of_ddim_from_the_same_noise():
-    """The pipeline does not scale latents that it is given, so noise has to arrive at Euler's own size."""
+    """Euler's latents are larger: noise has to arrive at its own size."""
     generator = Generator(tiny_small_pipeline(8))
     ddim, euler = (generator.generate(embedding(8), steps=10, seed=3, scheduler=s)[0] for s in ("ddim", "euler"))
     other = generator.generate(embedding(8), steps=10, seed=4, scheduler="ddim")[0]
@@ -309,7 +371,7 @@ def test_euler_takes_the_steps_of_ddim_from_the_same_noise():
 def test_a_scheduler_that_loses_its_numbers_is_a_sentence_and_no_black_picture():
     generator = Generator(tiny_small_pipeline(8))
     assert np.isfinite(pixels(generator.generate(embedding(8), steps=4, scheduler="euler-a")[0])).all()
-    with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler lost its numbers .* with 3 steps"):
+    with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler made NaN .* with 3 steps; take more steps"):
         generator.generate(embedding(8), steps=3, scheduler="euler-a")  # diffusers' own division by zero
 
 
@@ -321,16 +383,72 @@ def test_a_network_that_loses_its_numbers_is_named():
         generator.generate(embedding(8), steps=4)
 
 
-def test_a_start_shortens_the_drawing():
+def test_an_autoencoder_that_loses_its_numbers_is_named():
+    """As Stable Diffusion's does in float16."""
+    generator = Generator(tiny_small_pipeline(8))
+    with torch.no_grad():
+        generator.pipeline.vae.decoder.layers[-1].weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="The decoder's autoencoder put out NaN"):
+        generator.generate(embedding(8), steps=4)
+
+
+@pytest.mark.parametrize(("strength", "taken"), [(0.1, 2), (0.13, 3), (0.17, 3), (0.01, 1), (1.0, 20)])
+def test_a_start_takes_the_nearest_whole_number_of_steps(strength, taken):
     seen = []
     Generator(tiny_small_pipeline(8)).generate(
         embedding(8),
         steps=20,
         start=Image.new("RGB", (50, 40), "red"),
-        strength=0.1,
+        strength=strength,
         on_step=lambda i, n, p: seen.append((i, n)) or False,
     )
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(i, taken) for i in range(1, taken + 1)]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_what_is_transparent_of_a_start_is_white(mode):
+    generator = Generator(tiny_small_pipeline(8))
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    white = Image.new("RGB", (8, 8), "white")
+    white.putpixel((0, 0), (0, 0, 0))
+    given = clear.convert(mode)
+    assert torch.equal(generator.encode(given), generator.encode(white))
+    assert not torch.allclose(generator.encode(given), generator.encode(Image.new("RGB", (8, 8))))
+
+
+def test_a_decoder_is_loaded_without_what_drawing_does_not_need(stable):
+    width, folder, whole = stable
+    lean = Generator.from_pretrained(folder, prompts=False)
+    assert not lean._empty_prompt.requires_grad  # a gradient would keep the text encoder
+    parts = [lean.pipeline.image_encoder, lean.pipeline.text_encoder, lean.pipeline.tokenizer]
+    assert parts == [None] * 3 and whole.pipeline.text_encoder is not None
+    assert load_pipeline(folder, "cpu").image_encoder is not None  # as fitting a conditioner needs it
+    one, other = (g.generate(embedding(width), steps=3, n_images=2) for g in (lean, whole))
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(one, other, strict=True))
+    with pytest.raises(ValueError, match="no text encoder"):
+        lean.generate(embedding(width), prompt="a")
+
+
+def test_a_decoder_is_loaded_in_the_dtype_asked_for_and_says_what_it_took(stable):
+    width, folder, _ = stable
+    generator = Generator.from_pretrained(folder, dtype=torch.bfloat16, prompts=False)
+    parts = generator.pipeline.unet, generator.pipeline.vae
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
+    assert generator.generate(embedding(width), steps=2)[0].size == (16, 16)
+    cost = generator.cost
+    assert cost.load_s > 0 and cost.step_s > 0 and cost.peak_bytes > 50e6
+    assert re.fullmatch(r"decoder loaded in [\d.]+ s, [\d.]+ s a step, peak memory [\d.]+ GB", str(cost))
+
+
+def test_large_pictures_are_decoded_one_by_one_and_are_the_same(stable, monkeypatch):
+    width, folder, _ = stable
+    whole = Generator.from_pretrained(folder).generate(embedding(width), steps=2, n_images=3)
+    monkeypatch.setattr("fusemix.generation.generator._SMALL_SIDE", 8)
+    large = Generator.from_pretrained(folder)
+    assert large.pipeline.vae.use_slicing and not large.is_small
+    sliced = large.generate(embedding(width), steps=2, n_images=3, guidance=3.0)
+    assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(whole, sliced, strict=True))
 
 
 def test_several_starts_take_turns(monkeypatch):

@@ -1,6 +1,4 @@
-"""Sampling moved towards what was asked for: the arithmetic of a step, the eyes, what it does to pictures."""
-
-import inspect
+"""Sampling moved towards what was asked for: the arithmetic of a step, the gradient, what it does to pictures."""
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ from torch.nn import functional as F
 from fusemix.encoders import load_encoder
 from fusemix.generation.denoising import clean_latents
 from fusemix.generation.generator import Generator, default_steering
-from fusemix.generation.guidance import EVERY, STRENGTH, Seeing, Steering, looked_at, shifted
-from fusemix.generation.sampling import SCHEDULERS, start_late
+from fusemix.generation.guidance import EVERY, SHIFT, STRENGTH, DifferentiableEncoder, Steering, augment, shifted
+from fusemix.generation.sampling import SCHEDULERS, begin
 from fusemix.media import load_image
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
@@ -51,7 +49,7 @@ def decode(latents):
 
 
 def grey_generator(model):
-    """A tiny decoder whose pictures are neither black nor white, so that there is a slope."""
+    """A tiny decoder whose pictures are neither black nor white, so that there is a gradient."""
     pipeline = tiny_small_pipeline(DIM)
     last = pipeline.vae.decoder.layers[-1]
     with torch.no_grad():
@@ -73,16 +71,11 @@ def test_a_moved_step_reads_the_moved_picture_and_the_same_noise(model, name, ki
     config = {**tiny_small_pipeline(DIM).scheduler.config, "prediction_type": kind}
     scheduler = SCHEDULERS[name].from_config(config)
     clean, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
-    x = start_late(scheduler, clean, noise, 10, 6)
-    handed, whole = [], scheduler.step
-    scheduler.step = lambda output, t, sample, **_: handed.append((output, sample)) or whole(output, t, sample)
-    Steering(model, Eyes(), wanted(n=2), strength=0.3).steer(scheduler, decode, seeds=[0, 1])
-    t = scheduler.timesteps[0]
-    seen = scheduler.scale_model_input(x, t)
+    (t, *_), x = begin(scheduler, noise, 10, clean=clean, taken=6)
     a = scheduler.alphas_cumprod[int(t)]
     output = {"v_prediction": a.sqrt() * noise - (1 - a).sqrt() * clean, "epsilon": noise, "sample": clean}[kind]
-    scheduler.step(output, t, x)
-    ((output, sample),) = handed
+    steering = Steering(model, Eyes(), wanted(n=2), strength=0.3)
+    output, sample = steering.move(scheduler, output, t, x, decode, [torch.Generator().manual_seed(i) for i in (0, 1)])
     reached = clean_latents(scheduler, output, t, sample)
     length = (reached - clean).flatten(1).norm(dim=1)
     torch.testing.assert_close(length, 0.3 * clean.flatten(1).norm(dim=1), rtol=1e-3, atol=1e-3)
@@ -91,49 +84,40 @@ def test_a_moved_step_reads_the_moved_picture_and_the_same_noise(model, name, ki
     torch.testing.assert_close(eps, noise, atol=1e-3, rtol=1e-3)
 
 
-def test_only_every_second_step_is_moved_and_strength_zero_moves_none(model):
-    moved = []
+def test_only_every_second_step_is_moved_and_strength_zero_moves_none(model, monkeypatch):
+    generator, taken, moved = grey_generator(model), [], []
+    direction = Steering.direction
+    monkeypatch.setattr(Steering, "direction", lambda *a: moved.append(len(taken)) or direction(*a))
     for strength in (0.2, 0.0):
-        scheduler = tiny_small_pipeline(DIM).scheduler
-        scheduler.set_timesteps(6)
-        whole, sample = scheduler.step, torch.randn(1, 4, 4, 4)
-        scheduler.step = lambda v, t, x, whole=whole, **_: moved.append(bool(v.any())) or whole(v, t, x)
-        Steering(model, Eyes(), wanted(), strength=strength).steer(scheduler, decode, seeds=[0])
-        for t in scheduler.timesteps:
-            scheduler.step(torch.zeros(1, 4, 4, 4), t, sample)
-    assert moved == [i % EVERY == 0 for i in range(6)] + [False] * 6
+        taken.clear()
+        steering = Steering(model, Eyes(), wanted(), strength)
+        generator.from_image_embeds(wanted(), steps=6, steering=steering, on_step=lambda i, n, p: taken.append(i))
+    assert moved == [i for i in range(6) if i % EVERY == 0]
 
 
-def test_the_pipeline_still_finds_what_the_scheduler_takes(model):
-    scheduler = tiny_small_pipeline(DIM).scheduler
-    before = inspect.signature(scheduler.step)
-    Steering(model, Eyes(), wanted()).steer(scheduler, decode, seeds=[0])
-    assert inspect.signature(scheduler.step) == before and "generator" in before.parameters
-
-
-def test_the_slope_is_the_gradient_of_the_cosine(model):
-    """Beside differences of the cosine itself, looked at straight, mirrored and moved as the generator says."""
+def test_the_direction_is_the_gradient_of_the_cosine(model):
+    """Beside differences of the cosine itself, of pictures mirrored and shifted as the generator says."""
     steering = Steering(model, Eyes(), wanted(n=5))
     latents = torch.randn(5, 4, 4, 4)
-    slope = steering.slope(latents, decode, [torch.Generator().manual_seed(i) for i in range(5)])
+    direction = steering.direction(latents, decode, [torch.Generator().manual_seed(i) for i in range(5)])
 
     def cosine(z):
         looks = [torch.Generator().manual_seed(i) for i in range(5)]
-        seen = torch.cat([looked_at(x[None], look) for x, look in zip(decode(z), looks, strict=True)])
+        seen = torch.cat([augment(x[None], look) for x, look in zip(decode(z), looks, strict=True)])
         return steering.similarity(seen, steering.wanted)
 
-    torch.testing.assert_close(slope.flatten(1).norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(direction.flatten(1).norm(dim=1), torch.ones(5))
     with torch.no_grad():
-        rising = (cosine(latents + 1e-2 * slope) - cosine(latents - 1e-2 * slope)) / 2e-2
+        rising = (cosine(latents + 1e-2 * direction) - cosine(latents - 1e-2 * direction)) / 2e-2
         for _ in range(20):
             other = F.normalize(torch.randn(5, 64), dim=1).reshape(latents.shape)
             along = (cosine(latents + 1e-2 * other) - cosine(latents - 1e-2 * other)) / 2e-2
             assert (along < rising).all()
-            expected = rising * (slope * other).flatten(1).sum(1)
+            expected = rising * (direction * other).flatten(1).sum(1)
             torch.testing.assert_close(along, expected, atol=2e-3, rtol=0.05)
 
 
-def test_both_the_picture_and_its_mirror_image_are_looked_at(model):
+def test_both_the_picture_and_its_mirror_image_are_seen(model):
     class Left(Eyes):
         def see(self, pixels):
             seen.append(bool(pixels[..., :2].mean() > pixels[..., 2:].mean()))
@@ -143,7 +127,7 @@ def test_both_the_picture_and_its_mirror_image_are_looked_at(model):
     bright_left = torch.full((1, 4, 4, 4), -3.0)
     bright_left[..., :2] = 3.0
     for _ in range(12):
-        Steering(model, Left(), wanted()).slope(bright_left, decode, [look])
+        Steering(model, Left(), wanted()).direction(bright_left, decode, [look])
     assert set(seen) == {True, False}
 
 
@@ -153,10 +137,35 @@ def test_pictures_are_moved_by_whole_pixels_and_their_border_continued():
     assert torch.equal(shifted(x, 0, 0), x) and torch.equal(shifted(x, 3, 0), x)
 
 
-def test_where_there_is_no_slope_nothing_moves(model):
+def test_every_shift_up_to_the_largest_and_the_mirror_image_are_drawn():
+    x, rng = torch.zeros(1, 1, 32, 32), torch.Generator().manual_seed(0)
+    x[0, 0, 12, 15] = 1.0
+    seen = set()
+    for _ in range(2000):
+        (place,) = (augment(x, rng)[0, 0] > 0.5).nonzero().tolist()
+        seen.add(tuple(place))
+    shifts = range(-SHIFT, SHIFT + 1)
+    columns = {15 + right for right in shifts} | {31 - (15 + right) for right in shifts}
+    assert seen == {(12 + down, column) for down in shifts for column in columns}
+
+
+def test_steering_sees_a_picture_at_another_place_each_time(model):
+    class Spot(Eyes):
+        def see(self, pixels):
+            places.append(int(pixels[0, 0].argmax()))
+            return super().see(pixels)
+
+    places, latents, rng = [], torch.full((1, 4, 32, 32), -3.0), torch.Generator().manual_seed(0)
+    latents[..., 12, 15] = 3.0
+    for _ in range(12):
+        Steering(model, Spot(), wanted()).direction(latents, decode, [rng])
+    assert len(set(places)) > 8
+
+
+def test_where_the_gradient_is_zero_nothing_moves(model):
     flat = torch.zeros(2, 4, 4, 4)
-    slope = Steering(model, Eyes(), wanted()).slope(flat, lambda z: z[:, :3] * 0, [torch.Generator()] * 2)
-    assert torch.equal(slope, flat)
+    direction = Steering(model, Eyes(), wanted()).direction(flat, lambda z: z[:, :3] * 0, [torch.Generator()] * 2)
+    assert torch.equal(direction, flat)
 
 
 def test_steered_pictures_are_nearer_to_what_was_asked_for_and_the_same_seed_draws_the_same(model):
@@ -200,7 +209,7 @@ def test_every_scheduler_can_be_steered_also_from_a_late_start(model, name):
     assert (similarity(steering=steering, **start) - similarity(**start)).mean() > 0.05
 
 
-def test_weights_that_moved_while_drawing_can_be_looked_through(model):
+def test_gradients_pass_through_weights_that_moved_while_drawing(model):
     """As accelerate's offloading moves them, within the call."""
     generator = grey_generator(model)
     vae = generator.pipeline.vae
@@ -258,7 +267,7 @@ def test_small_decoders_are_steered_unless_asked_otherwise_where_the_encoder_can
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite0-deep"])
 def test_gradients_see_what_the_encoder_sees(name):
     encoder = load_encoder(name)
-    assert isinstance(encoder, Seeing)
+    assert isinstance(encoder, DifferentiableEncoder)
     image = load_image(str(APPLE)).resize((64, 64), Image.Resampling.LANCZOS)
     x = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None].requires_grad_()
     seen = encoder.see(x)

@@ -85,6 +85,44 @@ def test_what_does_not_fit_is_refused_on_entry(index, embeddings, count, message
     assert index.counts == {"image": 60, "text": 40}
 
 
+def test_what_cannot_be_kept_is_refused_by_name(tmp_path):
+    index, row = EmbeddingIndex(DIM, model_identity="m", root=tmp_path), np.eye(DIM)[:1]
+    for item, message in [
+        ({"modality": "x"}, "Item 0 has the metadata key 'modality', which the index itself uses; rename"),
+        ({"rank": 1}, "the metadata key 'rank'"),
+        ({"similarity": 1}, "the metadata key 'similarity'"),
+        ({"year": np.int64(3)}, "metadata that JSON cannot hold, 'year'"),
+        ({"score": float("nan")}, "metadata that JSON cannot hold, 'score'"),
+        ({3: "x"}, "a key of type int"),
+        ({"path": "../elsewhere/a.png"}, "The file ../elsewhere/a.png does not lie in"),
+        ({"path": "/etc/passwd"}, "The file /etc/passwd does not lie in"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            index.add("image", row, [item])
+    (tmp_path / "link.png").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match=r"The file link\.png does not lie in"):
+        index.add("image", row, [{"path": "link.png"}])
+    index.add("image", row, [{"path": "sub/../a.png", "group": 0}])
+    assert index.items("image") == [{"path": "sub/../a.png", "group": 0}]
+
+
+def test_an_index_of_nothing_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="The index holds nothing"):
+        EmbeddingIndex(DIM, model_identity="m").save(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_numbers_of_numpy_are_numbers(index, tmp_path):
+    query = np.ones((1, DIM))
+    for top_k in (np.int64(3), np.uint8(3), np.array(3)):
+        assert index.search("text", query, top_k=top_k) == index.search("text", query, top_k=3)
+    with pytest.raises(TypeError, match="integer"):
+        index.search("text", query, top_k=2.5)
+    index.correct("image", unit(np.random.default_rng(1), 9), neighbours=np.int32(2), weight=np.float32(0.5))
+    loaded = EmbeddingIndex.load(index.save(tmp_path / "index"), model_identity="model-a")
+    assert loaded.corrected["image"] == {"bank": 9, "neighbours": 2, "weight": 0.5}
+
+
 @pytest.mark.parametrize(
     ("queries", "top_k", "message"),
     [

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix.data.latent_store import extract
+from fusemix.data.extract import extract
 from fusemix.data.pairs import PairTable
+from fusemix.encoder_identity import check_encoder
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
 from fusemix.search.index import EmbeddingIndex
-from fusemix.search.retriever import DEFAULT_WEIGHTS, Retriever, blend, check_encoder, load_encoders
+from fusemix.search.retriever import DEFAULT_WEIGHTS, Retriever, blend, load_encoders
 from scripts import build_index, search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +142,7 @@ def test_another_encoder_than_the_one_trained_on_is_refused(tiny_model, encoders
     infos = tiny_model.config.encoders
     other = dataclasses.replace(tiny_model.config, encoders=infos | {"text": infos["text"] | {key: "something else"}})
     with pytest.raises(ValueError, match=f"with {key} 'something else'|something else with name"):
-        check_encoder("text", encoders["text"], other)
+        check_encoder("text", other.encoders, encoders["text"].info())
 
 
 def test_a_checkpoint_that_names_no_encoder_is_refused(tiny_model):
@@ -175,8 +177,39 @@ def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, cap
     arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
     assert build_index.main(arguments) == 2
     printed = " ".join(capsys.readouterr().err.split())
-    assert "row 3, column image" in printed and "no picture file" in printed
+    assert "line 3, column image" in printed and "no picture file" in printed
     assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,text\n{folder}/red.png,a caption\n", "red.png does not lie in"),
+        ("video,text\na.mp4,\n", "The index holds nothing"),
+    ],
+)
+def test_the_index_script_builds_none_that_the_app_would_refuse(table, message, checkpoint, pairs, tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text(table.format(folder=pairs.parent))
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
+    assert build_index.main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.field
+def test_every_spelling_of_a_file_is_found_again_by_its_index(checkpoint, pairs, tmp_path, capsys):
+    shutil.copy(pairs.parent / "red.png", tmp_path / "rot é.png")
+    names = ["./rot é.png", str(tmp_path / "rot é.png"), "sub\\..\\rot e\u0301.png"]
+    rows = "".join(f"{name},caption {i},Test\n" for i, name in enumerate(names))
+    (tmp_path / "pairs.csv").write_text("image,text,split\n" + rows, encoding="utf-8")
+    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "i")]
+    assert build_index.main(arguments) == 0
+    assert "3 rows: 0 train, 0 validate" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "3 kept out (test); 0 left out." in said
+    index = Retriever.from_pretrained(checkpoint, tmp_path / "i").index
+    (item,) = index.items("image")
+    assert item["path"] == "rot é.png" and index.path_of(item) == tmp_path / "rot é.png"
 
 
 def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint, encoders, pairs, tmp_path, capsys):
@@ -192,8 +225,8 @@ def test_the_index_script_corrects_hubs_by_a_bank_of_training_latents(checkpoint
     assert 0 < np.abs(half.embeddings("image") - index.embeddings("image")).max() < 1e-3
     for flags, sentence in (
         (["--out", str(tmp_path / "j"), "--correct", "smell"], "the index holds"),
-        (["--index", "qdrant://localhost:1/x"], "not on a Qdrant server"),
-        (["--index", "qdrant://localhost:1/x", "--dtype", "float16"], "a Qdrant server chooses its own"),
+        (["--index", "postgresql://localhost/d/x"], "not in PostgreSQL"),
+        (["--index", "postgresql://localhost/d/x", "--dtype", "float16"], "PostgreSQL chooses its own"),
     ):
         assert build_index.main([*arguments, *flags]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,141 @@
+"""What a cell of a table may hold, and which text it becomes; the rules are in docs/tables.md."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from datetime import date
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+FILE_COLUMNS = ("image", "audio", "video")  # cells are paths relative to the table
+ID_COLUMNS = ("group", "id")
+NAMED_COLUMNS = (*FILE_COLUMNS, "text", "split", *ID_COLUMNS)  # found whatever their capitals
+EXACT = 2**53  # from here on, floating point merges neighbouring whole numbers
+_WHOLE_FLOAT = re.compile(r"(-?(?:0|[1-9]\d*))\.0")  # how pandas writes 3 where a cell of the column is missing
+_HUGE_FLOAT = re.compile(r"-?\d(\.\d+)?e\+\d{2,3}")  # and 10^16 and more
+_MISSING = frozenset({"nan", "<na>", "nat", "none", "null"})  # how programs write a missing group into a .csv
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def cell_text(value: Any, column: str, *, captions: bool) -> str | list[str]:
+    """The text of a cell, empty if there is none; a list where it holds several captions.
+
+    Args:
+        value: As the file has it: text, number, bool, date, None, a list, a dict, bytes.
+        column: Its name, which says what it may be.
+        captions: Whether the column holds texts, of which a cell may hold a list.
+
+    Raises:
+        ValueError: With the rest of a sentence that begins with the cell's place.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        return _checked(text, column, captions) if text else ""
+    if isinstance(value, list | tuple | np.ndarray) and captions:
+        return _captions(list(value), column)
+    if isinstance(value, list | tuple | dict | set | np.ndarray | bytes | bytearray | memoryview):
+        raise ValueError(f"holds {_kind(value)}; expected {_wanted(column, captions)}")
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
+        return ""
+    if column in FILE_COLUMNS:
+        raise ValueError(f"holds {_kind(value)}; expected {_wanted(column, captions)}")
+    return _scalar(value, column)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is no list, dict or bytes."""
+    return not isinstance(value, list | tuple | dict | set | np.ndarray | bytes | bytearray | memoryview)
+
+
+def _scalar(value: Any, column: str) -> str:
+    """Booleans as true and false, dates as ISO 8601, whole numbers in digits whether they came as float or not."""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, date | pd.Timestamp):
+        return value.isoformat()
+    if isinstance(value, np.datetime64):
+        return str(value)
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Decimal):
+        return str(int(value)) if value.is_finite() and value == value.to_integral_value() else str(value)
+    if isinstance(value, Real) and (number := float(value)).is_integer():
+        if column in ID_COLUMNS and abs(number) >= EXACT:
+            raise ValueError(_rounded(value))
+        return str(int(number))
+    return str(value)
+
+
+def _checked(text: str, column: str, captions: bool) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character; is the file UTF-16 without its mark, or no text? Save it as UTF-8")
+    if column in FILE_COLUMNS and _ADDRESS.match(text):
+        raise ValueError(f"holds the address {_short(text)}; expected the path of a file, so fetch it first")
+    if captions and text.startswith(("['", '["', "('", '("', "b'", 'b"')) and _is_literal(text):
+        raise ValueError(
+            f"holds {_short(text)}, a list or bytes written as text; give each caption a row of its own, or use .jsonl "
+            "or .parquet, where a cell may hold a list"
+        )
+    if column == "group" and text.casefold() in _MISSING:
+        raise ValueError(
+            f"holds {text!r}, as programs write a missing value; leave the cell empty, or rename the group"
+        )
+    if column in ID_COLUMNS and (match := _WHOLE_FLOAT.fullmatch(text) or _HUGE_FLOAT.fullmatch(text)):
+        if match.re is _HUGE_FLOAT or len(match[1]) > 16 or abs(int(match[1])) >= EXACT:
+            raise ValueError(_rounded(text))
+        return match[1]
+    return text
+
+
+def _captions(values: list[Any], column: str) -> list[str]:
+    texts = []
+    for value in values:
+        if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+            value = ""
+        if not isinstance(value, str):
+            raise ValueError(f"holds a list with {_kind(value)} in it; expected a list of texts")
+        texts.append(str(cell_text(value, column, captions=True)))
+    return texts
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(element, str) for element in value)
+    return isinstance(value, bytes)
+
+
+def _wanted(column: str, captions: bool) -> str:
+    if column in FILE_COLUMNS:
+        return "the path of a file"
+    return "a text, or a list of texts" if captions else "a text or a number"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value):,} bytes"
+    if isinstance(value, dict):
+        return f"an object ({_short(', '.join(map(str, value)))})"
+    if isinstance(value, list | tuple | set | np.ndarray):
+        return f"a list of {len(value):,}"
+    return f"the {'truth value' if isinstance(value, bool | np.bool_) else 'number or date'} {_short(str(value))}"
+
+
+def _rounded(value: Any) -> str:
+    return (
+        f"holds {_short(str(value))} in floating point, which merges whole numbers from 2^53 on; write such ids as "
+        "text or as whole numbers"
+    )
+
+
+def _short(text: str) -> str:
+    return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)
