@@ -68,7 +68,9 @@ def test_the_wheel_says_version_extras_and_the_command(wheel):
         (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "fusemix = fusemix.cli.app:main" in archive.read(points).decode()
     assert said["Version"] == fusemix.__version__
-    assert {"app", "audio", "encoders", "generate", "hub", "plots", "all"} <= set(said.get_all("Provides-Extra"))
+    assert {"app", "audio", "encoders", "generate", "hub", "plots", "postgres", "all"} <= set(
+        said.get_all("Provides-Extra")
+    )
     core = [text for text in said.get_all("Requires-Dist") if "extra ==" not in text]
     assert len(core) == 13 and not any(text.startswith(("gradio", "diffusers", "matplotlib")) for text in core)
 
