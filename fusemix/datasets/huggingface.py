@@ -1,6 +1,6 @@
 """A Hugging Face dataset, saved on disk (``save_to_disk``) or by its Hub id.
 
-Needs the package ``datasets`` (the extra ``datasets``); nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
+Needs the extra ``datasets``; nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
 the files they name) go into a folder as they are, named by their content. No code from a dataset's repository is run.
 
 Known traps: the id does not fix a revision (give ``id@revision``); a list of captions in one cell becomes several
