@@ -195,6 +195,7 @@ def _translated(text: str, flags: Mapping[str, str], words: Mapping[str, str]) -
         text = text.replace(word, flag)
     one_word = r"[\w/.'\"\\-]"
     for name, flag in flags.items():
+        text = re.sub(rf"(?<!{one_word}){name}=\{{'([^']+)': '([^']+)'\}}", rf"{flag} \1=\2", text)
         pattern = rf"(?<!{one_word})(?:the )?argument {name}\b"
         if "_" in name:
             pattern += rf"|(?<!{one_word}){name}(?![\w/'\"\\-])"

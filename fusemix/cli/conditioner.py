@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fusemix.cli import flags, terminal
-from fusemix.cli.command import entry, guarded
+from fusemix.cli.command import entry, guarded, named_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ def conditioner(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for conditioner.json and its weights.")],
     checkpoint: flags.DefaultCheckpoint = str(flags.REPOSITORY / "checkpoints/default"),
+    encoders: flags.Encoders = None,
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="The revision of the decoder on the Hub.", show_default="main")
     ] = None,
@@ -93,11 +94,11 @@ def conditioner(
     model = FusionModel.from_pretrained(checkpoint)
     pipeline = load_pipeline(resolve(decoder, revision), device)
     check_pipeline(pipeline)
-    encoders = load_encoders(model.config)
+    loaded = load_encoders(model.config, encoders=named_once(encoders or [], flags.FOLDERS))
     targets: dict[str, Tensor] = {}
     fitted: dict[str, dict[str, Pairs]] = {}
     for name in (split, test_split):
-        targets[name], fitted[name] = _split(table, name, limit, model, encoders, pipeline)
+        targets[name], fitted[name] = _split(table, name, limit, model, loaded, pipeline)
     found = fit_conditioner(
         fitted[split],
         targets[split],

@@ -48,6 +48,7 @@ def evaluate(
     ] = None,
     json: flags.Json = None,
     device: flags.Device = "cpu",
+    encoders: flags.Encoders = None,
     bank: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +68,7 @@ def evaluate(
     Example: fusemix evaluate --checkpoint checkpoints/mine --pairs pairs.csv --query text --gallery image --split test
     """
     logging.basicConfig(level=logging.ERROR)
+    from fusemix.encoder_identity import check_encoder
     from fusemix.evaluation.evaluate import evaluate as measure
     from fusemix.evaluation.evaluate import stored_items
     from fusemix.files import write_json
@@ -80,13 +82,14 @@ def evaluate(
     table, stores = _pairs(pairs, columns, split, named_once(latents or [], FORM))
     for column in columns:
         if column in stores:
-            model.config.check_encoder(column, stores[column].encoder)
+            check_encoder(column, model.config.encoders, stores[column].encoder)
+    folders = named_once(encoders or [], flags.FOLDERS)
     queries = None if bank is None else _bank(bank, model, table, query, split)
     embeds = {column: stored_items(model, stores) for column in columns if column in stores}
     with terminal.bar() as bar:
         for column in columns:
             if column not in embeds:
-                embeds[column] = _encoding(model, column, device, bar)
+                embeds[column] = _encoding(model, column, device, folders.get(column), bar)
         values = measure(
             table,
             lambda modality, items: embeds[modality](modality, items),
@@ -143,10 +146,11 @@ def _pairs(
 def _bank(folder: Path, model: FusionModel, table: PairTable | StoredPairs, query: str, split: str | None) -> Tensor:
     """Embeddings of the bank's training queries, known not to be those that are asked."""
     from fusemix.data.latent_store import LatentStore
+    from fusemix.encoder_identity import check_encoder
     from fusemix.search.hubness import bank_items
 
     store = LatentStore.open(folder)
-    model.config.check_encoder(query, store.encoder)
+    check_encoder(query, model.config.encoders, store.encoder)
     asked = {cell.row for cell in table.cells(query, split)}
     items = bank_items(store)
     rows = store.rows[store.rows["item"].isin(items)]
@@ -155,12 +159,11 @@ def _bank(folder: Path, model: FusionModel, table: PairTable | StoredPairs, quer
     return model.embed(query, store.read(items))
 
 
-def _encoding(model: FusionModel, column: str, device: str, bar: Any) -> Embed:
+def _encoding(model: FusionModel, column: str, device: str, folder: str | None, bar: Any) -> Embed:
     """An Embed that runs a column's frozen encoder with a progress bar."""
     from fusemix.evaluation.evaluate import encode_items
 
-    encoder = _encoder(model, column, device)
-    model.config.check_encoder(column, encoder.info())
+    encoder = _encoder(model, column, device, folder)
     task = bar.add_task(column, total=None)
 
     def report(modality: str, done: int, total: int) -> None:
@@ -169,17 +172,15 @@ def _encoding(model: FusionModel, column: str, device: str, bar: Any) -> Embed:
     return encode_items(model, {column: encoder}, report=report)
 
 
-def _encoder(model: FusionModel, column: str, device: str) -> Encoder:
-    from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
+def _encoder(model: FusionModel, column: str, device: str, folder: str | None) -> Encoder:
+    from fusemix.encoders.recorded import load_recorded
 
-    known = model.config.encoders.get(column, {})
-    name = known.get("name") or DEFAULT_ENCODERS.get(column)
-    if name is None or known.get("fingerprint") == "given latents":
+    if model.config.encoders.get(column, {}).get("fingerprint", "given latents") == "given latents":
         raise ValueError(
             f"The checkpoint was trained on {column} latents made elsewhere, which no encoder here can make; "
             f"give them with --latents {column}=DIR."
         )
-    return load_encoder(name, device=device)
+    return load_recorded(column, model.config.encoders, device=device, source=folder)
 
 
 main = entry("evaluate", evaluate)

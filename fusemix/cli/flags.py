@@ -35,6 +35,15 @@ Split = Annotated[str | None, typer.Option(metavar="NAME", help="Use only the ro
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="The torch device that the encoders run on, such as cpu or cuda.")
 ]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODALITY=FOLDER ...",
+        help="Where the folders of the checkpoint's encoders lie here, if it was trained on folders elsewhere; "
+        "they are checked by content.",
+    ),
+]
+FOLDERS = "--encoders MODALITY=FOLDER"
 Seed = Annotated[int, typer.Option(metavar="N", help="The seed of everything that is drawn at random.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this JSON file.")]
 MaxShardSize = Annotated[

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fusemix.cli import flags, terminal
-from fusemix.cli.command import Command, entry, guarded
+from fusemix.cli.command import Command, entry, guarded, named_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def generate(
         ),
     ] = 0.5,
     checkpoint: flags.DefaultCheckpoint = str(flags.REPOSITORY / "checkpoints/default"),
+    encoders: flags.Encoders = None,
     decoder: flags.Decoder = str(flags.REPOSITORY / "checkpoints/unclip-small"),
     conditioner: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of a conditioner, if the decoder holds none.")
@@ -113,7 +114,7 @@ def generate(
     given: dict[str, Path | str | None] = {"audio": audio, "text": text, "image": image}
     queries = {name: value for name, value in given.items() if value is not None}
     _check(queries, out, weight, size, start, from_gallery)
-    asked = _Asked.of(checkpoint, queries, weight, device)
+    asked = _Asked.of(checkpoint, queries, weight, device, named_once(encoders or [], flags.FOLDERS))
     if asked.eyes is None and candidates > 1:
         raise ValueError("--candidates needs an image encoder to choose with; this checkpoint understands no pictures.")
     from fusemix.generation.generator import Generator, default_steering
@@ -160,9 +161,11 @@ class _Asked:
     weights: dict[str, float]
 
     @classmethod
-    def of(cls, checkpoint: str, queries: dict[str, Path | str], weight: float, device: str) -> _Asked:
+    def of(
+        cls, checkpoint: str, queries: dict[str, Path | str], weight: float, device: str, folders: dict[str, str]
+    ) -> _Asked:
         """Load the model and its encoders, and embed the queries."""
-        from fusemix.encoders import load_encoder
+        from fusemix.encoders.recorded import load_recorded
         from fusemix.generation.generator import blend_weights
         from fusemix.model.adapters import FusionModel
 
@@ -172,7 +175,7 @@ class _Asked:
 
         @functools.cache
         def encoder_of(modality: str) -> Encoder:
-            return load_encoder(model.config.encoders[modality]["name"], device=device)
+            return load_recorded(modality, model.config.encoders, device=device, source=folders.get(modality))
 
         eyes = encoder_of("image") if "image" in model.modalities else None
         embeddings = {m: model.embed(m, encoder_of(m).encode([query]))[0] for m, query in queries.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fusemix.cli import flags, terminal
-from fusemix.cli.command import entry, guarded
+from fusemix.cli.command import entry, guarded, named_once
 
 if TYPE_CHECKING:
     from fusemix.model.adapters import FusionModel
@@ -43,6 +43,7 @@ def index(
     batch_size: Annotated[
         int, typer.Option(metavar="ITEMS", help="How many items go through an encoder at once.")
     ] = 32,
+    encoders: flags.Encoders = None,
     bank: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,12 +82,12 @@ def index(
 
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
-    encoders = load_encoders(model.config)
-    if not any(distinct(table, modality) for modality in encoders):
-        raise ValueError(f"{pairs} holds nothing to search: no cell is filled in {', '.join(encoders)}.")
+    loaded = load_encoders(model.config, encoders=named_once(encoders or [], flags.FOLDERS))
+    if not any(distinct(table, modality) for modality in loaded):
+        raise ValueError(f"{pairs} holds nothing to search: no cell is filled in {', '.join(loaded)}.")
     built = _begin(server, model, pairs.parent)
     with terminal.bar() as bar:
-        for modality, encoder in encoders.items():
+        for modality, encoder in loaded.items():
             task = bar.add_task(modality, total=None)
 
             def report(done: int, total: int, task: int = task) -> None:

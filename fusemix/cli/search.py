@@ -39,6 +39,7 @@ def search(
             show_default="demo/index of the clone",
         ),
     ] = str(flags.REPOSITORY / "demo/index"),
+    encoders: flags.Encoders = None,
     top_k: Annotated[int, typer.Option(metavar="K", help="How many hits to show of each kind of item.")] = 10,
     where: Annotated[
         list[str] | None,
@@ -60,7 +61,7 @@ def search(
     from fusemix.files import write_json
     from fusemix.search.retriever import Retriever
 
-    retriever = Retriever.from_pretrained(checkpoint, index)
+    retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
     started = time.perf_counter()
     results = retriever.search(**query, top_k=top_k, where=conditions)
     elapsed = time.perf_counter() - started

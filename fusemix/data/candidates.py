@@ -13,6 +13,7 @@ from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import PairTable
 from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.datasets.splits import side_of, sides
+from fusemix.encoder_identity import check_encoder
 from fusemix.files import write_atomic
 from fusemix.model.adapters import FusionModel
 
@@ -98,7 +99,7 @@ class Candidates:
         if len(self.stores) != 2:
             raise ValueError(f"A checkpoint scores pairs of two modalities, got latents of {list(self.stores)}.")
         for modality, store in self.stores.items():
-            model.config.check_encoder(modality, store.encoder)
+            check_encoder(modality, model.config.encoders, store.encoder)
         parts = []
         for start in range(0, len(self), 16_384):
             some = self.items.iloc[start : start + 16_384]

@@ -11,6 +11,7 @@ import torch
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import Item, PairTable
 from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.encoder_identity import check_encoder
 from fusemix.encoders import Encoder
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
@@ -107,7 +108,7 @@ def correct_hubs(
     """
     stores = [LatentStore.open(folder) for folder in banks]
     for store in stores:
-        model.config.check_encoder(store.modality, store.encoder)
+        check_encoder(store.modality, model.config.encoders, store.encoder)
     chosen = list(modalities) or [m for m in index.counts if m not in {store.modality for store in stores}]
     if unknown := [m for m in chosen if m not in index.counts]:
         raise ValueError(f"Hubs of {unknown} cannot be corrected; the index holds {sorted(index.counts)}.")

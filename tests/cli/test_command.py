@@ -107,6 +107,10 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2(words, sentence, capsys):
         (ValueError("say which by the argument key."), "say which by --key."),
         (ValueError("columns ['batch_size'] and x/batch_size/y"), "columns ['batch_size'] and x/batch_size/y"),
         (ValueError("skip=True leaves them out"), "--on-error skip leaves them out"),
+        (
+            ValueError("it lies here: place={'image': 'hub-image:FOLDER'}."),
+            "it lies here: --place image=hub-image:FOLDER.",
+        ),
         (KeyError("no such name"), "no such name"),
         (ImportError('needs av; run: pip install "fusemix[audio]"'), 'needs av; run: pip install "fusemix[audio]"'),
         (FileNotFoundError(2, "No such file", "/a/[b]"), "There is no file or folder /a/[b]; check the path."),
