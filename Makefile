@@ -1,36 +1,56 @@
-# make demo   sets up .venv and serves the app on http://127.0.0.1:7860
-# make test   sets up .venv and runs the tests
+# make demo     sets up .venv and serves the app on http://127.0.0.1:7860
+# make test     sets up .venv and runs the tests
+# make lint, types, imports, docs, lock, wheel, clean: what CI checks, the API reference, the pinned versions, a package
 PYTHON ?= python3
 PORT ?= 7860
+JOBS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 # CPU-only machines take the CPU build of torch where its index answers; elsewhere pip decides.
 TORCH ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(PY) -m pip install -q --disable-pip-version-check
 
-MODULES = $(subst /,.,$(basename $(filter-out %/__init__.py,$(wildcard fusemix/*.py fusemix/encoders/*.py fusemix/datasets/*.py))))
+SOURCES = $(wildcard fusemix/*.py fusemix/*/*.py fusemix/*/*/*.py)
+MODULES = $(subst /,.,$(basename $(filter-out %/__init__.py,$(SOURCES))))
 
-.PHONY: demo test lint types docs index clean
+.PHONY: demo test lint types imports docs lock wheel index clean
 
 demo: $(VENV)/.run
 	$(PY) app.py --port $(PORT)
 
+# Tests that measure time or drive a browser (marked serial) run alone, after the others.
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not serial"
+	$(PY) -m pytest -n 0 -m "serial and not slow and not gpu" || test $$? = 5  # 5: there is none
 
 lint: $(VENV)/.dev
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 types: $(VENV)/.dev
-	$(VENV)/bin/mypy
+	$(PY) -m mypy
+
+imports: $(VENV)/.dev
+	$(VENV)/bin/lint-imports
 
 docs: $(VENV)/.dev
 	$(PY) -m pdoc --docformat google -o build/api $(MODULES)
 	@echo "build/api/index.html: the API reference, from the docstrings"
 
+# PyTorch keeps its bounds, and what only its CUDA builds need is left out: the right build depends on the machine.
+lock: $(VENV)/.dev
+	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --python-platform linux --no-header --no-annotate \
+	  requirements.txt -o $(VENV)/locked.txt
+	echo "# Written by 'make lock' for Python 3.11 and newer on Linux: pip install -r requirements.lock" > requirements.lock
+	sed -E -e "s/^torch==.*/$$(grep '^torch' requirements.txt)/" -e '/^(nvidia-|cuda-|triton)/d' $(VENV)/locked.txt \
+	  >> requirements.lock
+
+wheel: $(VENV)/.run
+	$(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
 index: $(VENV)/.run
-	$(PY) scripts/build_index.py --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --dtype float16 --out demo/index
+	$(PY) -m fusemix.cli.index --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --dtype float16 --out demo/index
 
 $(VENV)/.torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FuseMix needs Python 3.11 or newer")'
@@ -38,19 +58,19 @@ $(VENV)/.torch: Makefile
 	if $(PY) -c 'import torch' 2>/dev/null; then :; \
 	elif ! command -v nvidia-smi >/dev/null && [ "$$(uname -s)" = Linux ] && \
 	     curl -sfI -m 5 $(TORCH_CPU_INDEX)/torch/ >/dev/null 2>&1; then \
-	  $(PY) -m pip install -q --disable-pip-version-check $(TORCH) --index-url $(TORCH_CPU_INDEX); \
-	else $(PY) -m pip install -q --disable-pip-version-check $(TORCH); fi
+	  $(PIP) $(TORCH) --index-url $(TORCH_CPU_INDEX); \
+	else $(PIP) $(TORCH); fi
 	touch $@
 
 $(VENV)/.run: $(VENV)/.torch requirements.txt pyproject.toml
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	sh scripts/install_test_tools.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -315,7 +315,7 @@ def _check_packed(path: Path) -> None:
 
 def _sentence(error: Exception, files: Mapping[str, Path]) -> str:
     """What went wrong, with the visitor's names for the files and without advice on a command line."""
-    sentence = str(error).replace("; say which with --key.", "; send a file with one.")
+    sentence = str(error).replace("; say which by the argument key.", "; send a file with one.")
     for path in files.values():
         sentence = sentence.replace(str(path), one_line(path.name))
     return sentence

@@ -39,7 +39,7 @@ def join_processes(mixed_precision: str) -> Accelerator:
     if accelerator.num_processes != promised:
         raise RuntimeError(
             f"{promised} processes were started but {accelerator.num_processes} joined; start them with "
-            "'torchrun --standalone --nproc_per_node N scripts/train.py ...'."
+            "'torchrun --standalone --nproc_per_node N -m fusemix.cli.train ...'."
         )
     if promised > 1:
         atexit.register(_leave)

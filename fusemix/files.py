@@ -27,7 +27,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with the temporary path; must create that file.
 
     Raises:
-        OSError: If the disk is full or the folder is read-only, in one sentence; ``path`` is then unchanged.
+        OSError: If the disk is full or the folder is read-only, in one sentence; ``path`` is then unchanged. An error
+            about another file, which ``write`` reads, comes through as it is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,6 +37,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if not _is_about(path, error):
+            raise
         raise type(error)(_not_written(path, error)) from error
     except (RuntimeError, SafetensorError) as error:  # torch, faiss and safetensors write files of their own
         raise OSError(_not_written(path, error)) from error
@@ -74,6 +77,15 @@ def sole_writer(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def _is_about(path: Path, error: OSError) -> bool:
+    """Whether an error says that ``path`` could not be written, not that something else could not be read."""
+    if error.errno is None:
+        return False  # a sentence of ours
+    if error.filename is not None:
+        return Path(os.fsdecode(error.filename)).parent == path.parent
+    return error.errno != errno.ENOENT or not path.parent.is_dir()  # other libraries name no file
 
 
 def _not_written(path: Path, error: Exception) -> str:

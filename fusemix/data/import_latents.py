@@ -294,7 +294,7 @@ def _choose(path: Path, key: str | None, names: list[str], kind: str) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None:
-        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which with --key.")
+        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which by the argument key.")
     if key not in names:
         raise ValueError(f"{path} has no {kind[:-1]} {key!r}; it holds {', '.join(names[:10]) or 'none'}.")
     return key

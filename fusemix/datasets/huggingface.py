@@ -1,6 +1,6 @@
 """A Hugging Face dataset, saved on disk (``save_to_disk``) or by its Hub id.
 
-Needs ``pip install datasets``; nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
+Needs the extra ``datasets``; nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
 the files they name) go into a folder as they are, named by their content. No code from a dataset's repository is run.
 
 Known traps: the id does not fix a revision (give ``id@revision``); a list of captions in one cell becomes several
@@ -16,6 +16,7 @@ from typing import Any
 from fusemix.datasets.base import Pair, Tally, ending_of, kept_captions, lay_down
 from fusemix.datasets.cells import cell_text
 from fusemix.datasets.splits import check_names
+from fusemix.extras import extra
 
 TEXT_NAMES = ("text", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "label_text")
 
@@ -51,10 +52,8 @@ def huggingface(
         ValueError: If a column or split is not there, a split's name is not known, a cell cannot be understood, or it
             is not clear which column is meant.
     """
-    try:
+    with extra("datasets", "Reading Hugging Face datasets"):
         import datasets
-    except ImportError as error:
-        raise ImportError("Reading Hugging Face datasets needs their package: pip install datasets") from error
     loaded = _load(datasets, root, config)
     parts = dict(loaded) if isinstance(loaded, dict) else {str(getattr(loaded, "split", None) or ""): loaded}
     if split is not None and split not in parts:

@@ -114,7 +114,7 @@ class _Downloaded:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"There is no folder of pictures {folder}; make it with img2dataset (docs/datasets.md says how), or "
-                "name it with --images."
+                "name it by the argument images."
             )
         self.folder = folder
         self._files: dict[str, str] = {}

@@ -67,14 +67,14 @@ MODALITIES = dict.fromkeys((*IMAGE_TEXT, "flickr30k", "flickr8k"), _WITH_IMAGES)
 
 @dataclass(frozen=True)
 class Command:
-    """One of the repository's scripts, and the file that says it was done."""
+    """A command of ``fusemix``, and the file that says it was done."""
 
-    script: str
+    name: str
     arguments: tuple[str, ...]
     makes: Path | None = None
 
     def __str__(self) -> str:
-        return shlex.join(["python", f"scripts/{self.script}", *self.arguments])
+        return shlex.join(["fusemix", self.name, *self.arguments])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Setting:
         work: Tables, latents and checkpoints go here.
         encoders: Modality -> encoder.
         seeds: One training run each.
-        training: Flags of train.py, after the paper's.
+        training: Flags of ``fusemix train``, after the paper's.
         device: Torch device of the encoders.
         train_on: Instead of the recipe's datasets.
         decoder: Folder or Hub id of a Stable unCLIP.
@@ -116,7 +116,7 @@ def sets_of(recipe: Recipe, setting: Setting) -> dict[str, tuple[tuple[str, str]
     for name, (modalities, datasets) in recipe.sets.items():
         chosen = tuple(d for d in setting.train_on if MODALITIES[d] == modalities) if setting.train_on else datasets
         if not chosen:
-            raise ValueError(f"--train-on names no dataset with {' and '.join(modalities)}.")
+            raise ValueError(f"train_on names no dataset with {' and '.join(modalities)}.")
         sets[name] = (modalities, chosen)
     return sets
 
@@ -149,7 +149,7 @@ def _lacks(name: str, root: Path, splits: set[str]) -> str:
     absent = f"no pair of split {' and '.join(sorted(splits - seen))} can be made from {root}"
     if tally.missing:
         absent += f"; {len(tally.missing):,} files are not there, the first {tally.missing[0][1]}"
-    return f"{absent}. {SOURCES[name]} python scripts/make_table.py {name} --about says more."
+    return f"{absent}. {SOURCES[name]} fusemix table {name} --about says more."
 
 
 def commands(recipe: Recipe, setting: Setting) -> list[Command]:
@@ -162,7 +162,7 @@ def commands(recipe: Recipe, setting: Setting) -> list[Command]:
     for name, (modalities, datasets) in sets.items():
         joined = work / f"tables/{name}.parquet"
         pieces = [f"{dataset}={tables[dataset]}" for dataset in datasets]
-        done.append(_command("join_tables.py", "--tables", *pieces, "--splits", "train", "val", "--out", joined))
+        done.append(_command("join", "--tables", *pieces, "--splits", "train", "val", "--out", joined))
         stores[name] = {m: work / f"latents/{name}-{m}" for m in modalities}
         done += [_extract(joined, m, folder, setting, "--on-error", "skip") for m, folder in stores[name].items()]
     for test in recipe.tests:
@@ -173,12 +173,12 @@ def commands(recipe: Recipe, setting: Setting) -> list[Command]:
         latents = [word for name in sets for word in ("--latents", *_pieces(stores[name]))]
         flags = [*TRAINING, f"--seed={seed}", *setting.training]
         train: tuple[object, ...] = (*latents, "--out", checkpoint, *flags)
-        done.append(_command("train.py", *train, makes=checkpoint / "training.png"))
+        done.append(_command("train", *train, makes=checkpoint / "history.json"))
         for test in recipe.tests:
             for query, gallery in (MODALITIES[test][::-1], MODALITIES[test]):
                 done.append(
                     _command(
-                        "evaluate.py", "--checkpoint", checkpoint, "--pairs", tables[test], "--query", query,
+                        "evaluate", "--checkpoint", checkpoint, "--pairs", tables[test], "--query", query,
                         "--gallery", gallery, "--split", "test", "--latents", *_pieces(stores[test]),
                         "--json", result(setting, seed, test, query, gallery),
                     )
@@ -187,7 +187,7 @@ def commands(recipe: Recipe, setting: Setting) -> list[Command]:
         first = work / f"seed{setting.seeds[0]}"
         done.append(
             _command(
-                "train_conditioner.py", "--checkpoint", first, "--decoder", setting.decoder, "--pairs",
+                "conditioner", "--checkpoint", first, "--decoder", setting.decoder, "--pairs",
                 setting.conditioner_pairs, "--device", setting.device, "--out", work / "conditioner",
                 makes=work / "conditioner/conditioner.json",
             )
@@ -195,7 +195,7 @@ def commands(recipe: Recipe, setting: Setting) -> list[Command]:
         sound = ROOT / "demo/gallery/sounds/sound-ambi-sauna.mp3"
         done.append(
             _command(
-                "generate.py", "--checkpoint", first, "--decoder", setting.decoder, "--conditioner",
+                "generate", "--checkpoint", first, "--decoder", setting.decoder, "--conditioner",
                 work / "conditioner", "--audio", sound, "--device", setting.device, "--out", work / "sound.png",
             )
         )  # fmt: skip
@@ -207,18 +207,18 @@ def result(setting: Setting, seed: int, test: str, query: str, gallery: str) -> 
     return setting.work / f"seed{seed}/{test}_test_{query}_to_{gallery}.json"
 
 
-def _command(script: str, *arguments: object, makes: Path | None = None) -> Command:
+def _command(name: str, *arguments: object, makes: Path | None = None) -> Command:
     words = tuple(map(str, arguments))
-    if makes is None and "--out" in words and script != "extract.py":
+    if makes is None and "--out" in words and name != "extract":
         makes = Path(words[words.index("--out") + 1])
-    return Command(script, words, makes)
+    return Command(name, words, makes)
 
 
 def _make_table(name: str, path: Path, setting: Setting) -> Command:
     options: list[object] = [*TABLE_OPTIONS.get(name, ())]
     if name == "visual-genome":
         options += ["--karpathy", *_karpathy_files(setting.roots)]
-    return _command("make_table.py", name, "--root", setting.roots[name], "--out", path, *options)
+    return _command("table", name, "--root", setting.roots[name], "--out", path, *options)
 
 
 def _karpathy_files(roots: Mapping[str, Path]) -> list[Path]:
@@ -236,7 +236,7 @@ def _karpathy_files(roots: Mapping[str, Path]) -> list[Path]:
 
 def _extract(table: Path, modality: str, folder: Path, setting: Setting, *more: str) -> Command:
     return _command(
-        "extract.py", "--pairs", table, "--column", modality, "--encoder", setting.encoders[modality], "--out", folder,
+        "extract", "--pairs", table, "--column", modality, "--encoder", setting.encoders[modality], "--out", folder,
         "--device", setting.device, *more,
     )  # fmt: skip
 

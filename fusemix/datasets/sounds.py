@@ -100,7 +100,7 @@ def esc50(root: Path, tally: Tally, *, test_fold: int = 5, val_fold: int | None 
     figure is the mean over the five test folds: make five tables.
 
     Known traps: clips cut from one recording are in one fold; never divide them otherwise. A batch holds many
-    clips of one class, which are no wrong answers: train with --multi-positive.
+    clips of one class, which are no wrong answers: train with multi_positive.
 
     Args:
         root: Holds ``meta/esc50.csv`` and ``audio``.

@@ -55,8 +55,8 @@ def _tested_on(root: Path, karpathy: Sequence[Path], tally: Tally) -> set[int]:
     """Numbers of the pictures that stand in val or test of the datasets that Karpathy's files describe."""
     if not karpathy:
         tally.notes.append(
-            "Nothing was dropped for standing in COCO's val or test: give --karpathy dataset_coco.json before you "
-            "report figures on COCO."
+            "Nothing was dropped for standing in COCO's val or test: give dataset_coco.json by the argument karpathy "
+            "before you report figures on COCO."
         )
         return set()
     named = dict(held_out(path) for path in karpathy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from fusemix.encoders.base import Concatenation, Encoder
+from fusemix.extras import extra
 
 # name -> (module, class); a new encoder is one class and one line here.
 PACKAGED = {
@@ -30,6 +31,7 @@ _WHISPER = (
     "large-v3",
     "large-v3-turbo",
 )
+_SOUNDS = ("fusemix.encoders.audio", "fusemix.encoders.speech")
 DEFAULT_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm-l6", "audio": "whisper-tiny.en"}
 
 __all__ = ["DEFAULT_ENCODERS", "PACKAGED", "Encoder", "load_encoder"]
@@ -57,11 +59,14 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
         from fusemix.encoders import hub
 
         kind = hub.Spec.parse(name).kind
-        if kind == "hub-image":
-            return hub.HubImage(name, device=device)
-        return hub.HubText(name, device=device) if kind == "hub-text" else hub.HubAudio(name, device=device)
+        with extra("hub", f"The encoder {name}"):
+            if kind == "hub-image":
+                return hub.HubImage(name, device=device)
+            return hub.HubText(name, device=device) if kind == "hub-text" else hub.HubAudio(name, device=device)
     if name not in PACKAGED:
         raise ValueError(f"No encoder is called {name!r}; expected one of {sorted(PACKAGED)}, or hub-image:owner/name.")
     module, class_name = PACKAGED[name]
-    encoder: Encoder = getattr(importlib.import_module(module), class_name)(device=device)
+    sounds = ("av", "whisper") if module in _SOUNDS else ()
+    with extra("audio" if sounds else "encoders", f"The encoder {name}", *sounds):
+        encoder: Encoder = getattr(importlib.import_module(module), class_name)(device=device)
     return encoder

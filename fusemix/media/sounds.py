@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
-import av
 import numpy as np
 
+from fusemix.extras import extra
 from fusemix.media.sentences import MediaError, check_file, shown
 
 SAMPLE_RATE = 16_000  # Hz, what Whisper hears
@@ -98,6 +98,7 @@ def _checked_rate(sample_rate: Any) -> int:
 
 def _decoded(source: Any, name: str) -> Pieces:
     """What FFmpeg's libraries make of a file, frame by frame."""
+    av = _av()
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     seconds = 0.0
     try:
@@ -118,6 +119,13 @@ def _decoded(source: Any, name: str) -> Pieces:
                 f"{name} is not a sound that can be read; send a wav, mp3, ogg, flac, m4a or webm recording."
             ) from error
         raise MediaError(f"{name} is damaged or cut short; record or export it again.") from error
+
+
+def _av() -> Any:
+    """Import PyAV, which only sounds need."""
+    with extra("audio", "Reading sounds"):
+        import av
+    return av
 
 
 def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) -> np.ndarray:
@@ -182,8 +190,8 @@ def _resampled(pieces: Pieces, max_duration_s: float, to_rate: int) -> np.ndarra
         if rate == to_rate:
             parts.append(values)
         elif len(values):
-            resampler = resampler or av.AudioResampler(format="fltp", layout="mono", rate=to_rate)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values[None]), format="fltp", layout="mono")
+            resampler = resampler or _av().AudioResampler(format="fltp", layout="mono", rate=to_rate)
+            frame = _av().AudioFrame.from_ndarray(np.ascontiguousarray(values[None]), format="fltp", layout="mono")
             frame.sample_rate = rate
             parts.extend(piece.to_ndarray()[0] for piece in resampler.resample(frame))
     if resampler is not None:

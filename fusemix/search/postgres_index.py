@@ -21,16 +21,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from torch import Tensor
 
+from fusemix.extras import extra
 from fusemix.search.index import Hit, check_where, checked_items, checked_queries, item_path
 
-try:
+with extra("postgres", "An index in PostgreSQL"):
     import psycopg
     from pgvector import Vector
     from pgvector.psycopg import register_vector
     from psycopg import sql
     from psycopg.types.json import Jsonb
-except ImportError as error:
-    raise ImportError('An index in PostgreSQL needs its client: pip install "fusemix[postgres]".') from error
 
 SCHEMES = ("postgresql", "postgres")
 FORMAT = "fusemix-1"

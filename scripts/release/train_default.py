@@ -98,11 +98,11 @@ def main(argv: list[str] | None = None) -> int:
     speech = {name: args.work / f"speech-{name}" for name in ("flickr8k", "gallery")}
     if not (speech["flickr8k"] / "pairs.csv").exists():
         call(
-            "synthesise_speech.py", "--pairs", args.flickr8k, "--split", "train", "--per-group", 2,
+            "release/synthesise_speech.py", "--pairs", args.flickr8k, "--split", "train", "--per-group", 2,
             "--out", speech["flickr8k"],
         )  # fmt: skip
     if not (speech["gallery"] / "pairs.csv").exists():
-        call("synthesise_speech.py", "--pairs", args.gallery, "--per-group", 2, "--out", speech["gallery"])
+        call("release/synthesise_speech.py", "--pairs", args.gallery, "--per-group", 2, "--out", speech["gallery"])
     pairs = args.work / "pairs.csv"
     if not pairs.exists():
         frame = one_table(args.flickr8k, args.gallery, {name: out / "pairs.csv" for name, out in speech.items()})

@@ -309,7 +309,7 @@ def test_webdataset_shards_are_unpacked_under_our_own_names(tmp_path, capsys):
 def test_hugging_face_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert make_table.main(["huggingface", "--root", "owner/name", "--out", str(tmp_path / "t.csv")]) == 2
-    assert "pip install datasets" in capsys.readouterr().err
+    assert "fusemix[datasets]" in capsys.readouterr().err
 
 
 def test_hugging_face_ids_are_asked_for_by_revision(tmp_path, monkeypatch):

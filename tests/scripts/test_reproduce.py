@@ -29,52 +29,52 @@ def setting(root, **more):
     return Setting(roots=roots, work=Path(root) / "work", encoders=ENCODERS, **more)
 
 
-def words(recipe, script, **more):
-    return [c.arguments for c in commands(RECIPES[recipe], setting("/data", **more)) if c.script == script]
+def words(recipe, name, **more):
+    return [c.arguments for c in commands(RECIPES[recipe], setting("/data", **more)) if c.name == name]
 
 
 def test_the_training_command_has_the_papers_settings():
-    (train,) = words("flickr30k", "train.py")
+    (train,) = words("flickr30k", "train")
     facts = (
         "--recipe=paper --depth=4 --expansion=4 --dropout=0.6 --embed-dim=512 --mixup-alpha=1 --batch-size=40960 "
         "--epochs=500 --learning-rate=1e-3 --warmup-steps=100 --weight-decay=0.1 --temperature=0.07 --seed=42"
     )
     assert set(facts.split()) <= set(train)
-    small = words("flickr30k", "train.py", seeds=(3, 4), training=["--epochs=2"])
+    small = words("flickr30k", "train", seeds=(3, 4), training=["--epochs=2"])
     assert [command[-2:] for command in small] == [("--seed=3", "--epochs=2"), ("--seed=4", "--epochs=2")]
 
 
 def test_four_datasets_are_trained_on_and_only_a_test_split_is_evaluated():
-    tables = words("flickr30k", "make_table.py")
+    tables = words("flickr30k", "table")
     assert [t[0] for t in tables] == ["coco", "visual-genome", "sbu", "cc3m", "flickr30k"]
     assert tables[1][-2:] == ("--karpathy", "/data/coco/dataset_coco.json")
-    (join,) = words("flickr30k", "join_tables.py")
+    (join,) = words("flickr30k", "join")
     assert not any("flickr30k.parquet" in word for word in join)
     assert join[join.index("--splits") + 1 : join.index("--out")] == ("train", "val")
-    tests = [c for c in words("flickr30k", "extract.py") if "flickr30k.parquet" in c[1]]
+    tests = [c for c in words("flickr30k", "extract") if "flickr30k.parquet" in c[1]]
     assert len(tests) == 2 and all(c[-2:] == ("--split", "test") and "skip" not in c for c in tests)
-    asked = words("flickr30k", "evaluate.py")
+    asked = words("flickr30k", "evaluate")
     assert [(c[5], c[7], c[9]) for c in asked] == [("text", "image", "test"), ("image", "text", "test")]
-    assert [t[0] for t in words("clotho", "make_table.py")] == ["audiocaps", "clotho"]
-    assert ENCODERS["audio"] in words("clotho", "extract.py")[0]
+    assert [t[0] for t in words("clotho", "table")] == ["audiocaps", "clotho"]
+    assert ENCODERS["audio"] in words("clotho", "extract")[0]
 
 
 def test_audio_to_image_goes_through_text_into_the_decoders_space():
-    (train,) = words("audio-to-image", "train.py")
+    (train,) = words("audio-to-image", "train")
     pairs = [train[i + 1 : i + 3] for i, word in enumerate(train) if word == "--latents"]
     assert [[piece.split("=")[0] for piece in pair] for pair in pairs] == [["image", "text"], ["audio", "text"]]
-    assert [c.script for c in commands(RECIPES["audio-to-image"], setting("/data"))][-2:] == [
-        "train_conditioner.py", "generate.py"
+    assert [c.name for c in commands(RECIPES["audio-to-image"], setting("/data"))][-2:] == [
+        "conditioner", "generate"
     ]  # fmt: skip
 
 
 def test_datasets_to_train_on_can_be_chosen():
-    (join,) = words("flickr30k", "join_tables.py", train_on=["flickr30k"])
+    (join,) = words("flickr30k", "join", train_on=["flickr30k"])
     assert join[1].startswith("flickr30k=")
     with pytest.raises(ValueError, match="'imagenet' cannot be trained on"):
-        words("flickr30k", "train.py", train_on=["imagenet"])
+        words("flickr30k", "train", train_on=["imagenet"])
     with pytest.raises(ValueError, match="names no dataset with audio and text"):
-        words("clotho", "train.py", train_on=["coco"])
+        words("clotho", "train", train_on=["coco"])
 
 
 def test_joined_tables_keep_their_items_apart_and_leave_test_rows_out(tmp_path):
@@ -189,7 +189,7 @@ def test_what_is_missing_is_said_precisely_and_where_it_comes_from(tmp_path, cap
     assert not (tmp_path / "w").exists()
     assert reproduce.main(["flickr30k", "--root", str(tmp_path), "--dry-run"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 13 and all(line.startswith("python scripts/") for line in out)
+    assert len(out) == 13 and all(line.startswith("fusemix ") for line in out)
     assert reproduce.main(["coco", "--data", "nothing=/x"]) == 2
     assert "--data takes DATASET=DIR" in capsys.readouterr().err
 
@@ -197,22 +197,22 @@ def test_what_is_missing_is_said_precisely_and_where_it_comes_from(tmp_path, cap
 def test_flickr8k_still_runs_what_it_ran(capsys):
     assert reproduce.main(["--pairs", "p.csv", "--work", "w", "--seeds", "1", "--dry-run"]) == 0
     old_call = capsys.readouterr().out
-    extract, evaluate = "python scripts/extract.py --pairs p.csv --column", "--checkpoint w/seed1 --pairs p.csv --query"
+    extract, evaluate = "fusemix extract --pairs p.csv --column", "--checkpoint w/seed1 --pairs p.csv --query"
     stores = "--split dev --latents image=w/image-dev text=w/text-dev --json w/seed1"
     assert old_call.splitlines() == [
         f"{extract} image --encoder efficientnet-lite0 --split train --out w/image-train",
         f"{extract} image --encoder efficientnet-lite0 --split dev --out w/image-dev",
         f"{extract} text --encoder minilm-l6 --split train --out w/text-train",
         f"{extract} text --encoder minilm-l6 --split dev --out w/text-dev",
-        "python scripts/train.py --latents image=w/image-train text=w/text-train --out w/seed1 --recipe paper --seed 1 "
+        "fusemix train --latents image=w/image-train text=w/text-train --out w/seed1 --recipe paper --seed 1 "
         "--val-fraction 0.02 --eval-every 5 --save-every 5",
-        f"python scripts/evaluate.py {evaluate} text --gallery image {stores}/text_to_image.json",
-        f"python scripts/evaluate.py {evaluate} image --gallery text {stores}/image_to_text.json",
+        f"fusemix evaluate {evaluate} text --gallery image {stores}/text_to_image.json",
+        f"fusemix evaluate {evaluate} image --gallery text {stores}/image_to_text.json",
     ]
     assert reproduce.main(["flickr8k", "--pairs", "p.csv", "--work", "w", "--seeds", "1", "--dry-run"]) == 0
     assert capsys.readouterr().out == old_call
     assert reproduce.main(["flickr8k", "--root", "/data", "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith("python scripts/make_table.py flickr8k --root /data/flickr8k --out ")
+    assert capsys.readouterr().out.startswith("fusemix table flickr8k --root /data/flickr8k --out ")
     assert reproduce.main(["flickr8k", "--pairs", "p.csv", "--", "--epochs=2"]) == 2
 
 

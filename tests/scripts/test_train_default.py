@@ -1,9 +1,10 @@
 """The recipe of checkpoints/default: its table, its members' flags, its card. Training itself takes an hour."""
 
 import pandas as pd
+import typer
 
+from fusemix.cli.train import SetCommand, train
 from fusemix.encoders import PACKAGED
-from scripts import train
 from scripts.release import train_default
 
 
@@ -38,6 +39,13 @@ def test_the_table_leaves_out_test_rows_and_real_voices_and_repeats_the_gallerys
     assert table["group"].str.match("(flickr8k|gallery)-").all()
 
 
+def parse(words):
+    """What ``fusemix train`` reads from these words: parameter -> value."""
+    app = typer.Typer()
+    app.command(cls=SetCommand)(train)
+    return typer.main.get_command(app).make_context("train", words).params
+
+
 def test_every_member_is_trained_with_flags_that_the_trainer_takes(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(train_default, "call", lambda script, *given: calls.append((script, [*map(str, given)])))
@@ -45,15 +53,14 @@ def test_every_member_is_trained_with_flags_that_the_trainer_takes(tmp_path, mon
     args = train_default.parse(["--flickr8k", "pairs.csv", "--work", str(tmp_path), "--seed", "7"])
     for name in train_default.MEMBERS:
         train_default.train_member(name, args)
-    base, sounds = [train.parse(given) for _, given in calls[:2]], [train.parse(given) for _, given in calls[2:]]
+    parsed = [parse(given) for _, given in calls]
+    base, sounds = parsed[:2], parsed[2:]
     assert [script for script, _ in calls] == ["train.py"] * 4
-    assert [a.recipe for a in (base[0], sounds[0])] == ["two-path", "views"]
+    assert [a["recipe"] for a in (base[0], sounds[0])] == ["two-path", "views"]
     for first, then in (base, sounds):
-        assert then.init == str(first.out) and then.frozen == ["image", "text"] and not first.frozen
-        assert (then.recipe, then.embed_dim, then.expansion, then.seed) == (
-            first.recipe, first.embed_dim, first.expansion, first.seed,
-        )  # fmt: skip
-    assert base[0].seed == 7 != sounds[0].seed
+        assert then["init"] == str(first["out"]) and then["frozen"] == ["image", "text"] and not first["frozen"]
+        assert all(then[name] == first[name] for name in ("recipe", "embed_dim", "expansion", "seed"))
+    assert base[0]["seed"] == 7 != sounds[0]["seed"]
     assert set(train_default.ENCODERS.values()) <= set(PACKAGED)
 
 

@@ -255,4 +255,4 @@ def test_the_search_script_ends_bad_input_with_one_sentence(checkpoint, index_fo
 def test_the_scripts_run_from_a_plain_clone(tmp_path):
     for script in ("search.py", "build_index.py"):
         command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
-        assert "usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        assert "Usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout

@@ -1,6 +1,5 @@
 """--profile and --tensorboard: the stages add up, the events are those of the run."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusemix.cli.train import main
 from fusemix.data.latent_store import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.curves import TensorBoard
 from fusemix.training.profiling import STAGES, profile
 from fusemix.training.trainer import Progress
 
@@ -27,13 +28,6 @@ def stores(tmp_path):
         m: write_latents(tmp_path / m, rng.normal(size=(300, d)).astype(np.float32), modality=m, name=m)
         for m, d in dims.items()
     }
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -64,8 +58,8 @@ def test_the_command_profiles_and_leaves_only_the_trace(stores, tmp_path):
 def test_tensorboard_that_is_missing_is_said_before_training(stores, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     latents = [f"{name}={tmp_path / name}" for name in stores]
-    assert script().main(["--latents", *latents, "--out", str(tmp_path / "out"), "--tensorboard"]) == 2
-    assert "pip install tensorboard" in capsys.readouterr().err
+    assert main(["--latents", *latents, "--out", str(tmp_path / "out"), "--tensorboard"]) == 2
+    assert "fusemix[tensorboard]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -74,7 +68,7 @@ def test_the_events_of_a_resumed_run_replace_those_beyond_it(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def write(steps, loss, recall=None):
-        board = script().TensorBoard(tmp_path / "runs")
+        board = TensorBoard(tmp_path / "runs")
         for step in steps:
             board.add(Progress(step, 9, 0, loss, 0.07, 1e-3, 1.0, recall))
         board.close()

@@ -162,7 +162,7 @@ class Loop:
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"{self.path} belongs to a network of other sizes; choose another --work folder or the same flags."
+                f"{self.path} belongs to a network of other sizes; choose another folder or the same settings."
             ) from error
         return int(state["step"])
 

@@ -1,0 +1,1 @@
+"""The command ``fusemix``: each module reads the flags of one command, calls the library and prints."""

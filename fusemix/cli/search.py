@@ -1,0 +1,102 @@
+"""``fusemix search``: words, a picture or a sound -> the nearest items of an index."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fusemix.cli import flags, terminal
+from fusemix.cli.command import entry, guarded, named_once
+
+if TYPE_CHECKING:
+    from fusemix.search.index import Hit
+
+QUERY = "What to search with (one of them)"
+
+
+@guarded(stopped="Stopped.")
+def search(
+    checkpoint: flags.Checkpoint,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help="Words to look for, at most 2,000 characters.", rich_help_panel=QUERY),
+    ] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture file.", rich_help_panel=QUERY)] = None,
+    audio: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A sound file of at most 10 minutes.", rich_help_panel=QUERY),
+    ] = None,
+    index: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|ADDRESS",
+            help="The index: a folder, or postgresql://user@host:port/database/collection.",
+            show_default="demo/index of the clone",
+        ),
+    ] = str(flags.REPOSITORY / "demo/index"),
+    encoders: flags.Encoders = None,
+    top_k: Annotated[int, typer.Option(metavar="K", help="How many hits to show of each kind of item.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Search only items with this metadata, such as licence=CC0-1.0."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the hits to this JSON file.")] = None,
+) -> None:
+    """Find the pictures, sounds and captions of an index that are nearest to words, a picture or a sound.
+
+    Example: fusemix search --checkpoint checkpoints/default --text "a dog running on the grass" --top-k 5
+    """
+    given = {"text": text, "image": image, "audio": audio}
+    query = {modality: value for modality, value in given.items() if value is not None}
+    if len(query) != 1:
+        raise ValueError(f"Give one of --text, --image and --audio to search with, got {len(query)}.")
+    if top_k < 1:
+        raise ValueError(f"top_k must be >= 1, got {top_k}.")
+    conditions = named_once(where or [], "--where KEY=VALUE, such as licence=CC0-1.0", empty=True)
+    from fusemix.files import write_json
+    from fusemix.search.retriever import Retriever
+
+    retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
+    started = time.perf_counter()
+    results = retriever.search(**query, top_k=top_k, where=conditions)
+    elapsed = time.perf_counter() - started
+    if json:
+        write_json(json, to_json(query, results))
+    for modality, hits in results.items():
+        terminal.show(tabulate(modality, hits))
+    terminal.result(f"{elapsed * 1000:.0f} ms, {len(retriever.index):,} items")
+
+
+def tabulate(modality: str, hits: list[Hit]) -> Table:
+    """The hits of one modality as a table for the terminal."""
+    table = Table(title=modality, title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("similarity", justify="right")
+    table.add_column("item")
+    table.add_column("source, licence", style="dim")
+    for hit in hits:
+        label = hit.item.get("caption") or hit.item.get("text", "")
+        place = f"\n{hit.item['path']}" if "path" in hit.item else ""
+        origin = ", ".join(filter(None, (hit.item.get("source"), hit.item.get("licence"))))
+        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", label + place, origin)
+    return table
+
+
+def to_json(query: dict[str, str], results: dict[str, list[Hit]]) -> dict[str, Any]:
+    """JSON-ready results: rank and similarity beside each item's metadata."""
+    hits = {
+        modality: [{"rank": hit.rank, "similarity": hit.similarity, **hit.item} for hit in found]
+        for modality, found in results.items()
+    }
+    return {"query": query, "hits": hits}
+
+
+main = entry("search", search)
+
+if __name__ == "__main__":
+    sys.exit(main())
