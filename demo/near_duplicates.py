@@ -20,6 +20,7 @@ from fusemix.search.fusion import FusedHit
 from fusemix.search.index import Hit
 
 NEAR = 0.98  # cosine of two embeddings from which on their pictures are looked at
+NEAR_OF_ONE_NAME = 0.96  # the same where both are called the same, articles aside: "birthday cake", "a birthday cake"
 PATCHES = 16  # a picture, cut to what is on it, is looked at in so many rows and columns
 MOST_APART = 255 / 6  # of the mean colours of a patch; two emoji with other mouths are farther apart
 _BLANK = 24  # of 255: what differs less from white is margin
@@ -45,12 +46,20 @@ def distinct(
     for hit in hits:
         if not isinstance(hit, FusedHit) or "image" in hit.faces:
             row = embedding_of(hit)
-            near = [other for other, e in pictures if float(e @ row) >= NEAR]
+            near = [
+                other
+                for other, e in pictures
+                if float(e @ row) >= (NEAR_OF_ONE_NAME if _name(other) == _name(hit) else NEAR)
+            ]
             if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
                 continue
             pictures.append((hit, row))
         kept.append(replace(hit, rank=len(kept) + 1))
     return kept
+
+
+def _name(found: Hit | FusedHit) -> str:
+    return str(found.item.get("caption", "")).casefold().removeprefix("a ").removeprefix("an ")
 
 
 def alike(a: Path | None, b: Path | None) -> bool:

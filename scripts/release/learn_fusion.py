@@ -40,7 +40,7 @@ from fusemix.search.transcripts import only_words
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = ("image", "text", "audio")
-WRONGLY_SHOWN = 0.05  # of the queries that no sound fits
+WRONGLY_SHOWN = 0.02  # of the queries that no sound fits
 NO_NOUNS = frozenset(
     re.findall(
         r"\w+",
