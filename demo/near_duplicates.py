@@ -49,7 +49,7 @@ def distinct(
             near = [
                 other
                 for other, e in pictures
-                if float(e @ row) >= (NEAR_OF_ONE_NAME if _name(other) == _name(hit) else NEAR)
+                if float(e @ row) >= (NEAR_OF_ONE_NAME if _name(other) == _name(hit) != "" else NEAR)
             ]
             if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
                 continue

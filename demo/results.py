@@ -44,7 +44,7 @@ def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False)
         answer: To tell of.
         asked: The query in words and signs.
         link: Of the search; "" for none.
-        correct: Whether the words heard stand in a field where they can be corrected and searched with.
+        correct: Whether words that were misheard or mistyped can be corrected and searched with, right there.
     """
     took = f"{answer.n_items:,} items searched in {max(answer.seconds, 0.01):.2f} s"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
@@ -55,16 +55,22 @@ def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False)
     return (
         f'<div class="fm-line" data-files="{files}"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
-        + (_heard(answer.heard) if correct and answer.heard else "")
+        + (_heard(answer.heard, answer.perhaps) if correct and (answer.heard or answer.perhaps) else "")
+        + (_meant(answer.meant) if correct and answer.meant else "")
         + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in lines)
     )
 
 
-def _heard(words: str) -> str:
+def _meant(words: str) -> str:
+    return f'<p class="fm-doubt">Did you mean <button type="button" class="fm-meant">{escape(words)}</button>?</p>'
+
+
+def _heard(words: str, perhaps: str) -> str:
     """The words heard, in a field of their own: whoever was misheard corrects them."""
+    label = "Words heard" if words else "Did you say"
     return (
-        '<form class="fm-heard"><label>Words heard '
-        f'<input type="text" value="{escape(words)}" maxlength="2000"></label>'
+        f'<form class="fm-heard"><label>{label} '
+        f'<input type="text" value="{escape(words or perhaps)}" maxlength="2000"></label>'
         '<button type="submit">Search these words</button></form>'
     )
 

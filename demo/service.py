@@ -18,8 +18,10 @@ from PIL import Image
 from demo.near_duplicates import distinct
 from demo.out_of_domain import MAX_CAPTIONS, Familiar
 from demo.query import Query
+from demo.spelling import Spelling
 from demo.transcripts import Told, told
 from demo.workers import Lanes
+from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.search.fusion import FusedHit, Fusion
 from fusemix.search.index import Hit
@@ -52,6 +54,8 @@ class Answer:
             empty elsewhere.
         heard: The words heard for certain in a sound that was brought; empty if it is an item of the gallery.
         items: The best items by all their faces; empty where the index is too large for it.
+        perhaps: Words heard that are not certain, and not searched with.
+        meant: The words with those that nobody knows replaced by the nearest of the gallery; empty elsewhere.
         left_out: The caption of the gallery's item that was searched with, which is no result; empty elsewhere.
     """
 
@@ -66,6 +70,8 @@ class Answer:
     doubt: str = ""
     heard: str = ""
     items: list[FusedHit] = field(default_factory=list)
+    perhaps: str = ""
+    meant: str = ""
     left_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +186,14 @@ class Service:
         return Familiar(self.embeddings["text"] if judged else none)
 
     @cached_property
+    def spelling(self) -> Spelling | None:
+        """Knows the words of the captions; None for a large index, or where the text encoder's words are not known."""
+        encoder = self.retriever.encoders.get("text")
+        if not isinstance(encoder, MiniLML6) or not 0 < self.counts.get("text", 0) <= MAX_CAPTIONS:
+            return None
+        return Spelling((str(item["text"]) for item in self.items("text")), encoder.vocabulary())
+
+    @cached_property
     def _rows(self) -> dict[tuple[str, str], int]:
         return {
             (modality, item["id"]): row for modality in self.counts for row, item in enumerate(self.items(modality))
@@ -191,7 +205,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Answer one query of each kind, so that no visitor pays for first-use set-up."""
-        _ = self.familiar
+        _ = self.familiar, self.spelling
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
         queries: dict[str, Callable[[], Answer]] = {
             "text": lambda: self.search_text("warm-up"),
@@ -246,7 +260,8 @@ class Service:
                     parts[part] = self._embed(part, value, query.ids.get(part))
             answer = self._find(parts, weights, heard, top_k, query.ids)
             doubt = self.familiar.sentence(blend(parts, weights)) if set(parts) == {"text"} else heard.told.doubt
-            return replace(answer, doubt=doubt, asked=query.said())
+            meant = self.spelling.correct(query.text) if set(parts) == {"text"} and self.spelling else ""
+            return replace(answer, doubt=doubt, asked=query.said(), meant=meant)
 
         answer = self.lanes.run(compute, slow=query.brings_file)
         return replace(answer, seconds=time.perf_counter() - started)
@@ -320,6 +335,7 @@ class Service:
             embedding=embedding,
             heard=heard.told.words,
             items=items,
+            perhaps=heard.told.perhaps,
             left_out=next((str(self.items(part)[row].get("caption", "")) for part, row in known.items()), ""),
         )
 

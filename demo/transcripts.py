@@ -24,10 +24,12 @@ class Told(NamedTuple):
     Attributes:
         words: The words heard, each sentence once; empty if there are none or Whisper was not sure of them.
         doubt: A sentence where speech was not understood; empty elsewhere.
+        perhaps: Words that Whisper was not sure of, for whoever spoke to correct; they are not searched with.
     """
 
     words: str = ""
     doubt: str = ""
+    perhaps: str = ""
 
 
 def told(transcript: Transcript) -> Told:
@@ -36,7 +38,8 @@ def told(transcript: Transcript) -> Told:
         return Told(words)
     if _FOREIGN in transcript.words.lower():
         return Told(doubt=FOREIGN)
-    return Told(doubt=UNSURE if only_words(transcript.words) else "")
+    perhaps = only_words(transcript.words)
+    return Told(doubt=UNSURE if perhaps else "", perhaps=perhaps)
 
 
 def sentences(words: str, doubt: str) -> list[str]:

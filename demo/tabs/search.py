@@ -282,12 +282,11 @@ class SearchTab:
     def by_typing(self, *values: Any) -> Page:
         """Search by the words typed so far, and leave the fields alone; without words nothing happens."""
         query, mix = self._read(values)
-        if not mix:
-            query = Query(text=query.text)
+        query = query if mix else Query(text=query.text)
         if not query.text.strip() or query.brings_file:
             return {self.status: gr.skip()}
-        page = self._page(query, mix)
-        return {widget: page[widget] for widget in (self.status, self.results, self.answer)}
+        line, markup, answer = answer_page(self.service, query, typing=True)
+        return {self.status: line, self.results: markup, self.answer: answer}
 
     def by_weight(self, *values: Any) -> Page:
         """A weight was moved: search again, if there is anything to weigh."""
@@ -388,14 +387,21 @@ def _slider(part: str, name: str, *, visible: bool = True) -> gr.Slider:
     return gr.Slider(low, high, DEFAULT_WEIGHTS[part], step=0.05, label=label, min_width=200, visible=visible)
 
 
-def answer_page(service: Service, query: Query) -> tuple[str, str, Answer | None]:
+def answer_page(service: Service, query: Query, *, typing: bool = False) -> tuple[str, str, Answer | None]:
     """The status line and the results for the page; a failure is one sentence in the status line.
+
+    Args:
+        service: Answers.
+        query: To ask.
+        typing: Whether words are still being typed: then nobody asks what half a word was meant to be.
 
     Returns:
         HTML of the status line, HTML of the results (empty after a failure), and the answer (None then).
     """
     try:
         answer = service.search(query, top_k=max(SHOWN.values()))
+        if typing:
+            answer = replace(answer, meant="", doubt="")
         line = status(answer, answer.asked, query.to_link(), correct=True)
         return line, found(answer, service.path_of), answer
     except MediaError as error:
