@@ -99,24 +99,29 @@ def found(answer: Answer, path_of: PathOf) -> str:
     """The best items as one list, and one switch away the three lists by pixels, by sound and by words alone."""
     if not answer.items:
         return results(answer, path_of)
-    items = "".join(_item(entry, path_of) for entry in answer.items[:FOUND])
-    beside = {entry.faces["audio"].item["id"] for entry in answer.items[:FOUND] if "audio" in entry.faces}
-    sounds = [hit for hit in answer.hits.get("audio", []) if hit.item["id"] not in beside]
-    if set(answer.parts) & {"image", "audio"} and not answer.heard:  # what fits is known of words alone
-        sounds = []
+    first = answer.items[:FOUND]
+    items = "".join(_item(entry, path_of) for entry in first)
+    numbers = {entry.number for entry in first}
+    sounds = [entry for entry in answer.sounds or [] if entry.number not in numbers][: SHOWN["audio"]]
+    more = "".join(_item(entry, path_of) for entry in sounds)
+    heard = f'<section class="fm-items" aria-label="Sounds"><h2>Sounds</h2><ol>{more}</ol></section>' if more else ""
+    hits = dict(answer.hits)
+    if answer.sounds is not None and "audio" in hits:
+        fitting = {entry.faces["audio"].item["id"] for entry in answer.sounds}
+        hits["audio"] = [hit for hit in hits["audio"] if hit.item["id"] in fitting]
     alone = "".join(
-        _section(modality, answer.hits[modality][: SHOWN[modality]], path_of, f"fm-a-{modality}", _ALONE[modality])
+        _section(modality, hits[modality][: SHOWN[modality]], path_of, f"fm-a-{modality}", _ALONE[modality])
         for modality in SHOWN
-        if answer.hits.get(modality)
+        if hits.get(modality)
     )
-    if "audio" in answer.hits and not answer.hits["audio"]:
+    if hits.get("audio") == []:
         alone += f'<section class="fm-audio"><h2>{_ALONE["audio"]}</h2><p class="fm-doubt">{NO_SOUND}</p></section>'
     return (
         '<div class="fm-views" role="group" aria-label="How results are ranked">'
         '<button type="button" class="fm-view" data-view="items" aria-pressed="true">Everything together</button>'
         '<button type="button" class="fm-view" data-view="lists" aria-pressed="false">By pixels, sound or words alone'
         f'</button></div><div class="fm-together"><section class="fm-items" aria-label="Results"><ol>{items}</ol>'
-        f"</section>{_section('audio', sounds[: SHOWN['audio']], path_of, 'fm-h-audio') if sounds else ''}</div>"
+        f"</section>{heard}</div>"
         f'<div class="fm-lists">{alone}</div>'
     )
 

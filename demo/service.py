@@ -54,6 +54,7 @@ class Answer:
             empty elsewhere.
         heard: The words heard for certain in a sound that was brought; empty if it is an item of the gallery.
         items: The best items by all their faces; empty where the index is too large for it.
+        sounds: Those items that can be heard and fit the words, the best first; None where it is not known what fits.
         perhaps: Words heard that are not certain, and not searched with.
         meant: The words with those that nobody knows replaced by the nearest of the gallery; empty elsewhere.
         left_out: The caption of the gallery's item that was searched with, which is no result; empty elsewhere.
@@ -70,6 +71,7 @@ class Answer:
     doubt: str = ""
     heard: str = ""
     items: list[FusedHit] = field(default_factory=list)
+    sounds: list[FusedHit] | None = None
     perhaps: str = ""
     meant: str = ""
     left_out: str = ""
@@ -323,8 +325,9 @@ class Service:
         for part in known:
             hits[part] = [hit for hit in hits[part] if hit.item["id"] != ids[part]]
         items: list[FusedHit] = []
+        sounds: list[FusedHit] | None = None
         if len(self.retriever.index) <= MAX_FUSED:
-            hits, items = self._fuse(hits, parts, weights, heard, top_k, known)
+            items, sounds = self._fuse(parts, weights, heard, top_k, known)
         return Answer(
             query="+".join(parts),
             hits=self._once(hits, top_k),
@@ -335,37 +338,35 @@ class Service:
             embedding=embedding,
             heard=heard.told.words,
             items=items,
+            sounds=sounds,
             perhaps=heard.told.perhaps,
             left_out=next((str(self.items(part)[row].get("caption", "")) for part, row in known.items()), ""),
         )
 
     def _fuse(
         self,
-        hits: dict[str, list[Hit]],
         parts: dict[str, np.ndarray],
         weights: dict[str, float],
         heard: _Heard,
         top_k: int,
         known: Mapping[str, int],
-    ) -> tuple[dict[str, list[Hit]], list[FusedHit]]:
-        """The lists without sounds that do not fit, and the best items."""
+    ) -> tuple[list[FusedHit], list[FusedHit] | None]:
+        """The best items, and those that can be heard and fit; None where that is not known."""
         met, counts = met_by_faces(parts, weights, heard.embedding)
         shares = self.fusion.shares(met, counts)
         groups = self.fusion.groups
-        fitting: set[int] | None = None
+        own = [number for part, row in known.items() for number in groups.items_of(part, row)]
+        best = list(islice(self.fusion.best(shares, met, leave_out=own), 2 * top_k))
+        sounds = None
         if not {"image", "audio"} & met.keys():  # of words it is known what fits
             fitting = self.fusion.fitting_sounds(shares)
-            rows = {row for number in fitting for row in groups.faces[number]["audio"]}
-            hits["audio"] = [h for h in hits.get("audio", []) if self._rows["audio", h.item["id"]] in rows]
-        own = [number for part, row in known.items() for number in groups.items_of(part, row)]
-        best = self.fusion.best(shares, met, leave_out=own)
-        if fitting is not None:
-            best = (f for f in best if "image" in f.faces or "audio" not in f.faces or f.number in fitting)
-        found = list(islice(best, 2 * top_k))
+            best = [f for f in best if "image" in f.faces or "audio" not in f.faces or f.number in fitting]
+            others = [number for number in range(len(groups)) if number not in fitting]
+            sounds = list(islice(self.fusion.best(shares, met, leave_out=others), top_k)) if fitting else []
         if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
-            rows_of = self.embeddings["image"]
-            found = distinct(found, lambda f: rows_of[groups.faces[f.number]["image"][0]], self.path_of)
-        return hits, found[:top_k]
+            rows = self.embeddings["image"]
+            best = distinct(best, lambda f: rows[groups.faces[f.number]["image"][0]], self.path_of)
+        return best[:top_k], sounds
 
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
         """The first ``top_k`` of each modality, no picture twice."""

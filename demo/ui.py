@@ -30,7 +30,8 @@ MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Grad
 
 # Gradio confines css_paths to the page's content; what is around it is set here. The divider follows the last link.
 _HEAD = (
-    "<style>.gradio-container { min-height: 100vh; } @media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
+    "<style>.gradio-container { min-height: 100vh; } "
+    "@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
     "footer .divider { display: none; }</style>"
 )
 

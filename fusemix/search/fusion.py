@@ -8,7 +8,7 @@ counts as an average one. The weights were learned on validation by ``scripts/re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -142,7 +142,7 @@ class Fusion:
         parts: Mapping[str, np.ndarray],
         *,
         where: Mapping[str, str] | None = None,
-        leave_out: Sequence[int] = (),
+        leave_out: Collection[int] = (),
     ) -> Iterator[FusedHit]:
         """Every item, the best first; take as many as are needed.
 
@@ -153,9 +153,9 @@ class Fusion:
             leave_out: Numbers of items that are not returned, such as the one that is searched with.
         """
         scores = np.sum(list(shares.values()), axis=0)
-        rank = 0
+        rank, skipped = 0, set(leave_out)
         for number in np.argsort(-scores, kind="stable").tolist():
-            if number in leave_out or (where and not self._fits(number, where)):
+            if number in skipped or (where and not self._fits(number, where)):
                 continue
             rank += 1
             mine = {face: float(shares[face][number]) for face in self.groups.faces[number]}

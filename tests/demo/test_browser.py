@@ -131,7 +131,7 @@ def ask(page, text=QUERY):
 def expect_answer(page, asked):
     expect(page.locator(".fm-status")).to_contain_text(f"Nearest to {asked}", timeout=WAIT_MS)
     expect(page.locator(".fm-status")).to_contain_text(re.compile(r"[\d,]+ items searched in \d+\.\d\d s"))
-    expect(page.locator(".fm-items li")).to_have_count(12)
+    expect(page.locator("[aria-label=Results] li")).to_have_count(12)
     page.wait_for_function("[...document.querySelectorAll('.fm-items img')].every((image) => image.naturalWidth > 0)")
 
 
@@ -369,7 +369,7 @@ def test_a_phone_shows_everything_within_its_width(open_page, shots):
     page.screenshot(path=shots / "phone-start.png", full_page=True)
     ask(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    expect(page.locator(".fm-items li").first).to_be_in_viewport()
+    expect(page.locator("[aria-label=Results] li").first).to_be_in_viewport()
     expect(page.locator(".fm-status")).to_be_in_viewport()
     page.screenshot(path=shots / "phone-text.png", full_page=True)
 

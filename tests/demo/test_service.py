@@ -229,10 +229,12 @@ def test_every_example_on_show_succeeds(shipped):
 
 
 def test_sounds_stand_under_words_only_where_they_fit(shipped):
-    assert shipped.search(Query(text="a sad face")).hits["audio"] == []
-    drums = shipped.search(Query(text="drum")).hits["audio"]
-    assert drums and all("drum" in hit.item["caption"] for hit in drums)
-    assert all("image" in f.faces for f in shipped.search(Query(text="a sad face"), top_k=50).items)
+    sad = shipped.search(Query(text="a sad face"), top_k=50)
+    assert sad.sounds == [] and sad.hits["audio"] and all("image" in f.faces for f in sad.items)
+    drums = shipped.search(Query(text="drum")).sounds
+    assert drums and all("drum" in f.faces["audio"].item["caption"] for f in drums)
+    path = shipped.path_of(shipped.items("image")[0])
+    assert shipped.search(Query(image=str(path))).sounds is None
 
 
 def test_a_spoken_sentence_is_searched_by_its_words_and_a_pleasing_item_comes_first(shipped):
