@@ -10,42 +10,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops
 
 from fusemix.media import MediaError, load_image
+from fusemix.search.fusion import FusedHit
 from fusemix.search.index import Hit
 
 NEAR = 0.98  # cosine of two embeddings from which on their pictures are looked at
+NEAR_OF_ONE_NAME = 0.96  # the same where both are called the same, articles aside: "birthday cake", "a birthday cake"
 PATCHES = 16  # a picture, cut to what is on it, is looked at in so many rows and columns
 MOST_APART = 255 / 6  # of the mean colours of a patch; two emoji with other mouths are farther apart
 _BLANK = 24  # of 255: what differs less from white is margin
 
 
+Found = TypeVar("Found", Hit, FusedHit)
+
+
 def distinct(
-    hits: Sequence[Hit],
-    embedding_of: Callable[[Hit], np.ndarray],
+    hits: Sequence[Found],
+    embedding_of: Callable[[Found], np.ndarray],
     path_of: Callable[[dict[str, Any]], Path | None],
-) -> list[Hit]:
+) -> list[Found]:
     """Leave out every picture that looks like one before it, and count the ranks anew.
 
     Args:
-        hits: Pictures, nearest first.
+        hits: Pictures, or items with and without one, the best first.
         embedding_of: The embedding of a hit, shape (D,), unit length.
         path_of: The file of an item.
     """
-    kept: list[Hit] = []
-    rows: list[np.ndarray] = []
+    kept: list[Found] = []
+    pictures: list[tuple[Found, np.ndarray]] = []
     for hit in hits:
-        row = embedding_of(hit)
-        near = [other for other, e in zip(kept, rows, strict=True) if float(e @ row) >= NEAR]
-        if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
-            continue
+        if not isinstance(hit, FusedHit) or "image" in hit.faces:
+            row = embedding_of(hit)
+            near = [
+                other
+                for other, e in pictures
+                if float(e @ row) >= (NEAR_OF_ONE_NAME if _name(other) == _name(hit) != "" else NEAR)
+            ]
+            if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
+                continue
+            pictures.append((hit, row))
         kept.append(replace(hit, rank=len(kept) + 1))
-        rows.append(row)
     return kept
+
+
+def _name(found: Hit | FusedHit) -> str:
+    return str(found.item.get("caption", "")).casefold().removeprefix("a ").removeprefix("an ")
 
 
 def alike(a: Path | None, b: Path | None) -> bool:

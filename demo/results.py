@@ -10,10 +10,16 @@ from urllib.parse import quote
 
 from demo.service import Answer
 from demo.transcripts import sentences
+from fusemix.search.fusion import FusedHit
 from fusemix.search.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page
+FOUND = 12  # items on the page
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}
+_ALONE = {"image": "Pictures, by pixels alone", "audio": "Sounds, by sound alone", "text": "Captions, by words alone"}
+_FACES = {"image": "picture", "audio": "sound", "text": "caption"}
+_TELLING = 0.25  # of the score, from which on a face is named as what was found by
+NO_SOUND = "No sound here fits these words."
 REEL_PICTURES = 6  # of an example on the reel
 NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
 
@@ -31,14 +37,41 @@ def describe_counts(counts: dict[str, int]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "nothing yet"
 
 
-def status(answer: Answer, asked: str, link: str = "") -> str:
-    """One line: what was asked, how long it took, among how many; with a link, a button that copies it."""
-    took = f"{answer.seconds * 1000:,.0f} ms, {answer.n_items:,} items"
+def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False) -> str:
+    """One line: what was asked, how long it took, among how many; with a link, a button that copies it.
+
+    Args:
+        answer: To tell of.
+        asked: The query in words and signs.
+        link: Of the search; "" for none.
+        correct: Whether words that were misheard or mistyped can be corrected and searched with, right there.
+    """
+    took = f"{answer.n_items:,} items searched in {max(answer.seconds, 0.01):.2f} s"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
+    lines = sentences("" if correct else answer.heard, answer.doubt)
+    if answer.left_out:
+        lines.append(f"“{answer.left_out}” itself is left out.")
+    files = "yes" if set(answer.parts) - {"text"} else "no"
     return (
-        f'<div class="fm-line"><p class="fm-status" role="status">Nearest to {escape(asked)} '
+        f'<div class="fm-line" data-files="{files}"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
-        + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in sentences(answer.heard, answer.doubt))
+        + (_heard(answer.heard, answer.perhaps) if correct and (answer.heard or answer.perhaps) else "")
+        + (_meant(answer.meant) if correct and answer.meant else "")
+        + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in lines)
+    )
+
+
+def _meant(words: str) -> str:
+    return f'<p class="fm-doubt">Did you mean <button type="button" class="fm-meant">{escape(words)}</button>?</p>'
+
+
+def _heard(words: str, perhaps: str) -> str:
+    """The words heard, in a field of their own: whoever was misheard corrects them."""
+    label = "Words heard" if words else "Did you say"
+    return (
+        f'<form class="fm-heard"><label>{label} '
+        f'<input type="text" value="{escape(words or perhaps)}" maxlength="2000"></label>'
+        '<button type="submit">Search these words</button></form>'
     )
 
 
@@ -56,9 +89,40 @@ def results(answer: Answer, path_of: PathOf, *, prefix: str = "fm-h") -> str:
         prefix: Of the headings' ids; another one in every place of the page.
     """
     return "".join(
-        _section(modality, answer.hits[modality][: SHOWN[modality]], path_of, prefix)
+        _section(modality, answer.hits[modality][: SHOWN[modality]], path_of, f"{prefix}-{modality}")
         for modality in SHOWN
         if answer.hits.get(modality)
+    )
+
+
+def found(answer: Answer, path_of: PathOf) -> str:
+    """The best items as one list, and one switch away the three lists by pixels, by sound and by words alone."""
+    if not answer.items:
+        return results(answer, path_of)
+    first = answer.items[:FOUND]
+    items = "".join(_item(entry, path_of) for entry in first)
+    numbers = {entry.number for entry in first}
+    sounds = [entry for entry in answer.sounds or [] if entry.number not in numbers][: SHOWN["audio"]]
+    more = "".join(_item(entry, path_of) for entry in sounds)
+    heard = f'<section class="fm-items" aria-label="Sounds"><h2>Sounds</h2><ol>{more}</ol></section>' if more else ""
+    hits = dict(answer.hits)
+    if answer.sounds is not None and "audio" in hits:
+        fitting = {entry.faces["audio"].item["id"] for entry in answer.sounds}
+        hits["audio"] = [hit for hit in hits["audio"] if hit.item["id"] in fitting]
+    alone = "".join(
+        _section(modality, hits[modality][: SHOWN[modality]], path_of, f"fm-a-{modality}", _ALONE[modality])
+        for modality in SHOWN
+        if hits.get(modality)
+    )
+    if hits.get("audio") == []:
+        alone += f'<section class="fm-audio"><h2>{_ALONE["audio"]}</h2><p class="fm-doubt">{NO_SOUND}</p></section>'
+    return (
+        '<div class="fm-views" role="group" aria-label="How results are ranked">'
+        '<button type="button" class="fm-view" data-view="items" aria-pressed="true">Everything together</button>'
+        '<button type="button" class="fm-view" data-view="lists" aria-pressed="false">By pixels, sound or words alone'
+        f'</button></div><div class="fm-together"><section class="fm-items" aria-label="Results"><ol>{items}</ol>'
+        f"</section>{heard}</div>"
+        f'<div class="fm-lists">{alone}</div>'
     )
 
 
@@ -83,9 +147,7 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
     """
     parts = []
     for number, (verb, name, answer) in enumerate(slides):
-        pictures = "".join(
-            f'<img src="{_url(path_of, hit.item)}" alt="">' for hit in answer.hits.get("image", [])[:REEL_PICTURES]
-        )
+        pictures = "".join(f'<img src="{_url(path_of, hit.item)}" alt="">' for hit in _pictures(answer)[:REEL_PICTURES])
         label = escape(name)
         parts.append(
             f'<button type="button" class="fm-more fm-slide" data-modality="example" data-id="{label}" '
@@ -102,46 +164,85 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
     )
 
 
-def _section(modality: str, hits: list[Hit], path_of: PathOf, prefix: str) -> str:
+def _pictures(answer: Answer) -> list[Hit]:
+    """The pictures of the best items; without such, of the list."""
+    return [f.faces["image"] for f in answer.items if "image" in f.faces] or answer.hits.get("image", [])
+
+
+def _section(modality: str, hits: list[Hit], path_of: PathOf, identity: str, heading: str = "") -> str:
     entry = {"image": _picture, "audio": _sound, "text": _caption}[modality]
     entries = "".join(entry(hit, path_of) for hit in hits)
     return (
-        f'<section class="fm-{modality}" aria-labelledby="{prefix}-{modality}">'
-        f'<h2 id="{prefix}-{modality}">{_HEADINGS[modality]}</h2><ol>{entries}</ol></section>'
+        f'<section class="fm-{modality}" aria-labelledby="{identity}">'
+        f'<h2 id="{identity}">{heading or _HEADINGS[modality]}</h2><ol>{entries}</ol></section>'
     )
 
 
-def _picture(hit: Hit, path_of: PathOf) -> str:
-    url, caption = _url(path_of, hit.item), _text(hit.item, "caption")
+def _item(entry: FusedHit, path_of: PathOf) -> str:
+    """An item with all its faces: its picture, which searches with it, its caption, its sound, and how it was found."""
+    picture, sound, words = (entry.faces.get(face) for face in ("image", "audio", "text"))
+    shown = picture or sound or words
+    if shown is None:
+        return ""
+    name = _text(shown.item, "caption") or _text(shown.item, "text")
+    look = _look(picture, path_of) if picture else ""
+    player = _player(sound, path_of, name) if sound else ""
+    kind = "fm-seen" if picture else "fm-unseen"
     return (
-        f'<li title="{_origin(hit.item)}"><a href="{url}" target="_blank" rel="noopener">'
-        f'<img src="{url}" alt="{caption}"></a>'
-        f'<p class="fm-name">{caption}</p>{_bar(hit)}{_foot(hit)}</li>'
+        f'<li class="{kind}" title="{_origin(shown.item)}">{look}<p class="fm-name">{name}</p>{player}'
+        f'<p class="fm-by">{escape(found_by(entry))}</p>{_foot(shown)}</li>'
+    )
+
+
+def found_by(entry: FusedHit) -> str:
+    """Such as ``found by its caption and picture``: the faces that tell, the most telling first."""
+    total = sum(max(share, 0.0) for share in entry.shares.values())
+    telling = [
+        _FACES.get(face, face)
+        for face, share in sorted(entry.shares.items(), key=lambda pair: -pair[1])
+        if share > 0 and share >= _TELLING * total
+    ]
+    return f"found by its {' and '.join(telling)}" if telling else "nothing about it is near"
+
+
+def _picture(hit: Hit, path_of: PathOf) -> str:
+    return (
+        f'<li title="{_origin(hit.item)}">{_look(hit, path_of)}<p class="fm-name">{_text(hit.item, "caption")}</p>'
+        f"{_similarity(hit)}{_foot(hit)}</li>"
     )
 
 
 def _sound(hit: Hit, path_of: PathOf) -> str:
     caption = _text(hit.item, "caption")
     return (
-        f'<li title="{_origin(hit.item)}"><p class="fm-name">{caption}</p>'
-        f'<audio controls preload="metadata" src="{_url(path_of, hit.item)}" aria-label="{caption}"></audio>'
-        f"{_bar(hit)}{_foot(hit)}</li>"
+        f'<li title="{_origin(hit.item)}"><p class="fm-name">{caption}</p>{_player(hit, path_of, caption)}'
+        f"{_similarity(hit)}{_foot(hit)}</li>"
     )
 
 
 def _caption(hit: Hit, path_of: PathOf) -> str:
     return (
-        f'<li title="{_origin(hit.item)}"><p class="fm-name">{_text(hit.item, "text")}</p>{_bar(hit)}{_foot(hit)}</li>'
+        f'<li title="{_origin(hit.item)}"><p class="fm-name">{_text(hit.item, "text")}</p>{_similarity(hit)}'
+        f"{_foot(hit)}</li>"
     )
 
 
-def _bar(hit: Hit) -> str:
-    """The similarity as a number and as a bar from 0 to 1."""
-    width = 100 * min(max(hit.similarity, 0.0), 1.0)
+def _look(hit: Hit, path_of: PathOf) -> str:
+    """A picture; whoever taps it searches with it."""
+    caption = _text(hit.item, "caption")
     return (
-        f'<p class="fm-similarity"><span class="fm-bar" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
-        f'<span aria-label="similarity {hit.similarity:.2f}">{hit.similarity:.2f}</span></p>'
+        f'<button type="button" class="fm-more fm-look" data-modality="image" data-id="{_text(hit.item, "id")}" '
+        f'aria-label="Search with this picture: {caption}"><img src="{_url(path_of, hit.item)}" alt="{caption}">'
+        "</button>"
     )
+
+
+def _player(hit: Hit, path_of: PathOf, name: str) -> str:
+    return f'<audio controls preload="none" src="{_url(path_of, hit.item)}" aria-label="{name}"></audio>'
+
+
+def _similarity(hit: Hit) -> str:
+    return f'<p class="fm-similarity">cosine {hit.similarity:.2f}</p>'
 
 
 def _foot(hit: Hit) -> str:
@@ -154,7 +255,7 @@ def _more(hit: Hit) -> str:
     name = _text(hit.item, "caption") or _text(hit.item, "text")
     return (
         f'<button type="button" class="fm-more" data-modality="{hit.modality}" data-id="{_text(hit.item, "id")}" '
-        f'aria-label="more like this: {name}">more like this</button>'
+        f'aria-label="More like this: {name}">More like this</button>'
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,15 +18,19 @@ from PIL import Image
 from demo.near_duplicates import distinct
 from demo.out_of_domain import MAX_CAPTIONS, Familiar
 from demo.query import Query
+from demo.spelling import Spelling
 from demo.transcripts import Told, told
 from demo.workers import Lanes
+from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE, MediaError, shown
+from fusemix.search.fusion import FusedHit, Fusion
 from fusemix.search.index import Hit
-from fusemix.search.retriever import Retriever, blend
+from fusemix.search.retriever import Retriever, blend, met_by_faces
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
+MAX_FUSED = 100_000  # pictures, sounds and captions; a larger index is not held in memory, and answers in lists alone
 MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
 EMPTY = "The query is empty; type a few words, show a picture or say something."
 _WARM_UP_S = 1.0  # seconds of noise for the first sound query
@@ -48,6 +53,11 @@ class Answer:
         doubt: A sentence where nothing in the index is like the words that were typed, or speech was not understood;
             empty elsewhere.
         heard: The words heard for certain in a sound that was brought; empty if it is an item of the gallery.
+        items: The best items by all their faces; empty where the index is too large for it.
+        sounds: Those items that can be heard and fit the words, the best first; None where it is not known what fits.
+        perhaps: Words heard that are not certain, and not searched with.
+        meant: The words with those that nobody knows replaced by the nearest of the gallery; empty elsewhere.
+        left_out: The caption of the gallery's item that was searched with, which is no result; empty elsewhere.
     """
 
     query: str
@@ -60,6 +70,11 @@ class Answer:
     asked: str = ""
     doubt: str = ""
     heard: str = ""
+    items: list[FusedHit] = field(default_factory=list)
+    sounds: list[FusedHit] | None = None
+    perhaps: str = ""
+    meant: str = ""
+    left_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what the API returns."""
@@ -69,7 +84,15 @@ class Answer:
             "n_items": self.n_items,
             **({"heard": self.heard} if self.heard else {}),
             "hits": {modality: [_hit_to_json(hit) for hit in found] for modality, found in self.hits.items()},
+            **({"items": [_item_to_json(found) for found in self.items]} if self.items else {}),
         }
+
+
+def _item_to_json(found: FusedHit) -> dict[str, Any]:
+    faces = {face: _hit_to_json(hit) for face, hit in found.faces.items()}
+    for values in faces.values():
+        del values["rank"]
+    return {"rank": found.rank, "score": round(found.score, 4), "found_by": found.found_by, "faces": faces}
 
 
 def _hit_to_json(hit: Hit) -> dict[str, Any]:
@@ -80,6 +103,13 @@ def _hit_to_json(hit: Hit) -> dict[str, Any]:
     return values
 
 
+class _Heard(NamedTuple):
+    """What a sound said: what to tell of it, and the embedding (D,) of words that were certain."""
+
+    told: Told = Told()
+    embedding: np.ndarray | None = None
+
+
 class Service:
     """Answers queries; safe to call from several threads."""
 
@@ -87,7 +117,7 @@ class Service:
         self.retriever = retriever
         self.lanes = Lanes()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
-        self._examples_heard: dict[str, tuple[np.ndarray, Told]] = {}
+        self._examples_heard: dict[str, tuple[np.ndarray, _Heard]] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
@@ -146,11 +176,24 @@ class Service:
         return {modality: self.retriever.index.embeddings(modality) for modality in self.counts}
 
     @cached_property
+    def fusion(self) -> Fusion:
+        """Ranks items by all their faces."""
+        return Fusion({modality: self.items(modality) for modality in self.counts}, self.embeddings)
+
+    @cached_property
     def familiar(self) -> Familiar:
         """Knows which words are unlike every caption of the index."""
         judged = 0 < self.counts.get("text", 0) <= MAX_CAPTIONS
         none = np.empty((0, self.retriever.model.config.embed_dim), np.float32)
         return Familiar(self.embeddings["text"] if judged else none)
+
+    @cached_property
+    def spelling(self) -> Spelling | None:
+        """Knows the words of the captions; None for a large index, or where the text encoder's words are not known."""
+        encoder = self.retriever.encoders.get("text")
+        if not isinstance(encoder, MiniLML6) or not 0 < self.counts.get("text", 0) <= MAX_CAPTIONS:
+            return None
+        return Spelling((str(item["text"]) for item in self.items("text")), encoder.vocabulary())
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str], int]:
@@ -164,7 +207,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Answer one query of each kind, so that no visitor pays for first-use set-up."""
-        _ = self.familiar
+        _ = self.familiar, self.spelling
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
         queries: dict[str, Callable[[], Answer]] = {
             "text": lambda: self.search_text("warm-up"),
@@ -210,24 +253,20 @@ class Service:
             raise MediaError(EMPTY)
         weights = {part: query.weight(part) for part in given}
 
-        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, list[Hit]], Told]:
-            parts, heard = {}, Told()
+        def compute() -> Answer:
+            parts, heard = {}, _Heard()
             for part, value in given.items():
                 if part == "audio":
                     parts[part], heard = self._listen(value, query.ids.get(part))
                 else:
                     parts[part] = self._embed(part, value, query.ids.get(part))
-            embedding = blend(parts, weights)
-            hits = self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k)
-            return parts, embedding, hits, heard
+            answer = self._find(parts, weights, heard, top_k, query.ids)
+            doubt = self.familiar.sentence(blend(parts, weights)) if set(parts) == {"text"} else heard.told.doubt
+            meant = self.spelling.correct(query.text) if set(parts) == {"text"} and self.spelling else ""
+            return replace(answer, doubt=doubt, asked=query.said(), meant=meant)
 
-        parts, embedding, hits, heard = self.lanes.run(compute, slow=query.brings_file)
-        seconds = time.perf_counter() - started
-        n_items = len(self.retriever.index)
-        doubt = self.familiar.sentence(embedding) if set(parts) == {"text"} else heard.doubt
-        return Answer(
-            "+".join(parts), hits, seconds, n_items, parts, weights, embedding, query.said(), doubt, heard.words
-        )
+        answer = self.lanes.run(compute, slow=query.brings_file)
+        return replace(answer, seconds=time.perf_counter() - started)
 
     def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
         """The embedding of one part; that of a gallery item or an example is made once."""
@@ -241,14 +280,14 @@ class Service:
             self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
         return self._examples[part, identity]
 
-    def _listen(self, audio: Any, identity: str | None) -> tuple[np.ndarray, Told]:
-        """The embedding of a sound and what to tell of its words; a gallery item is known and not listened to."""
+    def _listen(self, audio: Any, identity: str | None) -> tuple[np.ndarray, _Heard]:
+        """The embedding of a sound, and its words; a gallery item is known and not listened to."""
         if identity and self.row_of("audio", identity) is not None:
-            return self._embed("audio", audio, identity), Told()
+            return self._embed("audio", audio, identity), _Heard()
         if identity and identity in self._examples_heard:
             return self._examples_heard[identity]
         embedding, transcript = self.retriever.embed_heard(audio)
-        found = embedding, told(transcript)
+        found = embedding, _Heard(told(transcript), self.retriever.embed_words(transcript))
         if identity:
             self._examples_heard[identity] = found
         return found
@@ -259,24 +298,85 @@ class Service:
             raise MediaError(EMPTY)
         started = time.perf_counter()
 
-        def compute() -> tuple[dict[str, list[Hit]], Told]:
-            heard = Told()
+        def compute() -> Answer:
+            heard = _Heard()
             if modality == "audio":
                 embedding, heard = self._listen(query, None)
             else:
                 embedding = self.retriever.embed(**{modality: query})
-            return self._once(self.retriever.search_embedding(embedding, top_k=2 * top_k), top_k), heard
+            answer = self._find({modality: embedding}, {modality: 1.0}, heard, top_k, {})
+            return replace(answer, doubt=heard.told.doubt)
 
-        hits, heard = self.lanes.run(compute, slow=modality != "text")
-        seconds = time.perf_counter() - started
-        return Answer(modality, hits, seconds, len(self.retriever.index), doubt=heard.doubt, heard=heard.words)
+        answer = self.lanes.run(compute, slow=modality != "text")
+        return replace(answer, seconds=time.perf_counter() - started)
+
+    def _find(
+        self,
+        parts: dict[str, np.ndarray],
+        weights: dict[str, float],
+        heard: _Heard,
+        top_k: int,
+        ids: Mapping[str, str],
+    ) -> Answer:
+        """What is nearest to a query, in lists and as items; what is searched with is no result."""
+        embedding = blend(parts, weights)
+        hits = self.retriever.search_embedding(embedding, top_k=2 * top_k + 1)
+        known = {part: row for part, identity in ids.items() if (row := self.row_of(part, identity)) is not None}
+        for part in known:
+            hits[part] = [hit for hit in hits[part] if hit.item["id"] != ids[part]]
+        items: list[FusedHit] = []
+        sounds: list[FusedHit] | None = None
+        if len(self.retriever.index) <= MAX_FUSED:
+            items, sounds = self._fuse(parts, weights, heard, top_k, known)
+        return Answer(
+            query="+".join(parts),
+            hits=self._once(hits, top_k),
+            seconds=0.0,
+            n_items=len(self.retriever.index),
+            parts=parts,
+            weights=weights,
+            embedding=embedding,
+            heard=heard.told.words,
+            items=items,
+            sounds=sounds,
+            perhaps=heard.told.perhaps,
+            left_out=next((str(self.items(part)[row].get("caption", "")) for part, row in known.items()), ""),
+        )
+
+    def _fuse(
+        self,
+        parts: dict[str, np.ndarray],
+        weights: dict[str, float],
+        heard: _Heard,
+        top_k: int,
+        known: Mapping[str, int],
+    ) -> tuple[list[FusedHit], list[FusedHit] | None]:
+        """The best items, and those that can be heard and fit; None where that is not known."""
+        met, counts = met_by_faces(parts, weights, heard.embedding)
+        shares = self.fusion.shares(met, counts)
+        groups = self.fusion.groups
+        own = [number for part, row in known.items() for number in groups.items_of(part, row)]
+        best = list(islice(self.fusion.best(shares, met, leave_out=own), 2 * top_k))
+        sounds = None
+        if not {"image", "audio"} & met.keys():  # of words it is known what fits
+            fitting = self.fusion.fitting_sounds(shares)
+            best = [f for f in best if "image" in f.faces or "audio" not in f.faces or f.number in fitting]
+            others = [number for number in range(len(groups)) if number not in fitting]
+            sounds = list(islice(self.fusion.best(shares, met, leave_out=others), top_k)) if fitting else []
+        if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
+            rows = self.embeddings["image"]
+            best = distinct(best, lambda f: rows[groups.faces[f.number]["image"][0]], self.path_of)
+        return best[:top_k], sounds
 
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
         """The first ``top_k`` of each modality, no picture twice."""
         if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
             rows = self.embeddings["image"]
             hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
-        return {modality: found[:top_k] for modality, found in hits.items()}
+        return {
+            modality: [replace(hit, rank=rank) for rank, hit in enumerate(found[:top_k], start=1)]
+            for modality, found in hits.items()
+        }
 
 
 def _check(top_k: Any) -> None:

@@ -6,15 +6,13 @@ another language than English mostly words that nobody said. The latent holds al
 
 from __future__ import annotations
 
-import re
 import textwrap
 from typing import NamedTuple
 
 from fusemix.encoders.speech import Transcript
+from fusemix.search.transcripts import only_words, sure_words
 
-SURE = -1.0  # mean log-probability of a token from which words are told; openai-whisper's own logprob_threshold
 _MAX_CHARACTERS = 200  # someone may speak for minutes
-_REMARKS = re.compile(r"\[[^\]]*(\]|$)|\([^)]*(\)|$)|\*[^*]*(\*|$)")  # [BLANK_AUDIO], (crow caws), *squeaking*
 _FOREIGN = "foreign language"  # as in Whisper's remark (speaking in foreign language)
 UNSURE = "If someone speaks there, the words were not understood for certain and are left out; it understands English."
 FOREIGN = "Someone seems to speak another language; of speech it understands English only."
@@ -26,32 +24,22 @@ class Told(NamedTuple):
     Attributes:
         words: The words heard, each sentence once; empty if there are none or Whisper was not sure of them.
         doubt: A sentence where speech was not understood; empty elsewhere.
+        perhaps: Words that Whisper was not sure of, for whoever spoke to correct; they are not searched with.
     """
 
     words: str = ""
     doubt: str = ""
+    perhaps: str = ""
 
 
 def told(transcript: Transcript) -> Told:
     """What to tell of a sound with this transcript."""
-    words = only_words(transcript.words)
-    if transcript.log_probability >= SURE and words:
+    if words := sure_words(transcript):
         return Told(words)
     if _FOREIGN in transcript.words.lower():
         return Told(doubt=FOREIGN)
-    return Told(doubt=UNSURE if words else "")
-
-
-def only_words(transcript: str) -> str:
-    """A transcript without remarks, which are no words, and a sentence it repeats once; empty if no letter is left."""
-    words = _REMARKS.sub(" ", transcript).split()
-    if not any(letter.isalnum() for word in words for letter in word):
-        return ""
-    bare = [word.strip(".,;:!?…").lower() for word in words]
-    for length in range(1, len(words)):
-        if bare[length:] == bare[:-length]:
-            return " ".join(words[:length]).rstrip(",;:")
-    return " ".join(words)
+    perhaps = only_words(transcript.words)
+    return Told(doubt=UNSURE if perhaps else "", perhaps=perhaps)
 
 
 def sentences(words: str, doubt: str) -> list[str]:

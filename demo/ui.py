@@ -31,7 +31,8 @@ MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Grad
 
 # Gradio confines css_paths to the page's content; what is around it is set here. The divider follows the last link.
 _HEAD = (
-    "<style>@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
+    "<style>.gradio-container { min-height: 100vh; } "
+    "@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
     "footer .divider { display: none; }</style>"
 )
 
@@ -171,14 +172,15 @@ into latents. Small adapters, trained with FuseMix ([Vouitsis et al., CVPR 2024]
 bring them into one space, where near means alike. Your query goes the same way, and an exact search finds its
 neighbours.
 
-**What the numbers say.** Similarity is the cosine between your query and an item, at most 1. It ranks items of one
-kind; it does not compare a picture with a caption. A mix is the weighted sum of its parts, brought back to
-length one. The first time is what the search took on this machine, from opening your query to the last result;
-the second, "until here", is what you waited, the way over the network included. Items of the gallery and examples
-were encoded before.
+**How results are ranked.** A thing of the gallery may have a picture, a sound and captions. Your query is compared with
+each of them, each comparison is put on the same scale, and they are added up with weights that were learned beforehand;
+below a result stands what it was found by. "By pixels, sound or words alone" shows the three rankings on their own,
+with the cosine between query and item, at most 1, which does not compare a picture with a caption. Words heard for
+certain in a sound count as if they were typed. A mix is the weighted sum of its parts. The first time is what the
+search took on this machine; the second is when you saw it, the way over the network included.
 
-**What it cannot do.** It hears spoken English and everyday named sounds, and sees clip-art, stamps, emoji and
-simple photographs; it knows no names of people and no other language well. What you send is searched with and
+**What it cannot do.** It understands spoken English, hears other sounds poorly, and sees clip-art, stamps, emoji
+and simple photographs; it knows no names of people and no other language well. What you send is searched with and
 deleted within hours; nothing is learnt from it. Of "Your files" and "Train your own" everything goes when you close the
 page, or after an hour.
 

@@ -1,16 +1,25 @@
 () => {
   const box = document.querySelector('#fm-status');
   const line = box.querySelector('.fm-status');
+  const results = document.querySelector('#fm-results');
+  const view = results.dataset.view ?? 'items';
+  results.querySelectorAll('.fm-view').forEach((button) => {
+    button.setAttribute('aria-pressed', String(button.dataset.view === view));
+  });
   if (!line) return;
   // The time as the visitor felt it: from the click to now, the way over the network included.
   const felt = line.querySelector('.fm-felt');
-  if (felt && window.fmAsked) felt.textContent = `, ${Math.round(performance.now() - window.fmAsked)} ms until here`;
+  if (felt && window.fmAsked) felt.textContent = `, shown after ${((performance.now() - window.fmAsked) / 1000).toFixed(2)} s`;
   window.fmAsked = null;
-  // The address reproduces the search, for a reload and for the link.
+  if (window.fmTyping) return; // results that follow the typing change nothing else
+  document.querySelector('#fm-fields').classList.toggle('fm-open', box.querySelector('.fm-line')?.dataset.files === 'yes');
+  // The address reproduces the search, for a reload, for the link, and for the way back.
   const link = new URLSearchParams(box.querySelector('.fm-copy')?.dataset.link ?? '');
   const theme = new URLSearchParams(location.search).get('__theme');
   if (theme) link.set('__theme', theme);
-  history.replaceState(history.state, '', link.size ? `?${link}` : location.pathname);
+  const address = link.size ? `?${link}` : location.pathname;
+  const here = new URLSearchParams(location.search);
+  if (here.toString() !== link.toString()) history.pushState(history.state, '', address);
   // On a phone, and after "more like this", the answer may lie outside the window.
   const { top, bottom } = line.getBoundingClientRect();
   const smooth = matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth';

@@ -5,6 +5,11 @@ const LETTER_MS = 45;
 element.addEventListener('click', (event) => {
   const button = event.target.closest('.fm-more');
   if (button) trigger('select', { modality: button.dataset.modality, id: button.dataset.id });
+  const view = event.target.closest('.fm-view');
+  if (view) {
+    element.closest('#fm-results').dataset.view = view.dataset.view;
+    element.querySelectorAll('.fm-view').forEach((b) => b.setAttribute('aria-pressed', String(b === view)));
+  }
   if (event.target.closest('.fm-next')) show(current() + 1);
   const pause = event.target.closest('.fm-pause');
   if (pause) pause.setAttribute('aria-pressed', String(pause.getAttribute('aria-pressed') !== 'true'));

@@ -50,6 +50,10 @@ class MiniLML6(Encoder):
         self._network = _network(folder / "model.safetensors", device)
         self._device = device
 
+    def vocabulary(self) -> frozenset[str]:
+        """The word pieces it knows, lower case; parts of words begin with ``##``."""
+        return frozenset(self._tokenizer.get_vocab())
+
     def prepare(self, item: Any) -> str:
         """A text -> the text with white space folded."""
         if not isinstance(item, str):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
+from fusemix.search.fusion import FusedHit, Fusion
 from fusemix.search.index import EmbeddingIndex, Hit
+from fusemix.search.transcripts import sure_words
 
 if TYPE_CHECKING:
     from fusemix.search.postgres_index import PostgresIndex
@@ -35,6 +38,8 @@ class Retriever:
         >>> for hit in retriever.search(text="a dog running on the grass")["image"]:
         ...     print(hit.rank, f"{hit.similarity:.2f}", hit.item["caption"])
         >>> retriever.search(image="photo.jpg", text="at night", minus_text="people", weights={"text": 0.8})
+        >>> for found in retriever.search(audio="spoken.mp3", fuse=True):  # pictures, sounds and captions as one list
+        ...     print(found.rank, found.item["caption"], found.found_by)
     """
 
     def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | PostgresIndex) -> None:
@@ -152,6 +157,16 @@ class Retriever:
             if value is not None
         }
 
+    @cached_property
+    def fusion(self) -> Fusion:
+        """Ranks items by all their faces; holds every embedding of the index in memory."""
+        counts = self.index.counts
+        return Fusion(
+            {modality: self.index.items(modality) for modality in counts},
+            {modality: self.index.embeddings(modality) for modality in counts},
+        )
+
+    @overload
     def search(
         self,
         *,
@@ -163,30 +178,79 @@ class Retriever:
         top_k: int = 10,
         modalities: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
-    ) -> dict[str, list[Hit]]:
-        """The nearest items of each modality.
+        fuse: Literal[False] = False,
+    ) -> dict[str, list[Hit]]: ...
+
+    @overload
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: Any = None,
+        audio: Any = None,
+        minus_text: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        top_k: int = 10,
+        modalities: None = None,
+        where: Mapping[str, str] | None = None,
+        fuse: Literal[True],
+    ) -> list[FusedHit]: ...
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: Any = None,
+        audio: Any = None,
+        minus_text: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        top_k: int = 10,
+        modalities: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
+        fuse: bool = False,
+    ) -> dict[str, list[Hit]] | list[FusedHit]:
+        """The nearest pictures, sounds and captions, each kind on its own, or the best items by all their faces.
 
         Args:
             text: A part of the query, as in :meth:`embed`; at least one part is given.
             image: See ``text``.
-            audio: See ``text``.
+            audio: See ``text``. With ``fuse``, words that were heard for certain in it lead.
             minus_text: Words to subtract.
             weights: Part -> weight, as in :func:`blend`; a part given and not named has its default.
-            top_k: Hits per modality, >= 1.
-            modalities: Which kinds of items to return; all of the index by default.
+            top_k: Hits per modality, or with ``fuse`` items, >= 1.
+            modalities: Which kinds of items to return; all of the index by default. Not with ``fuse``.
             where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
+            fuse: Rank items instead of pictures, sounds and captions (:mod:`fusemix.search.fusion`). Corrections of
+                hubs are of the separate lists and do not count here.
 
         Returns:
-            Modality -> hits, nearest first. Each modality is ranked on its own: similarities
-            to different modalities do not compare.
+            Modality -> hits, nearest first: similarities to different modalities do not compare. With ``fuse`` one
+            list of items, the best first, each with its faces.
 
         Raises:
             MediaError: (a ValueError) If the query cannot be used, in one sentence.
-            ValueError: If no part is given, or the model lacks its modality.
+            ValueError: If no part is given, the model lacks its modality, or ``modalities`` come with ``fuse``.
             KeyError: If the index lacks one of ``modalities``.
         """
-        parts = self.embed_parts(text=text, image=image, audio=audio, minus_text=minus_text)
-        return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
+        if fuse and modalities is not None:
+            raise ValueError(f"With fuse every face counts; drop modalities, got {list(modalities)}.")
+        if not fuse or audio is None:
+            parts = self.embed_parts(text=text, image=image, audio=audio, minus_text=minus_text)
+            words = None
+        else:
+            parts = self.embed_parts(text=text, image=image, minus_text=minus_text)
+            parts["audio"], transcript = self.embed_heard(audio)
+            words = self.embed_words(transcript)
+        if not fuse:
+            return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
+        blend(parts, weights)  # refuses what has no direction
+        met, counts = met_by_faces(parts, weights, words)
+        return self.fusion.search(met, counts=counts, top_k=top_k, where=where)
+
+    def embed_words(self, transcript: Transcript) -> np.ndarray | None:
+        """The embedding of the words that were heard for certain, as if they were typed: shape (D,); None without."""
+        words = sure_words(transcript)[:MAX_QUERY_CHARS]
+        return self.embed(text=words) if words and "text" in self.encoders else None
 
     def search_embedding(
         self,
@@ -232,6 +296,26 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
         raise MediaError("The parts of this query cancel each other; change a weight.")
     mixed: np.ndarray = (total / length).astype(np.float32)
     return mixed
+
+
+def met_by_faces(
+    parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None, words: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The parts of a query as :class:`fusemix.search.fusion.Fusion` takes them, and what each counts for.
+
+    Args:
+        parts: Part -> embedding, shape (D,).
+        weights: As in :func:`blend`.
+        words: The embedding of the words heard for certain in the sound, if there were any: then they lead and how it
+            sounds is but the voice.
+    """
+    chosen = DEFAULT_WEIGHTS | dict(weights or {})
+    met = dict(parts)
+    counts = {part: chosen[part] for part in parts}
+    if words is not None:
+        met["heard"], met["voice"] = words, met.pop("audio")
+        counts["heard"] = counts["voice"] = counts.pop("audio")
+    return met, counts
 
 
 def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | PostgresIndex:

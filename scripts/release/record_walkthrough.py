@@ -92,7 +92,7 @@ def answered(page: Page, asked: str) -> None:
     page.wait_for_function(
         "(asked) => document.querySelector('.fm-status')?.innerText.includes(asked)", arg=asked, timeout=WAIT_MS
     )
-    page.wait_for_function("[...document.querySelectorAll('.fm-image img')].every((image) => image.naturalWidth > 0)")
+    page.wait_for_function("[...document.querySelectorAll('.fm-items img')].every((image) => image.naturalWidth > 0)")
     page.wait_for_timeout(600)
 
 

@@ -130,23 +130,85 @@ def ask(page, text=QUERY):
 
 def expect_answer(page, asked):
     expect(page.locator(".fm-status")).to_contain_text(f"Nearest to {asked}", timeout=WAIT_MS)
-    expect(page.locator(".fm-status")).to_contain_text(re.compile(r"[\d,]+ ms, [\d,]+ items"))
-    expect(page.locator(".fm-image li")).to_have_count(12)
-    page.wait_for_function("[...document.querySelectorAll('.fm-image img')].every((image) => image.naturalWidth > 0)")
+    expect(page.locator(".fm-status")).to_contain_text(re.compile(r"[\d,]+ items searched in \d+\.\d\d s"))
+    expect(page.locator("[aria-label=Results] li")).to_have_count(12)
+    page.wait_for_function("[...document.querySelectorAll('.fm-items img')].every((image) => image.naturalWidth > 0)")
 
 
-def test_typing_shows_pictures_sounds_and_captions(open_page, shots):
+def test_one_list_of_items_and_the_three_lists_one_switch_away(open_page, shots):
     page = open_page()
     page.locator(".fm-tile img").first.wait_for()
     expect(page.locator(".fm-slide:visible .fm-found img")).to_have_count(6)
     page.screenshot(path=shots / "desktop-start.png", full_page=True)
     ask(page)
-    assert "dog" in " ".join(page.locator(".fm-text .fm-name").all_inner_texts()).lower()
-    assert page.locator(".fm-audio audio").count() == 6
-    assert page.locator(".fm-text li").count() == 8
-    for image in page.locator(".fm-image img").all():
+    assert "dog" in page.locator(".fm-items .fm-name").first.inner_text().lower()
+    expect(page.locator(".fm-items .fm-by").first).to_contain_text("found by its")
+    for image in page.locator(".fm-items img").all():
         assert image.get_attribute("alt")
     page.screenshot(path=shots / "desktop-text.png", full_page=True)
+    expect(page.locator(".fm-lists .fm-text")).to_be_hidden()
+    page.get_by_role("button", name="By pixels, sound or words alone").click()
+    expect(page.locator(".fm-lists .fm-image li")).to_have_count(12)
+    expect(page.locator(".fm-lists .fm-text li")).to_have_count(8)
+    expect(page.locator(".fm-items")).to_be_hidden()
+    page.screenshot(path=shots / "desktop-lists.png", full_page=True)
+    ask(page, "a red flower")  # the switch stays where it is
+    expect(page.locator(".fm-items")).to_be_hidden()
+    expect(page.locator('.fm-view[data-view="lists"]')).to_have_attribute("aria-pressed", "true")
+
+
+def test_results_follow_the_typing_and_enter_keeps_them_in_the_address(open_page, address):
+    page = open_page()
+    words = page.get_by_placeholder("Describe what you are looking for")
+    words.press_sequentially("a red flower", delay=30)
+    expect_answer(page, "“a red flower”")
+    assert page.url == address and words.input_value() == "a red flower"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=a+red+flower")
+
+
+def test_back_goes_to_the_search_before_and_then_to_the_start(open_page, address):
+    page = open_page()
+    ask(page, "a red flower")
+    page.wait_for_url("**/?q=a+red+flower")
+    ask(page)
+    page.wait_for_url("**/?q=a+dog*")
+    page.go_back()
+    expect_answer(page, "“a red flower”")
+    expect(page.get_by_placeholder("Describe what you are looking for")).to_have_value("a red flower")
+    page.go_back()
+    page.locator(".fm-tile img").first.wait_for()
+    page.go_forward()
+    expect_answer(page, "“a red flower”")
+
+
+def test_words_that_were_misheard_are_corrected_and_searched_with(open_page, shots):
+    page = open_page("?sound=spoken-cake.mp3")
+    expect_answer(page, "your sound")
+    heard = page.get_by_label("Words heard")
+    expect(heard).to_have_value(re.compile("birthday cake"))
+    page.screenshot(path=shots / "desktop-heard.png", full_page=True)
+    heard.fill("a cat on the grass")
+    page.get_by_role("button", name="Search these words").click()
+    expect_answer(page, "“a cat on the grass”")
+
+
+def test_the_field_sticks_and_what_fingers_tap_is_large_enough(open_page):
+    page = open_page(width=390, height=844)
+    ask(page)
+    for selector in (".fm-items .fm-foot .fm-more", "#fm-speak", "#fm-show", "#fm-go"):
+        assert page.locator(selector).first.bounding_box()["height"] >= 44, selector
+    page.evaluate("scrollTo(0, 900)")
+    expect(page.get_by_placeholder("Describe what you are looking for")).to_be_in_viewport()
+
+
+def test_without_a_microphone_one_sentence_says_so(open_page):
+    page = open_page()
+    page.evaluate(
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('none', 'NotFoundError'))"
+    )
+    page.get_by_role("button", name="Say it").click()
+    expect(page.get_by_role("alert")).to_contain_text("No microphone was found; type your words, or give a sound file.")
 
 
 def test_the_reel_can_be_stopped_and_searched_with(open_page):
@@ -164,7 +226,7 @@ def test_a_link_reproduces_a_mixed_search(open_page, address):
     page = open_page("?q=at+night&picture=tuxpaint-animals-mammals-dogs-dog&without=grass&w=q:0.5")
     expect_answer(page, "your picture + 0.5 × “at night” − 0.5 × “grass”")
     expect(page.get_by_label("Weight of the words").first).to_have_value("0.5")
-    names = page.locator(".fm-image .fm-name").all_inner_texts()
+    names = page.locator(".fm-items .fm-name").all_inner_texts()
     link = page.url
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("button", name="Link copied")).to_be_visible()
@@ -172,13 +234,13 @@ def test_a_link_reproduces_a_mixed_search(open_page, address):
     # As whoever is sent the link; leaving the first page may abort what it still asks, which Gradio logs as an error.
     sent = open_page(link.removeprefix(address))
     expect_answer(sent, "your picture + 0.5 × “at night”")
-    assert sent.locator(".fm-image .fm-name").all_inner_texts() == names
+    assert sent.locator(".fm-items .fm-name").all_inner_texts() == names
 
 
 def test_the_address_and_both_times_are_shown_after_a_search(open_page):
     page = open_page()
     ask(page)
-    expect(page.locator(".fm-felt")).to_contain_text(re.compile(r"\d+ ms until here"))
+    expect(page.locator(".fm-felt")).to_contain_text(re.compile(r"shown after \d+\.\d\d s"))
     assert "?q=a+dog+running+on+the+grass" in page.url
 
 
@@ -241,9 +303,9 @@ def test_axe_finds_nothing(open_page, dark, width):
 def test_a_sound_plays(open_page):
     page = open_page()
     ask(page, "a drum")
-    sound = page.locator(".fm-audio audio").first
+    sound = page.locator(".fm-together audio").first
     sound.evaluate("(audio) => audio.play()")
-    page.wait_for_function("document.querySelector('.fm-audio audio').currentTime > 0")
+    page.wait_for_function("document.querySelector('.fm-together audio').currentTime > 0")
     assert sound.evaluate("(audio) => audio.duration > 0 && audio.readyState >= 2 && audio.error === null")
 
 
@@ -264,7 +326,7 @@ def test_a_recording_is_searched_with(open_page):
     stop = page.locator("#fm-sound").get_by_role("button", name="Stop").first
     stop.wait_for()
     page.wait_for_timeout(1500)  # the fake microphone beeps once a second
-    page.get_by_role("button", name="Say it").click()
+    page.locator("#fm-speak.fm-recording").click()  # "Stop" now
     expect_answer(page, "your sound")
 
 
@@ -279,13 +341,14 @@ def test_examples_are_one_click_away(open_page, shots):
     page.screenshot(path=shots / "desktop-spoken.png", full_page=True)
 
 
-def test_a_result_is_the_next_query(open_page):
+@pytest.mark.parametrize("what", [".fm-look", ".fm-foot .fm-more"])
+def test_a_result_is_the_next_query_and_no_result_of_it(open_page, what):
     page = open_page()
     ask(page)
-    name = page.locator(".fm-image .fm-name").nth(3).inner_text()
-    page.locator(".fm-image .fm-more").nth(3).click()
+    name = page.locator(".fm-items .fm-seen .fm-name").nth(3).inner_text()
+    page.locator(f".fm-items .fm-seen {what}").nth(3).click()
     expect_answer(page, "your picture")
-    expect(page.locator(".fm-image .fm-name").first).to_have_text(name)
+    expect(page.get_by_text(f"“{name}” itself is left out.")).to_be_visible()
 
 
 def test_bad_input_is_answered_calmly_and_the_next_query_works(open_page, shots, tmp_path):
@@ -306,7 +369,8 @@ def test_a_phone_shows_everything_within_its_width(open_page, shots):
     page.screenshot(path=shots / "phone-start.png", full_page=True)
     ask(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    expect(page.locator(".fm-image li").first).to_be_in_viewport()  # scrolled to the answer
+    expect(page.locator("[aria-label=Results] li").first).to_be_in_viewport()
+    expect(page.locator(".fm-status")).to_be_in_viewport()
     page.screenshot(path=shots / "phone-text.png", full_page=True)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.near_duplicates import NEAR, distinct
+from demo.near_duplicates import NEAR, NEAR_OF_ONE_NAME, distinct
 from fusemix.search.index import Hit
 
 IMAGES = Path(__file__).resolve().parents[2] / "demo/gallery/images"
@@ -51,3 +51,14 @@ def test_what_the_space_hardly_tells_apart_but_the_eye_does_is_shown_twice(pair)
 def test_what_lies_apart_in_the_space_is_not_looked_at_and_a_file_that_is_gone_looks_like_nothing(tmp_path):
     assert shown(LEMONS, cosine=NEAR - 0.01, folder=None) == LEMONS
     assert shown(LEMONS, folder=tmp_path) == LEMONS
+
+
+def test_pictures_of_one_name_are_looked_at_from_a_little_farther_and_of_two_names_not():
+    for captions, kept in ((("lemon", "a lemon"), 1), (("lemon", "fruit"), 2)):
+        hits = [
+            Hit("image", {"id": name, "path": f"{name}.webp", "caption": caption}, 0.9, 1)
+            for name, caption in zip(LEMONS, captions, strict=True)
+        ]
+        rows = np.linalg.cholesky(np.array([[1, NEAR_OF_ONE_NAME + 0.01], [NEAR_OF_ONE_NAME + 0.01, 1]]))
+        found = distinct(hits, lambda hit, hits=hits, rows=rows: rows[hits.index(hit)], lambda i: IMAGES / i["path"])
+        assert len(found) == kept

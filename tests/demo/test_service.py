@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -7,12 +8,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 from demo.query import Query
 from demo.service import Service
+from demo.tabs.explore import Explorer, map_component
+from demo.tabs.search import SearchTab
 from demo.transcripts import UNSURE
 from demo.workers import AT_ONCE
 from fusemix.encoders.speech import Transcript
@@ -45,7 +49,8 @@ def test_whoever_asks_the_same_few_threads_compute(service, monkeypatch):
 
 def test_an_answer_as_json_holds_metadata_and_no_path_of_this_machine(service):
     value = json.loads(json.dumps(service.search_text("a red square", top_k=2).to_json()))
-    assert list(value) == ["query", "milliseconds", "n_items", "hits"]
+    assert list(value) == ["query", "milliseconds", "n_items", "hits", "items"]
+    assert value["items"][0]["faces"].keys() == {"image", "text"} and value["items"][0]["rank"] == 1
     assert value["hits"]["image"][0].keys() == {
         "rank", "similarity", "id", "file", "title", "caption", "source", "licence", "credit",
     }  # fmt: skip
@@ -74,7 +79,16 @@ def test_a_query_of_parts_answers_like_the_library(service, pairs):
 def test_an_item_of_the_gallery_is_not_encoded_again(service, monkeypatch):
     monkeypatch.setattr(service.retriever, "embed_parts", None)
     answer = service.search(Query(image="gone.png", ids={"image": "green"}))
-    assert answer.hits["image"][0].item["id"] == "green"
+    known = service.embeddings["image"][service.row_of("image", "green")]
+    np.testing.assert_array_equal(answer.embedding, known)
+
+
+def test_what_is_searched_with_is_left_out_of_items_and_lists_and_named(service):
+    answer = service.search(Query(image="gone.png", ids={"image": "green"}))
+    assert "green" not in {hit.item["id"] for hit in answer.hits["image"]} | {f.item["id"] for f in answer.items}
+    assert [hit.rank for hit in answer.hits["image"]] == [1, 2] and len(answer.items) == 3
+    assert answer.left_out == "a green square with <b>sound</b>"
+    assert service.search(Query(text="a green square")).left_out == ""
 
 
 def test_an_example_is_encoded_once_and_a_visitors_file_every_time(service, pairs, monkeypatch):
@@ -187,3 +201,42 @@ def test_the_shipped_index_holds_the_promised_gallery(shipped):
         for item in shipped.items(modality):
             assert item["source"] and item["licence"], item["id"]
             assert shipped.path_of(item).is_file(), item["id"]
+
+
+def examples(shipped):
+    """Name, query and what the gallery should show of every example on the page."""
+    patterns = {
+        "a cat asleep": "cats?|kitten", "a birthday party": "birthday|party\\w*|cake|wedding|picnic",
+        "a ship on the sea": "ships?|shipwreck|boats?|sail\\w*|submarine",
+        "something to play music on": "guitars?|violin|cello|piano|music\\w*", "a fast car": "cars?",
+        "fresh fruit": "strawberr\\w+|pineapple|peach|pears?|apples?|bananas?", "sailing": "sail\\w*|boat",
+        "violin": "violin|cello|guitar", "electric guitar": "guitar", "flower": "flowers?",
+        "“a sailing boat on the water”": "sail\\w*|boat", "“a red racing car”": "cars?",
+        "“a birthday cake”": "cakes?|cupcake",
+    }  # fmt: skip
+    with gr.Blocks():
+        explorer = Explorer(shipped)
+        tab = SearchTab(shipped, explorer, map_component(explorer))
+    assert tab.examples.keys() == patterns.keys()
+    return [(name, query, patterns[name]) for name, query in tab.examples.items()]
+
+
+def test_every_example_on_show_succeeds(shipped):
+    for name, query, pattern in examples(shipped):
+        found = [f.item["caption"] for f in shipped.search(query, top_k=12).items[:6]]
+        pleasing = [bool(re.search(rf"\b({pattern})\b", caption)) for caption in found]
+        assert pleasing[0] and sum(pleasing) >= 4, (name, found)
+
+
+def test_sounds_stand_under_words_only_where_they_fit(shipped):
+    sad = shipped.search(Query(text="a sad face"), top_k=50)
+    assert sad.sounds == [] and sad.hits["audio"] and all("image" in f.faces for f in sad.items)
+    drums = shipped.search(Query(text="drum")).sounds
+    assert drums and all("drum" in f.faces["audio"].item["caption"] for f in drums)
+    path = shipped.path_of(shipped.items("image")[0])
+    assert shipped.search(Query(image=str(path))).sounds is None
+
+
+def test_a_spoken_sentence_is_searched_by_its_words_and_a_pleasing_item_comes_first(shipped):
+    spoken = shipped.search(Query(audio=str(ROOT / "demo/examples/spoken-dog.mp3")))
+    assert "dog" in spoken.items[0].item["caption"] and spoken.items[0].found_by == "text"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.transcripts import FOREIGN, SURE, UNSURE, Told, only_words, sentences, told
+from demo.transcripts import FOREIGN, UNSURE, Told, sentences, told
 from fusemix.encoders import load_encoder
 from fusemix.encoders.speech import Transcript
+from fusemix.search.transcripts import SURE, only_words
 
 ROOT = Path(__file__).resolve().parents[2]
 GERMAN = ("Ein Hund läuft über die grüne Wiese", "Die Katze schläft auf dem Sofa", "Wo ist bitte der Bahnhof")
@@ -21,6 +22,11 @@ GERMAN = ("Ein Hund läuft über die grüne Wiese", "Die Katze schläft auf dem 
         ("A Red Racing Car, a Red Racing Car, a Red", "A Red Racing Car"),
         ("a boat on the water. a boat", "a boat on the water."),
         ("a man and a dog", "a man and a dog"),
+        ("A woman crouches in a field. A woman crou", "A woman crouches in a field."),
+        ("The people squat. 3 people squat by it. 3 people squat by", "The people squat. 3 people squat by it."),
+        ("Mountain climbing gear on a mountain Mountain climbing gear", "Mountain climbing gear on a mountain"),
+        ("The dog and the cat. The cat and the dog.", "The dog and the cat. The cat and the dog."),
+        ("a big big dog", "a big big dog"),
         ("no no no", "no"),
         ("a dog, a cat, a dog", "a dog, a cat"),
         ("", ""),
@@ -40,7 +46,7 @@ def test_remarks_and_repetitions_are_no_words(transcript, words):
 
 def test_words_are_told_as_far_as_whisper_was_sure():
     assert told(Transcript("a dog (barks)", SURE)) == Told("a dog")
-    assert told(Transcript("a dog", SURE - 0.01)) == Told(doubt=UNSURE)
+    assert told(Transcript("a dog", SURE - 0.01)) == Told(doubt=UNSURE, perhaps="a dog")
     assert told(Transcript("(barks)", -3.0)) == told(Transcript("", 0.0)) == Told()
     for remark in ("(speaking in foreign language)", "[Foreign language"):
         assert told(Transcript(remark, -0.5)) == Told(doubt=FOREIGN)

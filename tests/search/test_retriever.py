@@ -12,6 +12,7 @@ import pytest
 from fusemix.data.extract import extract
 from fusemix.data.pairs import PairTable
 from fusemix.encoder_identity import check_encoder
+from fusemix.encoders.speech import Transcript
 from fusemix.media import MediaError
 from fusemix.model.adapters import FusionModel
 from fusemix.search.index import EmbeddingIndex
@@ -256,3 +257,26 @@ def test_the_scripts_run_from_a_plain_clone(tmp_path):
     for script in ("search.py", "build_index.py"):
         command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
         assert "Usage" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+
+def test_fused_search_ranks_items_and_names_their_faces(retriever, pairs):
+    found = retriever.search(text="a green square with <b>sound</b>", fuse=True, top_k=2)
+    assert found[0].item["id"] == "green" and found[0].faces.keys() == {"image", "audio", "text"}
+    assert found[0].faces["text"].similarity == pytest.approx(1, abs=1e-4) and found[0].found_by == "text"
+    assert [hit.rank for hit in found] == [1, 2]
+    where = retriever.search(image=pairs.parent / "green.png", fuse=True, where={"title": "Hum"})
+    assert [hit.item["id"] for hit in where] == ["hum"]
+    with pytest.raises(ValueError, match="With fuse every face counts; drop modalities"):
+        retriever.search(text="a", fuse=True, modalities=["image"])
+
+
+def test_words_heard_for_certain_lead_and_a_doubtful_sound_speaks_for_itself(retriever, pairs, monkeypatch):
+    sound = pairs.parent / "hum.wav"
+    embedding = retriever.embed(audio=sound)
+    said = ["a deep hum. a deep hu", -0.5]
+    monkeypatch.setattr(retriever, "embed_heard", lambda audio: (embedding, Transcript(*said)))
+    words = retriever.embed(text="a deep hum.")
+    expected = retriever.fusion.search({"heard": words, "voice": embedding})
+    assert retriever.search(audio=sound, fuse=True) == expected
+    said[1] = -1.5
+    assert retriever.search(audio=sound, fuse=True) == retriever.fusion.search({"audio": embedding})

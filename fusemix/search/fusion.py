@@ -1,0 +1,206 @@
+"""Late fusion: the parts of a query meet the faces of an item, and items are ranked by what they add up to.
+
+Cosines to pictures and to captions do not compare (the modality gap). So each is standardised for the query over the
+whole gallery, in standard deviations above the mean, and then they are weighted and added. A face that an item lacks
+counts as an average one. The weights were learned on validation by ``scripts/release/learn_fusion.py``, which wrote
+``fusion.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusemix.files import read_json
+from fusemix.search.index import Hit
+from fusemix.search.items import ItemGroups
+
+LEARNED = Path(__file__).with_name("fusion.json")
+# Kinds of query parts: words, a picture, a sound, words heard for certain in a sound, and how that sound sounds.
+PART_KINDS = ("text", "image", "audio", "heard", "voice")
+
+
+@dataclass(frozen=True)
+class FusedHit:
+    """One item that was found.
+
+    Attributes:
+        rank: 1 for the best.
+        score: Weighted sum over the faces of how many standard deviations each is nearer than the gallery's average;
+            higher is better. It orders the items of one query and is no probability.
+        found_by: The face that adds most to the score: ``image``, ``audio`` or ``text``.
+        faces: Face -> the item's row there with its cosine; of several captions, the nearest. ``rank`` is this hit's.
+        shares: Face -> what it adds to the score.
+        number: Of the item in :class:`ItemGroups`.
+    """
+
+    rank: int
+    score: float
+    found_by: str
+    faces: dict[str, Hit]
+    shares: dict[str, float]
+    number: int
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """Metadata of the item: that of its picture, else of its sound, else of its caption."""
+        return next(self.faces[face].item for face in ("image", "audio", *self.faces) if face in self.faces)
+
+
+class Fusion:
+    """Ranks the items of a gallery.
+
+    Example:
+        >>> fusion = Fusion({m: index.items(m) for m in index.counts}, {m: index.embeddings(m) for m in index.counts})
+        >>> fusion.search({"text": embedding}, top_k=5)[0].item["caption"]
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, list[dict[str, Any]]],
+        embeddings: Mapping[str, np.ndarray],
+        weights: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Group the items; the embeddings are kept, not copied.
+
+        Args:
+            items: Modality -> metadata of its items.
+            embeddings: Modality -> embeddings of its items, shape (N, D), float32, unit length.
+            weights: Kind of query part -> face -> weight; those of ``fusion.json`` by default. A face that is not
+                named counts nothing. From which score on a sound fits is known for the default weights alone.
+
+        Raises:
+            ValueError: If a kind of query part is unknown, or a weight is negative or not finite.
+        """
+        self.weights = learned_weights() if weights is None else {kind: dict(w) for kind, w in weights.items()}
+        if unknown := sorted(set(self.weights) - set(PART_KINDS)):
+            raise ValueError(f"Weights are for the query parts {list(PART_KINDS)}, not {unknown}.")
+        if not all(0 <= weight < np.inf for faces in self.weights.values() for weight in faces.values()):
+            raise ValueError(f"Weights must be finite and not negative, got {self.weights}.")
+        self.sound_bar = learned_sound_bar() if weights is None else np.inf
+        self.items = dict(items)
+        self.embeddings = dict(embeddings)
+        self.groups = ItemGroups(items)
+
+    def shares(
+        self, parts: Mapping[str, np.ndarray], counts: Mapping[str, float] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What each face adds to each item's score.
+
+        Args:
+            parts: Kind of query part -> embedding, shape (D,), unit length. Beside :data:`PART_KINDS`,
+                ``minus_text`` are words, and count negatively by default.
+            counts: Kind -> how much the part counts, 1 by default (``minus_text``: -0.5).
+
+        Returns:
+            Face -> (n_items,) float64; zero where an item lacks the face.
+        """
+        counts = {"minus_text": -0.5} | dict(counts or {})
+        faces: dict[str, np.ndarray] = {}
+        for face, rows in self.embeddings.items():
+            total = np.zeros(len(rows))
+            for kind, embedding in parts.items():
+                weight = self.weights.get("text" if kind == "minus_text" else kind, {}).get(face, 0.0)
+                if weight:
+                    total += counts.get(kind, 1.0) * weight * standardised(rows @ embedding)
+            best = np.full(len(self.groups), -np.inf)  # of several captions the nearest counts
+            np.maximum.at(best, self.groups.owners[face], total[self.groups.rows[face]])
+            faces[face] = np.where(np.isfinite(best), best, 0.0)
+        return faces
+
+    def search(
+        self,
+        parts: Mapping[str, np.ndarray],
+        *,
+        top_k: int = 10,
+        counts: Mapping[str, float] | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> list[FusedHit]:
+        """The best items for a query.
+
+        Args:
+            parts: As in :meth:`shares`; at least one.
+            top_k: Items returned at most, >= 1.
+            counts: As in :meth:`shares`.
+            where: As in :meth:`best`.
+
+        Raises:
+            ValueError: If there is no part, or ``top_k`` < 1.
+        """
+        if not parts or top_k < 1:
+            raise ValueError(f"Expected at least one part and top_k >= 1, got {sorted(parts)} and {top_k}.")
+        return list(islice(self.best(self.shares(parts, counts), parts, where=where), top_k))
+
+    def best(
+        self,
+        shares: Mapping[str, np.ndarray],
+        parts: Mapping[str, np.ndarray],
+        *,
+        where: Mapping[str, str] | None = None,
+        leave_out: Collection[int] = (),
+    ) -> Iterator[FusedHit]:
+        """Every item, the best first; take as many as are needed.
+
+        Args:
+            shares: Of :meth:`shares`.
+            parts: They were made from.
+            where: Metadata key -> the value one of an item's faces must have.
+            leave_out: Numbers of items that are not returned, such as the one that is searched with.
+        """
+        scores = np.sum(list(shares.values()), axis=0)
+        rank, skipped = 0, set(leave_out)
+        for number in np.argsort(-scores, kind="stable").tolist():
+            if number in skipped or (where and not self._fits(number, where)):
+                continue
+            rank += 1
+            mine = {face: float(shares[face][number]) for face in self.groups.faces[number]}
+            faces = {face: self._hit(face, number, parts, rank) for face in mine}
+            leading = max(mine, key=lambda face: mine[face])
+            yield FusedHit(rank, float(scores[number]), leading, faces, mine, number)
+
+    def fitting_sounds(self, shares: Mapping[str, np.ndarray]) -> set[int]:
+        """Numbers of the items whose sound fits words, by what it is called and how it sounds; few, or none.
+
+        Args:
+            shares: Of :meth:`shares`, for words, typed or heard: what fits a picture or a noise was not measured.
+        """
+        scores = sum(shares[face] for face in ("text", "audio") if face in shares)
+        return {number for number in np.flatnonzero(scores >= self.sound_bar).tolist() if self._sounds(number)}
+
+    def _sounds(self, number: int) -> bool:
+        return "audio" in self.groups.faces[number]
+
+    def _fits(self, number: int, where: Mapping[str, str]) -> bool:
+        entries = (self.items[face][row] for face, rows in self.groups.faces[number].items() for row in rows)
+        return any(all(entry.get(key) == value for key, value in where.items()) for entry in entries)
+
+    def _hit(self, face: str, number: int, parts: Mapping[str, np.ndarray], rank: int) -> Hit:
+        rows = self.groups.faces[number][face]
+        leading = next(iter(parts.values()))  # of a mix, the part that comes first
+        cosines = self.embeddings[face][rows] @ leading
+        best = int(np.argmax(cosines))
+        return Hit(face, self.items[face][rows[best]], float(np.clip(cosines[best], -1, 1)), rank)
+
+
+def standardised(similarities: np.ndarray) -> np.ndarray:
+    """Standard deviations above the mean, shape as given; zeros where all are alike."""
+    spread = float(similarities.std())
+    if spread < 1e-9:
+        return np.zeros(len(similarities))
+    values: np.ndarray = (similarities - similarities.mean()) / spread
+    return values
+
+
+def learned_weights(path: Path = LEARNED) -> dict[str, dict[str, float]]:
+    """Kind of query part -> face -> weight, as ``scripts/release/learn_fusion.py`` wrote them."""
+    return {kind: dict(faces) for kind, faces in read_json(path)["weights"].items()}
+
+
+def learned_sound_bar(path: Path = LEARNED) -> float:
+    """The score from which on an item that can only be heard fits words; see ``docs/results.md`` for how often not."""
+    return float(read_json(path)["sound_fits"])

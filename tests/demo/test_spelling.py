@@ -1,0 +1,33 @@
+"""Typing errors: what is unknown is seen, and the nearest word of the gallery is named."""
+
+import pytest
+
+from demo.spelling import Spelling, slips
+
+SPELLING = Spelling(["a blue Butterfly", "an elephant", "bicycle", "a circle", "a table"], {"crouch", "wade", "welt"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a buterfly", "a butterfly"),
+        ("Elefant, please", "elephant, please"),
+        ("bycicle", "bicycle"),  # and not circle
+        ("a tabel", "a table"),
+        ("a butterfly", ""),
+        ("crouches wading", ""),  # endings of known words
+        ("a kat", ""),  # too short to tell
+        ("Schmetterling", ""),
+        ("läuft", ""),
+        ("", ""),
+    ],
+)
+def test_an_unknown_word_is_replaced_by_the_nearest_and_a_known_one_stays(typed, meant):
+    assert SPELLING.correct(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "count"), [("", "", 0), ("ab", "ba", 1), ("appel", "apple", 1), ("cat", "cart", 1), ("abc", "", 3)]
+)
+def test_slips_are_letters_missing_added_and_exchanged(a, b, count):
+    assert slips(a, b) == slips(b, a) == count
