@@ -105,23 +105,8 @@ def read(
         Pieces in the order given, and what was left out.
     """
     found = Incoming()
+    files = _unpacked(uploads, folder, found, max_bytes, stopped)
     tables: list[_File] = []
-    files: list[_File] = []
-    for upload in uploads:
-        path = Path(upload)
-        name = one_line(path.name)
-        if stopped():
-            break
-        try:
-            if not path.is_file():
-                raise _Refused("did not arrive; send it again")
-            if path.suffix.lower() != ".zip":
-                _count(found, path.stat().st_size, max_bytes)
-                files.append(_File(name, path, path.name))
-                continue
-            files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
-        except _Refused as error:
-            found.left_out.append(LeftOut(name, str(error)))
     keys: dict[int, str] = {}  # number of a piece -> what tables call its file
     for file in files:
         kind = file.path.suffix.lower()
@@ -146,6 +131,29 @@ def read(
         piece = found.pieces[number]
         found.pieces[number] = replace(piece, caption=named.get(key, piece.caption))
     return found
+
+
+def _unpacked(
+    uploads: Sequence[str | Path], folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
+) -> list[_File]:
+    """Take the uploads one by one, archives unpacked; what cannot be used is noted in ``found``."""
+    files: list[_File] = []
+    for upload in uploads:
+        path = Path(upload)
+        name = one_line(path.name)
+        if stopped():
+            break
+        try:
+            if not path.is_file():
+                raise _Refused("did not arrive; send it again")
+            if path.suffix.lower() != ".zip":
+                _count(found, path.stat().st_size, max_bytes)
+                files.append(_File(name, path, path.name))
+                continue
+            files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
+        except _Refused as error:
+            found.left_out.append(LeftOut(name, str(error)))
+    return files
 
 
 def _key(name: str) -> str:
