@@ -106,22 +106,7 @@ def read(
     """
     found = Incoming()
     tables: list[_File] = []
-    files: list[_File] = []
-    for upload in uploads:
-        path = Path(upload)
-        name = one_line(path.name)
-        if stopped():
-            break
-        try:
-            if not path.is_file():
-                raise _Refused("did not arrive; send it again")
-            if path.suffix.lower() != ".zip":
-                _count(found, path.stat().st_size, max_bytes)
-                files.append(_File(name, path, path.name))
-                continue
-            files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
-        except _Refused as error:
-            found.left_out.append(LeftOut(name, str(error)))
+    files = _arrived(uploads, folder, found, max_bytes, stopped)
     keys: dict[int, str] = {}  # number of a piece -> what tables call its file
     for file in files:
         kind = file.path.suffix.lower()
@@ -146,6 +131,29 @@ def read(
         piece = found.pieces[number]
         found.pieces[number] = replace(piece, caption=named.get(key, piece.caption))
     return found
+
+
+def _arrived(
+    uploads: Sequence[str | Path], folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
+) -> list[_File]:
+    """The files that came, those in archives among them; the others are noted as left out."""
+    files: list[_File] = []
+    for upload in uploads:
+        path = Path(upload)
+        name = one_line(path.name)
+        if stopped():
+            break
+        try:
+            if not path.is_file():
+                raise _Refused("did not arrive; send it again")
+            if path.suffix.lower() != ".zip":
+                _count(found, path.stat().st_size, max_bytes)
+                files.append(_File(name, path, path.name))
+                continue
+            files.extend(_unpack(path, name, folder, found, max_bytes, stopped))
+        except _Refused as error:
+            found.left_out.append(LeftOut(name, str(error)))
+    return files
 
 
 def _key(name: str) -> str:

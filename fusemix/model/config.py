@@ -68,6 +68,10 @@ class ModelConfig:
         object.__setattr__(self, "views", tuple(self.views))  # JSON gives lists
         members = tuple(ModelConfig.from_dict(member).to_dict() for member in self.members)  # whatever wrote them
         object.__setattr__(self, "members", members)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        """Check which views stand beside the closed form, and name the one that no views mean."""
         if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
