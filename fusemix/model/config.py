@@ -153,9 +153,7 @@ class TrainConfig:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
-        for name in ("epochs", "eval_every", "save_every", "max_val_groups"):
+        for name in ("accumulate", "epochs", "eval_every", "save_every", "max_val_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
         for name in ("seed", "warmup_steps", "weight_decay", "min_learning_rate", "closed_form_ridge"):
