@@ -105,8 +105,8 @@ def read(
         Pieces in the order given, and what was left out.
     """
     found = Incoming()
+    files = _unpacked(uploads, folder, found, max_bytes, stopped)
     tables: list[_File] = []
-    files = _arrived(uploads, folder, found, max_bytes, stopped)
     keys: dict[int, str] = {}  # number of a piece -> what tables call its file
     for file in files:
         kind = file.path.suffix.lower()
@@ -133,10 +133,10 @@ def read(
     return found
 
 
-def _arrived(
+def _unpacked(
     uploads: Sequence[str | Path], folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
 ) -> list[_File]:
-    """The files that came, those in archives among them; the others are noted as left out."""
+    """Take the uploads one by one, archives unpacked; what cannot be used is noted in ``found``."""
     files: list[_File] = []
     for upload in uploads:
         path = Path(upload)

@@ -396,7 +396,7 @@ def test_every_example_begins_from_pictures_of_what_it_says():
     index = EmbeddingIndex.load(ROOT / "demo/index", model_identity=model.identity)
     retriever = Retriever(model, {"audio": load_encoder(model.config.encoders["audio"]["name"])}, index)
     studio = Studio(Service(retriever))
-    named = {"boat": "boat|sail|ship", "car": "car", "cake": "cake", "drum": "drum"}
+    named = {"boat": "boat|sail|ship", "car": r"\bcar\b|vw beetle", "cake": "cake", "drum": "drum"}
     examples = offered_examples(studio)
     assert [label for _, label in examples][len(SPOKEN_EXAMPLES) :] == [name for _, name in SOUND_EXAMPLES]
     for path, label in examples:
