@@ -1,6 +1,6 @@
 # make demo     sets up .venv and serves the app on http://127.0.0.1:7860
 # make test     sets up .venv and runs the tests
-# make lint, types, imports, docs, lock, wheel, clean: what CI checks, the API reference, the pinned versions, a package
+# make lint, types, imports, docs, lock, wheel, clean: what CI checks, the pages as a site, the pinned versions, a package
 PYTHON ?= python3
 PORT ?= 7860
 JOBS ?= 2
@@ -10,9 +10,6 @@ PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip install -q --disable-pip-version-check
-
-SOURCES = $(wildcard fusemix/*.py fusemix/*/*.py fusemix/*/*/*.py)
-MODULES = $(subst /,.,$(basename $(filter-out %/__init__.py,$(SOURCES))))
 
 .PHONY: demo test lint types imports docs lock wheel index clean
 
@@ -35,8 +32,8 @@ imports: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 docs: $(VENV)/.dev
-	$(PY) -m pdoc --docformat google -o build/api $(MODULES)
-	@echo "build/api/index.html: the API reference, from the docstrings"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q
+	@echo "build/site/index.html: the pages and the API reference"
 
 # PyTorch keeps its bounds, and what only its CUDA builds need is left out: the right build depends on the machine.
 lock: $(VENV)/.dev

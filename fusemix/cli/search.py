@@ -14,6 +14,7 @@ from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named_once
 
 if TYPE_CHECKING:
+    from fusemix.search.fusion import FusedHit
     from fusemix.search.index import Hit
 
 QUERY = "What to search with (one of them)"
@@ -45,6 +46,13 @@ def search(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Search only items with this metadata, such as licence=CC0-1.0."),
     ] = None,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse",
+            help="Show one list of items, ranked by their picture, caption and sound together, as the app does.",
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the hits to this JSON file.")] = None,
 ) -> None:
     """Find the pictures, sounds and captions of an index that are nearest to words, a picture or a sound.
@@ -63,12 +71,15 @@ def search(
 
     retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
     started = time.perf_counter()
-    results = retriever.search(**query, top_k=top_k, where=conditions)
+    if fuse:
+        items = retriever.search(**query, top_k=top_k, where=conditions, fuse=True)
+    else:
+        results = retriever.search(**query, top_k=top_k, where=conditions)
     elapsed = time.perf_counter() - started
     if json:
-        write_json(json, to_json(query, results))
-    for modality, hits in results.items():
-        terminal.show(tabulate(modality, hits))
+        write_json(json, items_to_json(query, items) if fuse else to_json(query, results))
+    for table in [tabulate_items(items)] if fuse else [tabulate(*found) for found in results.items()]:
+        terminal.show(table)
     terminal.result(f"{elapsed * 1000:.0f} ms, {len(retriever.index):,} items")
 
 
@@ -85,6 +96,27 @@ def tabulate(modality: str, hits: list[Hit]) -> Table:
         origin = ", ".join(filter(None, (hit.item.get("source"), hit.item.get("licence"))))
         table.add_row(str(hit.rank), f"{hit.similarity:.3f}", label + place, origin)
     return table
+
+
+def tabulate_items(found: list[FusedHit]) -> Table:
+    """The items of a fused search as a table for the terminal."""
+    table = Table(title="items", title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("found by")
+    table.add_column("item")
+    table.add_column("source, licence", style="dim")
+    for hit in found:
+        item = hit.item
+        place = f"\n{item['path']}" if "path" in item else ""
+        origin = ", ".join(filter(None, (item.get("source"), item.get("licence"))))
+        table.add_row(str(hit.rank), hit.found_by, (item.get("caption") or item.get("text", "")) + place, origin)
+    return table
+
+
+def items_to_json(query: dict[str, str], found: list[FusedHit]) -> dict[str, Any]:
+    """JSON-ready items of a fused search: rank, score and the face that found each, beside its metadata."""
+    items = [{"rank": hit.rank, "score": hit.score, "found_by": hit.found_by, **hit.item} for hit in found]
+    return {"query": query, "items": items}
 
 
 def to_json(query: dict[str, str], results: dict[str, list[Hit]]) -> dict[str, Any]:

