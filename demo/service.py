@@ -137,7 +137,7 @@ class Service:
         if service.root is not None and not service.root.is_dir():
             raise FileNotFoundError(
                 f"The pictures and sounds of the index {index} should lie in {service.root}, but there is no such "
-                "folder; fetch it, or build the index again with scripts/build_index.py."
+                "folder; fetch it, or build the index again with fusemix index."
             )
         service.warm_up()
         return service

@@ -265,7 +265,7 @@ class _Run:
 
 
 def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:
-    """``--recipe two-path`` or ``paper`` of scripts/train.py, with batches and validation to suit few pairs."""
+    """``--recipe two-path`` or ``paper`` of fusemix train, with batches and validation to suit few pairs."""
     dims = {name: store.dim for name, store in pairs.stores.items()}
     model = ModelConfig(
         latent_dims=dims,
@@ -288,7 +288,7 @@ def _check(files: Mapping[str, Path]) -> None:
         if opened.dim > MAX_DIM or opened.rows > MAX_ROWS:
             raise MediaError(
                 f"{path} holds {opened.rows:,} latents of {opened.dim:,} dimensions; here up to {MAX_ROWS:,} of "
-                f"{MAX_DIM:,} are taken. Run scripts/train.py on your machine for more."
+                f"{MAX_DIM:,} are taken. Run fusemix train on your machine for more."
             )
     if len(set(sizes)) > 1:
         raise MediaError(f"The files hold {sizes[0]:,} and {sizes[1]:,} latents; row i of both must be one pair.")

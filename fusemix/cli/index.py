@@ -71,20 +71,18 @@ def index(
     if (out is None) == (server is None):
         raise ValueError("Give --out for a folder or --index for a server: one of them.")
     if server is not None and dtype != "float32":
-        raise ValueError("--dtype is that of an index folder (--out); a server chooses its own. Drop it.")
+        raise ValueError("--dtype is that of an index folder (--out); PostgreSQL chooses its own. Drop it.")
     if server is not None and bank:
-        raise ValueError("Hubs are corrected in an index folder (--out), not on a server; drop --bank.")
+        raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
     from fusemix.data.pairs import PairTable
     from fusemix.model.adapters import FusionModel
-    from fusemix.search.build import correct_hubs, distinct, fill
+    from fusemix.search.build import correct_hubs, fill
     from fusemix.search.index import EmbeddingIndex
     from fusemix.search.retriever import load_encoders
 
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
     loaded = load_encoders(model.config, encoders=named_once(encoders or [], flags.FOLDERS))
-    if not any(distinct(table, modality) for modality in loaded):
-        raise ValueError(f"{pairs} holds nothing to search: no cell is filled in {', '.join(loaded)}.")
     built = _begin(server, model, pairs.parent)
     with terminal.bar() as bar:
         for modality, encoder in loaded.items():

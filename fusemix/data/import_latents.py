@@ -1,7 +1,7 @@
 """Latents made elsewhere, of any modality by any encoder -> a latent store, checked on the way in.
 
 Read from a file (.npy, .safetensors, .parquet), an array, or a generator of arrays; one piece is in memory at
-a time. With a table of pairs the store joins those that scripts/extract.py made from the same table.
+a time. With a table of pairs the store joins those that fusemix extract made from the same table.
 """
 
 from __future__ import annotations

@@ -201,10 +201,10 @@ class LatentStore:
         """
         folder = Path(folder)
         if not (folder / MANIFEST_NAME).is_file():
-            raise FileNotFoundError(f"{folder} holds no latent store; make one with scripts/extract.py.")
+            raise FileNotFoundError(f"{folder} holds no latent store; make one with fusemix extract.")
         manifest = read_manifest(folder)
         if not manifest["complete"]:
-            raise ValueError(f"The latent store {folder} is unfinished; run its scripts/extract.py command again.")
+            raise ValueError(f"The latent store {folder} is unfinished; run its command, fusemix extract, again.")
         for shard in manifest["shards"]:
             check_shard(folder, manifest, shard)
         try:

@@ -17,7 +17,7 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
 
     ``walk/dog.jpg``, ``walk/dog.wav`` and ``walk/dog.txt`` are one item: picture, sound and captions belong together.
     A file without captions still becomes a row: it can be searched, not trained on. There is no split:
-    ``scripts/train.py`` sets pairs aside by itself.
+    ``fusemix train`` sets pairs aside by itself.
 
     Known traps: pictures that are nearly the same under two names (bursts, copies) make recall too low in an
     evaluation and too high in a validation; hidden files and folders, and kinds that cannot be decoded here, are

@@ -55,7 +55,7 @@ def _tested_on(root: Path, karpathy: Sequence[Path], tally: Tally) -> set[int]:
     """Numbers of the pictures that stand in val or test of the datasets that Karpathy's files describe."""
     if not karpathy:
         tally.notes.append(
-            "Nothing was dropped for standing in COCO's val or test: give dataset_coco.json by the argument karpathy "
+            "Nothing was dropped for standing in COCO's val or test: name dataset_coco.json as karpathy "
             "before you report figures on COCO."
         )
         return set()

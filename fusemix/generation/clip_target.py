@@ -1,7 +1,7 @@
 """Into the frozen CLIP space of a Stable unCLIP: its own image encoder's targets, and bridges onto them.
 
 The CLIP side is the identity: its space stays as it is, and only the maps from the shared space
-move. That is what scripts/train.py does with --init and --frozen between FuseMix adapters; here
+move. That is what fusemix train does with --init and --frozen between FuseMix adapters; here
 the frozen side has no adapter at all.
 """
 

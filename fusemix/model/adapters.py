@@ -287,7 +287,7 @@ class FusionModel(nn.Module):
         )
         config_path = folder / CONFIG_NAME
         if not config_path.is_file():
-            raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; expected a folder written by scripts/train.py.")
+            raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; expected a folder written by fusemix train.")
         values = read_json(config_path)
         if not isinstance(values, dict) or "latent_dims" not in values:
             raise ValueError(f"{config_path} is not a FuseMix configuration: it has no 'latent_dims'.")
@@ -327,7 +327,7 @@ class FusionModel(nn.Module):
         """Upload configuration, weights (in shards of at most 9 MB) and card to the Hugging Face Hub.
 
         A folder that holds more, such as the training's settings and history, is sent whole by
-        ``scripts/push_to_hub.py`` or :class:`fusemix.model.hub.Upload`.
+        ``fusemix push`` or :class:`fusemix.model.hub.Upload`.
 
         Args:
             repo_id: ``owner/name``; created if absent.

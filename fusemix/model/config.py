@@ -68,6 +68,10 @@ class ModelConfig:
         object.__setattr__(self, "views", tuple(self.views))  # JSON gives lists
         members = tuple(ModelConfig.from_dict(member).to_dict() for member in self.members)  # whatever wrote them
         object.__setattr__(self, "members", members)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        """Check which views stand beside the closed form, and name the one that no views mean."""
         if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
@@ -149,9 +153,7 @@ class TrainConfig:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
-        for name in ("epochs", "eval_every", "save_every", "max_val_groups"):
+        for name in ("accumulate", "epochs", "eval_every", "save_every", "max_val_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
         for name in ("seed", "warmup_steps", "weight_decay", "min_learning_rate", "closed_form_ridge"):

@@ -26,7 +26,7 @@ RESERVED = ("modality", "rank", "similarity")  # what a hit and a line of items.
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
 MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
 _LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
-_REBUILD = "rebuild it with scripts/build_index.py"
+_REBUILD = "rebuild it with fusemix index"
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class EmbeddingIndex:
         """
         folder = Path(folder)
         if not (folder / INDEX_NAME).is_file():
-            raise FileNotFoundError(f"{folder} holds no {INDEX_NAME}; build an index with scripts/build_index.py.")
+            raise FileNotFoundError(f"{folder} holds no {INDEX_NAME}; build an index with fusemix index.")
         manifest = read_json(folder / INDEX_NAME)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
             raise ValueError(f"{folder} is no index of format {FORMAT_VERSION}; {_REBUILD}.")

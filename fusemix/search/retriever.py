@@ -56,7 +56,7 @@ class Retriever:
         for modality, encoder in encoders.items():
             check_encoder(modality, model.config.encoders, encoder.info())
         if index.model_identity != model.identity:
-            raise ValueError("The index was made by another model; rebuild it with scripts/build_index.py.")
+            raise ValueError("The index was made by another model; rebuild it with fusemix index.")
         self.model = model
         self.encoders = encoders
         self.index = index
@@ -77,7 +77,7 @@ class Retriever:
         Args:
             checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
             index: Folder, or address ``postgresql://user@host:port/database/collection``, written by
-                ``scripts/build_index.py`` with the same checkpoint.
+                ``fusemix index`` with the same checkpoint.
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
             encoders: Modality -> where the folder of its encoder lies here, such as ``hub-image:/models/dino``, for
@@ -356,7 +356,7 @@ def load_encoders(
     """
     missing = sorted(set(config.latent_dims) - set(config.encoders))
     if missing:
-        raise ValueError(f"The checkpoint names no encoder for {missing}; train it with scripts/train.py.")
+        raise ValueError(f"The checkpoint names no encoder for {missing}; train it with fusemix train.")
     if unknown := sorted(set(encoders or ()) - set(config.encoders)):
         raise ValueError(f"encoders names {unknown}; the checkpoint has encoders of {sorted(config.encoders)}.")
     sources = dict(encoders or {})

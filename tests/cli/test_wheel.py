@@ -54,11 +54,12 @@ def installed(wheel, tmp_path_factory):
     return target
 
 
-def test_the_wheel_holds_every_module_and_the_marker_of_types_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fusemix").rglob("*.py")}
-    assert names == here | {"fusemix/py.typed"}
+    files = (path for path in (ROOT / "fusemix").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert names == {path.relative_to(ROOT).as_posix() for path in files}
+    assert "fusemix/py.typed" in names
 
 
 def test_the_wheel_says_version_extras_and_the_command(wheel):

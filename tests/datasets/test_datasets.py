@@ -141,7 +141,7 @@ def test_visual_genome_drops_what_is_tested_on_elsewhere(tmp_path, capsys):
     visual_genome(tmp_path)
     rows, _ = table("visual-genome", tmp_path)
     assert [row[1] for row in rows] == ["the clock", "a street", "in test", "in train", "x", "val"]
-    assert "give --karpathy dataset_coco.json before you report figures on COCO" in capsys.readouterr().err
+    assert "name dataset_coco.json as karpathy before you report figures on COCO" in capsys.readouterr().err
     coco = write_json(tmp_path / "dataset_coco.json", COCO)
     flickr = karpathy("flickr30k", [("", "36.jpg", "test", None, ["x"]), ("", "556.jpg", "train", None, ["x"])])
     rows, _ = table("visual-genome", tmp_path, "--karpathy", coco, write_json(tmp_path / "f.json", flickr))

@@ -175,4 +175,4 @@ def test_the_script_encodes_a_table(script, tmp_path, capsys):
     result = json.loads(out.read_text())
     assert result["n_pairs"] == 60 and result["encoders"]["image"]["efficientnet-lite0"]["dim"] == 1280
     assert script.main(["--pairs", str(table), "--encoders", "text"]) == 2
-    assert "Expected MODALITY=ENCODER" in capsys.readouterr().err
+    assert "Expected --encoders MODALITY=ENCODER" in capsys.readouterr().err
