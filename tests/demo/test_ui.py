@@ -167,6 +167,14 @@ def test_metadata_of_items_and_words_heard_are_escaped():
     assert 'value="&lt;img' in status(answer, "x", correct=True) and "itself is left out" in status(answer, "x")
 
 
+def test_words_not_certain_and_typing_errors_can_be_corrected_where_somebody_listens():
+    answer = replace(nasty_answer(), perhaps="a <dog>", meant="a <cat>")
+    page = status(answer, "x", correct=True)
+    assert "Did you say" in page and 'value="a &lt;dog&gt;"' in page
+    assert 'class="fm-meant">a &lt;cat&gt;</button>' in page
+    assert "<form" not in status(answer, "x") and "fm-meant" not in status(answer, "x")
+
+
 def test_addresses_survive_spaces_and_signs():
     assert file_url(Path("/a b/c#d?é.png")) == "gradio_api/file=/a%20b/c%23d%3F%C3%A9.png"
 
