@@ -413,6 +413,7 @@ class Trainer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()))
 
     def load(self) -> None:

@@ -117,7 +117,7 @@ def test_a_finished_run_is_kept_and_its_last_epoch_counts(pairs, tmp_path, monke
 def test_intervals_are_students(tmp_path):
     value = common.summary([0.1, 0.2, 0.3])
     assert value["mean"] == pytest.approx(0.2) and value["sd"] == pytest.approx(0.1)
-    assert value["half_width_95"] == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert value["half_width_95"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert common.summary([0.1])["half_width_95"] is None
 
 
