@@ -254,7 +254,7 @@ class Generator:
         rows = image_embeds.expand(n_images, -1) if len(image_embeds) == 1 else image_embeds
         if steering is not None and len(steering.wanted) not in (1, len(rows)):
             raise ValueError(f"Steering was given {len(steering.wanted)} embeddings for {len(rows)} pictures.")
-        own = self._new_scheduler(scheduler)
+        solver = self._new_scheduler(scheduler)
         device, dtype = pipe._execution_device, pipe.unet.dtype
         seeds = [seed + i for i in range(len(rows))]
         generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
@@ -262,12 +262,14 @@ class Generator:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, dtype)
         with one_thread(self.is_small and device.type == "cpu"):
             if start is None:
-                timesteps, latents = begin(own, noise, steps)
+                timesteps, latents = begin(solver, noise, steps)
             else:
                 starts = [start] if isinstance(start, Image.Image) else list(start)
                 clean = torch.cat([self.encode(picture) for picture in starts[: len(rows)]])
                 turns = torch.arange(len(rows), device=clean.device) % len(clean)
-                timesteps, latents = begin(own, noise, steps, clean=clean[turns], taken=max(1, round(strength * steps)))
+                timesteps, latents = begin(
+                    solver, noise, steps, clean=clean[turns], taken=max(1, round(strength * steps))
+                )
             condition = encode_condition(
                 pipe,
                 rows.to(device, dtype),
@@ -280,7 +282,7 @@ class Generator:
             started = time.perf_counter()
             latents = denoise(
                 pipe.unet,
-                own,
+                solver,
                 timesteps,
                 latents,
                 condition,

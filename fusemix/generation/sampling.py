@@ -38,7 +38,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told at every step; with guidance, the N unconditional rows come first.
+    """What the UNet is conditioned on; with guidance, the N unconditional rows come first.
 
     Attributes:
         class_labels: The noised image embeddings beside their noise level, (N or 2 N, 2 D).
@@ -147,11 +147,11 @@ def denoise(
     guided = condition.guidance > 1
     takes_noise = "generator" in inspect.signature(scheduler.step).parameters
     step_noise = {"generator": generators} if takes_noise else {}
+    inputs = {"encoder_hidden_states": condition.prompt_embeds, "class_labels": condition.class_labels}
     augmentations = [torch.Generator("cpu").manual_seed(seed % 2**63) for seed in seeds]
     for number, t in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        told = {"encoder_hidden_states": condition.prompt_embeds, "class_labels": condition.class_labels}
-        output = unet(model_input, t, **told, return_dict=False)[0]
+        output = unet(model_input, t, **inputs, return_dict=False)[0]
         if guided:
             unconditional, conditional = output.chunk(2)
             output = unconditional + condition.guidance * (conditional - unconditional)
