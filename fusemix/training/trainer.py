@@ -310,8 +310,8 @@ class Trainer:
         """Compare the outputs of this process's rows with those of all processes.
 
         Returns:
-            The mean over the trained paths, divided by the number of sets; its mean over the processes is the loss of
-            all rows.
+            The mean over the trained paths, divided by the number of modality pairs in all sets; its mean over the
+            processes is the loss of all rows.
         """
         temperature, losses = self.model.temperature, []
         whole, part_of_all = out, 1.0
