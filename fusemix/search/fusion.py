@@ -34,7 +34,8 @@ class FusedHit:
         score: Weighted sum of the faces' standardised similarities; higher is better. It orders the items of one query
             and is not a probability.
         found_by: The face that adds most to the score: ``image``, ``audio`` or ``text``.
-        faces: Face -> the item's row of that modality with its cosine; the nearest of several captions. ``rank`` is this hit's.
+        faces: Face -> the item's row of that modality with its cosine (the nearest of several captions) and this
+            hit's ``rank``.
         shares: Face -> its contribution to the score.
         number: Of the item in :class:`ItemGroups`.
     """
