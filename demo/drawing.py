@@ -22,7 +22,7 @@ from demo.near_duplicates import alike
 from demo.service import Answer, Service
 from fusemix.files import read_json
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
-from fusemix.threads import give_way
+from fusemix.threads import lower_priority
 
 if TYPE_CHECKING:
     from fusemix.generation.generator import Generator
@@ -221,7 +221,7 @@ class Studio:
         """
 
         def load() -> None:
-            give_way()
+            lower_priority()
             try:
                 if self.generator().is_small and "text" in self.service.understood:
                     request = Request(
@@ -356,7 +356,7 @@ class _Drawing:
         """Draw; every end, a failure too, goes into the queue."""
         from fusemix.generation.sampling import Cancelled
 
-        give_way()  # to searches
+        lower_priority()  # to searches
         try:
             self.frames.put(self._draw())
         except Cancelled:

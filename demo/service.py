@@ -25,7 +25,7 @@ from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.search.fusion import FusedHit, Fusion
 from fusemix.search.index import Hit
-from fusemix.search.retriever import Retriever, blend, met_by_faces
+from fusemix.search.retriever import Retriever, blend, fusion_parts
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class Service:
             return self._embed("audio", audio, identity), _Heard()
         if identity and identity in self._examples_heard:
             return self._examples_heard[identity]
-        embedding, transcript = self.retriever.embed_heard(audio)
+        embedding, transcript = self.retriever.embed_and_transcribe(audio)
         found = embedding, _Heard(told(transcript), self.retriever.embed_words(transcript))
         if identity:
             self._examples_heard[identity] = found
@@ -352,7 +352,7 @@ class Service:
         known: Mapping[str, int],
     ) -> tuple[list[FusedHit], list[FusedHit] | None]:
         """The best items, and those that can be heard and fit; None where that is not known."""
-        met, counts = met_by_faces(parts, weights, heard.embedding)
+        met, counts = fusion_parts(parts, weights, heard.embedding)
         shares = self.fusion.shares(met, counts)
         groups = self.fusion.groups
         own = [number for part, row in known.items() for number in groups.items_of(part, row)]

@@ -18,7 +18,7 @@ from demo.sessions import GONE, take
 from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
 from fusemix.model.config import ModelConfig, TrainConfig
-from fusemix.threads import give_way, one_thread
+from fusemix.threads import lower_priority, one_thread
 
 if TYPE_CHECKING:
     from fusemix.data.pair_set import PairSet
@@ -232,7 +232,7 @@ class _Run:
         from fusemix.training.trainer import train
 
         until = time.monotonic() + MAX_SECONDS
-        give_way()  # to searches
+        lower_priority()  # to searches
         try:
             with one_thread():
                 self.result = train(

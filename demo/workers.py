@@ -25,7 +25,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._quick = Workers(1)  # two at once would wait for the text encoder's lock
-        self._slow = Workers(AT_ONCE, giving_way=True)
+        self._slow = Workers(AT_ONCE, low_priority=True)
 
     def run(self, compute: Callable[[], T], *, slow: bool) -> T:
         """What ``compute`` returns or raises.

@@ -37,7 +37,7 @@ def one_thread(limit: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Lower the priority of this thread for good, to a third of the CPU share of a normal thread.
 
     Nothing changes while a processor is idle. It cannot be undone: use it for background threads only. On systems
@@ -54,14 +54,14 @@ class Workers:
     threads, and each that has once run a network keeps its memory: 400 MB more than with two workers.
     """
 
-    def __init__(self, count: int, *, giving_way: bool = False) -> None:
+    def __init__(self, count: int, *, low_priority: bool = False) -> None:
         """Prepare the pool; threads start when they are needed.
 
         Args:
             count: Computations at a time; further ones wait.
-            giving_way: Whether they :func:`give_way` to other threads.
+            low_priority: Whether they :func:`lower_priority` to other threads.
         """
-        start = give_way if giving_way else None
+        start = lower_priority if low_priority else None
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="fusemix-worker", initializer=start)
         self._process = os.getpid()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusemix.threads import Workers, give_way, one_thread
+from fusemix.threads import Workers, lower_priority, one_thread
 
 
 def in_a_new_thread(function):
@@ -73,11 +73,11 @@ def test_a_thread_that_gives_way_leaves_the_others_as_they_are():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def niceness():
-        give_way()
+        lower_priority()
         return own()
 
     before = own()
-    assert in_a_new_thread(niceness) == Workers(1, giving_way=True).run(own) > Workers(1).run(own) == before
+    assert in_a_new_thread(niceness) == Workers(1, low_priority=True).run(own) > Workers(1).run(own) == before
     assert own() == before
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from fusemix.data.latent_store import FORMAT_VERSION, MANIFEST_NAME, ROWS_NAME, LatentStore, read_manifest
 from fusemix.data.latent_writer import (
+    announce_shard,
     as_stored,
     aside,
     begin,
     check_dtype,
     finish,
-    lay_aside,
-    name_shard,
+    register_shard,
     row_index,
     write_rows,
 )
@@ -163,7 +163,7 @@ class _Work:
         """Return the manifest's entry for an unusable item; raise an error unless items may be left out."""
         if not self.skip_errors:
             raise ValueError(
-                f"{self.table.path}, {self.table.place(item.row)}, column {self.column}: {error} "
+                f"{self.table.path}, {self.table.location(item.row)}, column {self.column}: {error} "
                 "(skip_errors=True leaves such rows out and lists them)"
             ) from error
         return _LeftOut(number, item.row, str(error))
@@ -217,16 +217,16 @@ def _extract(
     with ThreadPoolExecutor(workers) as pool:
         for number, start in mine:
             if not aside(folder, number).exists():
-                lay_aside(folder, number, *work.shard(start, pool, done))
+                announce_shard(folder, number, *work.shard(start, pool, done))
             else:
                 done(min(SHARD_ITEMS, n - start))
             if processes == 1:
-                name_shard(folder, manifest, number)
+                register_shard(folder, manifest, number)
     wait()
     if rank:
         return
     for number in range(len(manifest["shards"]), first + len(starts)):
-        name_shard(folder, manifest, number)
+        register_shard(folder, manifest, number)
     if len(manifest["skipped"]) == n:
         reason = manifest["skipped"][0]["reason"]
         raise ValueError(f"No item of column {work.column!r} could be used; the first: {reason}")

@@ -177,7 +177,7 @@ class LatentStore:
 
         def look(number: int) -> np.ndarray:
             shard = manifest["shards"][number]
-            sha256, bad = look_through(self.folder / shard["file"])
+            sha256, bad = scan_shard(self.folder / shard["file"])
             if checksums and sha256 != shard["sha256"]:
                 raise damaged(self.folder, shard, "has other bytes than the manifest's checksum")
             return bad + self._starts[number]
@@ -296,7 +296,7 @@ def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -
         raise damaged(folder, shard, f"holds {values.dtype}, the manifest says {dtype}")
 
 
-def look_through(path: Path) -> tuple[str, np.ndarray]:
+def scan_shard(path: Path) -> tuple[str, np.ndarray]:
     """Read a shard once; return its SHA-256 and the items that are not finite."""
     shard = np.load(path, mmap_mode="r", allow_pickle=False)
     (n, dim), offset, size, by_columns = shard.shape, shard.offset, shard.itemsize, not shard.flags.c_contiguous

@@ -21,8 +21,8 @@ from fusemix.data.latent_store import (
     LatentStore,
     check_shard,
     damaged,
-    look_through,
     read_manifest,
+    scan_shard,
     short,
 )
 from fusemix.data.pairs import PairTable
@@ -208,12 +208,12 @@ def aside(folder: Path, number: int) -> Path:
     return folder / _ASIDE.format(number)
 
 
-def lay_aside(folder: Path, number: int, shard: np.ndarray, skipped: list[dict[str, Any]]) -> None:
+def announce_shard(folder: Path, number: int, shard: np.ndarray, skipped: list[dict[str, Any]]) -> None:
     """Write one shard and announce it to the process that writes the manifest."""
     write_json(aside(folder, number), _write_shard(folder, number, shard) | {"skipped": skipped})
 
 
-def name_shard(folder: Path, manifest: dict[str, Any], number: int) -> None:
+def register_shard(folder: Path, manifest: dict[str, Any], number: int) -> None:
     """Add a shard that another process finished to the manifest."""
     shard = read_json(aside(folder, number))
     skipped = shard.pop("skipped")
@@ -250,5 +250,5 @@ def _write_shard(folder: Path, number: int, shard: np.ndarray) -> dict[str, Any]
 
 def _check_bytes(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
     check_shard(folder, manifest, shard)
-    if look_through(folder / shard["file"])[0] != shard["sha256"]:
+    if scan_shard(folder / shard["file"])[0] != shard["sha256"]:
         raise damaged(folder, shard, "has other bytes than its checksum")

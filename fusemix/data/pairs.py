@@ -103,7 +103,7 @@ class PairTable:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Return a row's location in the file: ``line 7`` (the header is line 1), in .parquet ``row 6`` (from 1)."""
         return f"{self._places.name or 'row'} {self._places[row]}"
 

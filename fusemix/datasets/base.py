@@ -110,7 +110,7 @@ def ending_of(data: bytes) -> str:
     return next((ending for magic, ending in _MAGIC if data.startswith(magic)), "")
 
 
-def lay_down(folder: Path, data: bytes, ending: str) -> str:
+def write_by_hash(folder: Path, data: bytes, ending: str) -> str:
     """Write bytes to a file named by their hash, so that datasets cannot overwrite one another; return its path.
 
     An existing file is compared and rewritten if it differs.

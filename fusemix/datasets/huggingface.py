@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusemix.datasets.base import Pair, Tally, ending_of, kept_captions, lay_down
+from fusemix.datasets.base import Pair, Tally, ending_of, kept_captions, write_by_hash
 from fusemix.datasets.cells import cell_text
 from fusemix.datasets.splits import check_names
 from fusemix.extras import extra
@@ -133,4 +133,4 @@ def _place(base: Path, cell: Any) -> str:
     data, path = cell.get("bytes"), cell.get("path")
     if data is None:
         return str(Path(path).resolve()) if path and Path(path).is_file() else ""
-    return lay_down(base, data, ending_of(data) or Path(path or "").suffix[:8].replace("/", ""))
+    return write_by_hash(base, data, ending_of(data) or Path(path or "").suffix[:8].replace("/", ""))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fusemix.datasets.base import SOUNDS, Pair, Tally, is_litter, kept_captions, lay_down, picture_endings
+from fusemix.datasets.base import SOUNDS, Pair, Tally, is_litter, kept_captions, picture_endings, write_by_hash
 from fusemix.datasets.cells import cell_text
 from fusemix.datasets.splits import KNOWN, plain, side_of
 from fusemix.media import MAX_FILE_BYTES
@@ -99,7 +99,7 @@ def _samples(shard: Path, base: Path, tally: Tally) -> dict[str, _Sample]:
         elif kind == ending:
             sample.texts[kind] = data
         else:
-            sample.files[kind] = lay_down(base, data, ending)
+            sample.files[kind] = write_by_hash(base, data, ending)
     return samples
 
 

@@ -61,7 +61,7 @@ class EfficientNetLite0(Encoder):
         latents: np.ndarray = torch.cat(parts).numpy()
         return latents
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Return differentiable latents, for steering (fusemix/generation/guidance.py).
 
         Args:

@@ -21,7 +21,7 @@ _HEADS, _LAYERS, _WIDTH = 6, 4, 384
 _BATCH = 128  # windows decoded at once; the product with 51,864 words is bound by memory below this
 
 
-class Heard(NamedTuple):
+class DecodedWindow(NamedTuple):
     """Decoded words of one window.
 
     Attributes:
@@ -83,14 +83,14 @@ class WhisperTinyEnWords(WhisperTinyEn):
 
     def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Return latents, shape (N, 1152), float32. An item's latent does not depend on its batch."""
-        return self.hear(prepared)[0]
+        return self.encode_and_transcribe(prepared)[0]
 
     @torch.inference_mode()
-    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
+    def encode_and_transcribe(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
         """Return latents (N, dim), float32, as :meth:`encode_prepared` does, and the words of each sound."""
         windows = [(item, window) for item, samples in enumerate(prepared) for window in _windows(samples)]
         states = [self._window_states(window) for _, window in windows]
-        heard = self._listen([len(window) for _, window in windows], states)
+        heard = self._decode([len(window) for _, window in windows], states)
         latents = np.zeros((len(prepared), 3 * _WIDTH), dtype=np.float32)
         said = []
         for item in range(len(prepared)):
@@ -106,9 +106,9 @@ class WhisperTinyEnWords(WhisperTinyEn):
     def transcribe(self, item: Any) -> Transcript:
         """Transcribe a sound."""
         windows = _windows(self.prepare(item))
-        return self._words(self._listen([len(w) for w in windows], [self._window_states(w) for w in windows]))
+        return self._words(self._decode([len(w) for w in windows], [self._window_states(w) for w in windows]))
 
-    def _words(self, heard: Sequence[Heard]) -> Transcript:
+    def _words(self, heard: Sequence[DecodedWindow]) -> Transcript:
         from whisper.tokenizer import get_tokenizer
 
         words = " ".join(get_tokenizer(False).decode(h.tokens.tolist()).strip() for h in heard).strip()
@@ -119,13 +119,13 @@ class WhisperTinyEnWords(WhisperTinyEn):
         return self.frames(np.pad(samples, (0, TAIL_S * SAMPLE_RATE)))
 
     @torch.inference_mode()
-    def _listen(self, lengths: Sequence[int], states: Sequence[Tensor]) -> list[Heard]:
+    def _decode(self, lengths: Sequence[int], states: Sequence[Tensor]) -> list[DecodedWindow]:
         order = sorted(range(len(states)), key=lambda i: len(states[i]))
-        out: dict[int, Heard] = {}
+        out: dict[int, DecodedWindow] = {}
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             durations = torch.tensor([lengths[i] / SAMPLE_RATE for i in part], device=self._device)
-            out |= dict(zip(part, listen(self._decoder, [states[i] for i in part], durations), strict=True))
+            out |= dict(zip(part, decode_greedily(self._decoder, [states[i] for i in part], durations), strict=True))
         return [out[i] for i in range(len(states))]
 
 
@@ -150,16 +150,16 @@ class WhisperTinyEnSentence(WhisperTinyEnWords):
         self.revision = f"{self.revision}+{self._reader.revision}"
         self.fingerprint = f"{super().fingerprint} ++ of these words: {self._reader.fingerprint}"
 
-    def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
+    def encode_and_transcribe(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
         """Return latents, shape (N, 1536), float32, and the words. An item's latent does not depend on its batch."""
-        latents, said = super().hear(prepared)
+        latents, said = super().encode_and_transcribe(prepared)
         read = np.zeros((len(said), self._reader.dim), dtype=np.float32)
         if spoken := [i for i, transcript in enumerate(said) if transcript.words]:
             read[spoken] = self._reader.encode_prepared([" ".join(said[i].words.split()) for i in spoken])
         return np.concatenate([latents, read], axis=1), said
 
 
-def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[Heard]:
+def decode_greedily(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[DecodedWindow]:
     """Decode a batch greedily, with padding masked out of the cross-attention.
 
     A sentence that repeats itself word for word is cut there: Whisper loops on short sounds.
@@ -170,7 +170,7 @@ def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[He
         durations: (B,) seconds of sound in each, silence not counted.
 
     Returns:
-        One :class:`Heard` for each.
+        One :class:`DecodedWindow` for each.
     """
     device = durations.device
     lengths = torch.tensor([len(s) for s in states], device=device)
@@ -234,7 +234,7 @@ def _decode_one(
     return out
 
 
-def _pool(decoder: Any, tokens: Tensor, states: Tensor, log_probabilities: Tensor) -> Heard:
+def _pool(decoder: Any, tokens: Tensor, states: Tensor, log_probabilities: Tensor) -> DecodedWindow:
     words = (tokens < _EOT).nonzero()[:, 0]
     text = tokens[words].tolist()
     for repeat in range(4, len(text) - 3):
@@ -243,9 +243,9 @@ def _pool(decoder: Any, tokens: Tensor, states: Tensor, log_probabilities: Tenso
             break
     if not len(words):
         nothing = states.new_zeros(_WIDTH)
-        return Heard(tokens[words], nothing, nothing, nothing.sum())
+        return DecodedWindow(tokens[words], nothing, nothing, nothing.sum())
     embedding = decoder.token_embedding(tokens[words]).mean(0)
-    return Heard(tokens[words], embedding, states[words].mean(0), log_probabilities[words].sum())
+    return DecodedWindow(tokens[words], embedding, states[words].mean(0), log_probabilities[words].sum())
 
 
 def _windows(samples: np.ndarray) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ SHIFT = 4  # largest shift in pixels of an augmentation, vertically and horizont
 class DifferentiableEncoder(Protocol):
     """A differentiable frozen image encoder."""
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Return latents (B, D_x) of RGB pixels (B, 3, H, W) in [0, 1], of any size; differentiable."""
         ...
 
@@ -64,8 +64,8 @@ class Steering:
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, DifferentiableEncoder):
             raise ValueError(
-                f"The encoder {getattr(self.encoder, 'name', self.encoder)!r} has no method `see` that gradients pass "
-                "through, so it cannot steer; draw with a steering of 0."
+                f"The encoder {getattr(self.encoder, 'name', self.encoder)!r} has no differentiable method "
+                "`encode_pixels`, so it cannot steer; draw with a steering of 0."
             )
         rows = torch.as_tensor(self.wanted, dtype=torch.float32)
         rows = rows[None] if rows.ndim == 1 else rows
@@ -80,7 +80,7 @@ class Steering:
 
     def similarity(self, pixels: Tensor, wanted: Tensor) -> Tensor:
         """Compute each picture's cosine to its target, (B,), differentiable; pixels (B, 3, H, W) in [0, 1]."""
-        latents = self.encoder.see(pixels)
+        latents = self.encoder.encode_pixels(pixels)
         adapter = self.model.adapters["image"]
         seen = F.normalize(adapter(latents.to(self.model.temperature.device)), dim=1)
         return (seen * wanted.to(seen)).sum(dim=1)

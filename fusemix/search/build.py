@@ -76,7 +76,7 @@ def fill(
             try:
                 prepared.append(encoder.prepare(item.value))
             except MediaError as error:
-                where = f"{table.path}, {table.place(item.row)}, column {encoder.modality}"
+                where = f"{table.path}, {table.location(item.row)}, column {encoder.modality}"
                 raise MediaError(f"{where}: {error}") from error
         embeddings = model.embed(encoder.modality, encoder.encode_prepared(prepared))
         index.add(encoder.modality, embeddings, [describe(table, encoder.modality, item) for item in batch])

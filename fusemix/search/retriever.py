@@ -129,7 +129,7 @@ class Retriever:
         with self._locks[modality]:  # tokenizers are not thread-safe; parallel queries are no faster on two cores
             return self.encoders[modality].encode_prepared(prepared)
 
-    def embed_heard(self, audio: Any) -> tuple[np.ndarray, Transcript]:
+    def embed_and_transcribe(self, audio: Any) -> tuple[np.ndarray, Transcript]:
         """Embed a sound as :meth:`embed` does and transcribe it, with one pass of the encoder.
 
         The transcript is empty if the model's encoder has no decoder. Raises like :meth:`embed`.
@@ -139,7 +139,7 @@ class Retriever:
             return self.embed(audio=audio), Transcript("", 0.0)
         prepared = encoder.prepare(audio)
         with self._locks["audio"]:
-            latents, said = encoder.hear([prepared])
+            latents, said = encoder.encode_and_transcribe([prepared])
         embedding: np.ndarray = self.model.embed("audio", latents)[0].numpy()
         return embedding, said[0]
 
@@ -239,12 +239,12 @@ class Retriever:
             words = None
         else:
             parts = self.embed_parts(text=text, image=image, minus_text=minus_text)
-            parts["audio"], transcript = self.embed_heard(audio)
+            parts["audio"], transcript = self.embed_and_transcribe(audio)
             words = self.embed_words(transcript)
         if not fuse:
             return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
         blend(parts, weights)  # raises if the parts cancel
-        met, counts = met_by_faces(parts, weights, words)
+        met, counts = fusion_parts(parts, weights, words)
         return self.fusion.search(met, counts=counts, top_k=top_k, where=where)
 
     def embed_words(self, transcript: Transcript) -> np.ndarray | None:
@@ -298,7 +298,7 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
     return mixed
 
 
-def met_by_faces(
+def fusion_parts(
     parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None, words: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Convert the parts of a query to those of :class:`fusemix.search.fusion.Fusion`, with their factors.

@@ -296,7 +296,7 @@ class Judge:
             self.galleries["outside"] = F.normalize(others - self.outside_mean, dim=1)
         self.groups = np.arange(len(held_out.latents))
 
-    def see(self, images: list[Image.Image]) -> dict[str, Tensor]:
+    def embed(self, images: list[Image.Image]) -> dict[str, Tensor]:
         """Embed pictures in every space, (N, D) each, unit length."""
         latents = torch.from_numpy(self.encoder.encode(images))
         seen = {
@@ -313,8 +313,8 @@ class Judge:
         return {space: recall(queries, self.galleries[space], rows, self.groups) for space, queries in seen.items()}
 
     def pictures(self, images: list[Image.Image], rows: np.ndarray) -> dict[str, Any]:
-        """:meth:`find` of what :meth:`see` makes."""
-        return self.find(self.see(images), rows)
+        """:meth:`find` of what :meth:`embed` makes."""
+        return self.find(self.embed(images), rows)
 
 
 def recall(queries: Tensor, gallery: Tensor, rows: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def measure(
         console.print(f"{held_out.name}: {len(rows)} pictures from {modality}", highlight=False)
         embeds = generator.conditioner(modality, embeddings)
         images = draw(embeds, embeddings, args.seed)
-        seen = judge.see(images)
+        seen = judge.embed(images)
         wrong = np.roll(rows, len(rows) // 2)
         nearest = (embeddings @ train.image.T).argmax(1).tolist()
         values = {
@@ -359,27 +359,27 @@ def measure(
             alone = draw(embeds, None, args.seed)
             values["not_steered"] = judge.pictures(alone, rows)
             values["not_steered_halved"] = judge.pictures(halved(alone), rows)
-            values["copying_not_steered"] = copying(judge.see(alone)["latent"], train, judge.mean)
+            values["copying_not_steered"] = copying(judge.embed(alone)["latent"], train, judge.mean)
         if args.best_of > 1:
             values[f"best_of_{args.best_of}"] = judge.pictures(
                 best_of(embeddings, embeds, draw, model, encoder, args), rows
             )
         if args.from_gallery:
             paths = begun_from(embeddings, held_out, model, args)
-            begun = judge.see(draw(embeds, embeddings, args.seed, paths))
+            begun = judge.embed(draw(embeds, embeddings, args.seed, paths))
             values[f"from_gallery_{args.strength:g}"] = judge.find(begun, rows)
             if args.steering:
                 alone = draw(embeds, None, args.seed, paths)
                 values[f"from_gallery_{args.strength:g}_not_steered"] = judge.pictures(alone, rows)
             values["gallery_picture_itself"] = judge.pictures([shrunk_file(str(p), side) for p in paths], rows)
-            start = judge.see([shrunk_file(str(p), side) for p in paths])["latent"]
+            start = judge.embed([shrunk_file(str(p), side) for p in paths])["latent"]
             values["cosine_to_where_it_began"] = float((begun["latent"] * start).sum(1).median())
         out["conditioned_on"][modality] = values
         sheet += [[shrunk(held_out.images[r], side) for r in rows[:12]], images[:12]]
     rows = held_out.queries["image"][1]
     real = [shrunk(held_out.images[r], side) for r in rows]
     out["autoencoder"] = judge.pictures(reconstructed(real, generator), rows)
-    out["copying_of_real_held_out"] = copying(judge.see(real)["latent"], train, judge.mean)
+    out["copying_of_real_held_out"] = copying(judge.embed(real)["latent"], train, judge.mean)
     if args.grid:
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(sheet, args.grid.with_stem(f"{args.grid.stem}-{held_out.name}"))

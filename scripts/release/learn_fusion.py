@@ -278,7 +278,7 @@ def photos(work: Path, retriever: Retriever, pairs: Path) -> dict[str, Any]:
         own["order"].append(int(row["caption_index"]))
     own["speakers"] = []
     for row in track([r for r in table.to_dict("records") if r["audio"]], "spoken captions"):
-        voice, said = retriever.embed_heard(str(pairs.parent / row["audio"]))
+        voice, said = retriever.embed_and_transcribe(str(pairs.parent / row["audio"]))
         own["voices"].append(voice)
         own["words"].append(retriever.embed(text=only_words(said.words)))
         own["speakers"].append(number[row["image"]])

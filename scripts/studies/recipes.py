@@ -132,7 +132,7 @@ def mean_recall(sides: Sides) -> float:
     )
 
 
-def beside(model: FusionModel, dev: Sides, closed: Sides) -> float:
+def joint_recall(model: FusionModel, dev: Sides, closed: Sides) -> float:
     """Compute the mean recall@1 of a model joined with a closed form, with equal weight for each path."""
     return mean_recall({
         m: (torch.cat([model.embed(m, latents), closed[m][0]], dim=1), groups) for m, (latents, groups) in dev.items()
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
             out = args.work / f"{name}-seed{seed}"
             seconds = train(out, stores, flags, seed)
             model = FusionModel.from_pretrained(out)
-            with_cca = beside(model, sides, list(closed.values())[-1])
+            with_cca = joint_recall(model, sides, list(closed.values())[-1])
             runs.append({"seed": seed, "seconds": seconds, **measure(table, model, dev), "beside_cca": with_cca})
         cca = {setting: mean_recall(found) for setting, found in closed.items()}
         results[name] = {"encoder": encoder, "flags": list(map(str, flags)), "cca": cca, "runs": runs}

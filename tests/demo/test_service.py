@@ -93,8 +93,8 @@ def test_what_is_searched_with_is_left_out_of_items_and_lists_and_named(service)
 
 def test_an_example_is_encoded_once_and_a_visitors_file_every_time(service, pairs, monkeypatch):
     sound, calls = str(pairs.parent / "hum.wav"), []
-    embed = service.retriever.embed_heard
-    monkeypatch.setattr(service.retriever, "embed_heard", lambda audio: calls.append(audio) or embed(audio))
+    embed = service.retriever.embed_and_transcribe
+    monkeypatch.setattr(service.retriever, "embed_and_transcribe", lambda audio: calls.append(audio) or embed(audio))
     for ids in ({"audio": "spoken"}, {"audio": "spoken"}, {}, {}):
         assert service.search(Query(audio=sound, ids=ids)).hits["audio"][0].item["id"] == "hum"
     assert len(calls) == 3
@@ -140,9 +140,11 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
     assert [hit.item["id"] for hit in plain.hits["text"]] == [hit.item["id"] for hit in wanted]
 
     encoder, listened = shipped.retriever.encoders["audio"], []
-    hear = encoder.hear
+    hear = encoder.encode_and_transcribe
     said = [Transcript("[hiss] (a) b", -0.5)]
-    monkeypatch.setattr(encoder, "hear", lambda given: listened.append(given) or (hear(given)[0], said))
+    monkeypatch.setattr(
+        encoder, "encode_and_transcribe", lambda given: listened.append(given) or (hear(given)[0], said)
+    )
     item = shipped.items("audio")[0]
     known = Query(audio=str(shipped.path_of(item)), ids={"audio": item["id"]})
     assert shipped.search(known).heard == "" and not listened

@@ -315,7 +315,7 @@ def test_the_decoder_is_loaded_and_warm_before_anybody_asks(studio, monkeypatch)
     loads, threads = [], []
     monkeypatch.setattr(Generator, "from_pretrained", lambda *a, **k: loads.append(k) or studio._generator)
     cold = Studio(studio.service, source="tiny")
-    monkeypatch.setattr("demo.drawing.give_way", lambda: threads.append(threading.current_thread().name))
+    monkeypatch.setattr("demo.drawing.lower_priority", lambda: threads.append(threading.current_thread().name))
     drawn = []
     monkeypatch.setattr(studio._generator, "from_image_embeds", lambda *a, **k: drawn.append(k["steps"]) or [])
     with gr.Blocks() as blocks:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusemix.encoders import load_encoder
-from fusemix.encoders.speech import _EOT, _FIRST_TIME, _SOT, Transcript, _pool, _windows, listen
+from fusemix.encoders.speech import _EOT, _FIRST_TIME, _SOT, Transcript, _pool, _windows, decode_greedily
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "demo/examples"
 DOG, CAR, CAKE = (str(EXAMPLES / f"spoken-{name}.mp3") for name in ("dog", "car", "cake"))
@@ -26,7 +26,7 @@ def test_it_hears_the_words(encoder):
 def test_the_latent_is_frames_then_words_then_states_of_whispers_own_decoder(encoder):
     samples = encoder.prepare(CAR)
     states = encoder.frames(np.pad(samples, (0, 16_000)))
-    heard = listen(encoder._decoder, [states], torch.tensor([len(samples) / 16_000]))[0]
+    heard = decode_greedily(encoder._decoder, [states], torch.tensor([len(samples) / 16_000]))[0]
     prompt = torch.tensor([_SOT, _FIRST_TIME])
     caught = {}
     hook = encoder._decoder.ln.register_forward_hook(lambda *a: caught.update(states=a[2][0]))
@@ -129,9 +129,9 @@ def test_encoders_that_read_words_share_one_network_while_there_is_one(reading):
 
 def test_one_hearing_gives_latents_and_words(reading, monkeypatch):
     listened = []
-    listen_once = reading._listen
-    monkeypatch.setattr(reading, "_listen", lambda *given: listened.append(given) or listen_once(*given))
-    latents, said = reading.hear([reading.prepare(DOG), reading.prepare(CAKE)])
+    listen_once = reading._decode
+    monkeypatch.setattr(reading, "_decode", lambda *given: listened.append(given) or listen_once(*given))
+    latents, said = reading.encode_and_transcribe([reading.prepare(DOG), reading.prepare(CAKE)])
     assert len(listened) == 1 and "dog running" in said[0].words and "birthday cake" in said[1].words
     np.testing.assert_array_equal(latents, reading.encode([DOG, CAKE]))
 
@@ -143,7 +143,7 @@ def test_a_long_sound_is_heard_in_windows(encoder):
     assert "dog" in text
     assert "birthday cake" in text
     windows = _windows(encoder.prepare((16_000, long)))
-    heard = encoder._listen([len(w) for w in windows], [encoder._window_states(w) for w in windows])
+    heard = encoder._decode([len(w) for w in windows], [encoder._window_states(w) for w in windows])
     sure = [float(h.log_probability) / len(h.tokens) for h in heard]
     weighted = np.average(sure, weights=[len(h.tokens) for h in heard])
     assert encoder.transcribe((16_000, long)).log_probability == pytest.approx(weighted, abs=1e-4)

@@ -189,9 +189,9 @@ def test_a_bad_row_is_named_by_its_line_whatever_stands_above(rows, tmp_path):
 def test_rows_know_their_lines(tmp_path):
     (tmp_path / "t.csv").write_text('text\n\n"two\nlines"\nthree\n\nlast\n')
     table = PairTable.read(tmp_path / "t.csv")
-    assert [table.place(row) for row in range(3)] == ["line 3", "line 5", "line 7"]
+    assert [table.location(row) for row in range(3)] == ["line 3", "line 5", "line 7"]
     pd.DataFrame({"text": ["a", "b"]}).to_parquet(tmp_path / "t.parquet")
-    assert PairTable.read(tmp_path / "t.parquet").place(1) == "row 2"
+    assert PairTable.read(tmp_path / "t.parquet").location(1) == "row 2"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -263,7 +263,7 @@ def test_a_list_of_texts_is_several_captions_of_one_item(given_input, tmp_path):
     table = PairTable.read(given_input("list-captions.jsonl"))
     assert table.frame["text"].tolist() == ["one", "two", "three"]
     assert table.groups.tolist() == [0, 0, 2] and table.source.tolist() == [0, 0, 1]
-    assert [table.place(row) for row in range(3)] == ["line 1", "line 1", "line 2"]
+    assert [table.location(row) for row in range(3)] == ["line 1", "line 1", "line 2"]
     assert joined(tmp_path, {"a": tmp_path / "list-captions.jsonl"}).groups.tolist() == [0, 0, 2]
 
 

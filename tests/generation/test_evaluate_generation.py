@@ -31,7 +31,7 @@ def held_out(encoders):
 def test_each_judge_finds_real_pictures_and_not_those_dealt_out_wrongly(held_out, tiny_model, encoders):
     judge = Judge(held_out, tiny_model, encoders["image"], Thumbnails())
     rows = np.arange(12)
-    seen = judge.see([shrunk(image, 64) for image in held_out.images])
+    seen = judge.embed([shrunk(image, 64) for image in held_out.images])
     assert {space: value.shape[1] for space, value in seen.items()} == {"latent": 1280, "shared": 16, "outside": 48}
     right, wrong = judge.find(seen, rows), judge.find(seen, np.roll(rows, 6))
     assert right["latent"]["recall_at_1"] > 0.8 and right["outside"]["recall_at_1"] > 0.8
@@ -40,7 +40,7 @@ def test_each_judge_finds_real_pictures_and_not_those_dealt_out_wrongly(held_out
 
 
 def test_without_an_outsider_two_judges_see(held_out, tiny_model, encoders):
-    assert set(Judge(held_out, tiny_model, encoders["image"]).see(held_out.images[:2])) == {"latent", "shared"}
+    assert set(Judge(held_out, tiny_model, encoders["image"]).embed(held_out.images[:2])) == {"latent", "shared"}
 
 
 def test_a_copy_is_as_near_as_can_be(held_out, tiny_model, encoders):

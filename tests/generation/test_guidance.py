@@ -25,12 +25,12 @@ class Eyes:
 
     name = "eyes"
 
-    def see(self, pixels):
+    def encode_pixels(self, pixels):
         return F.adaptive_avg_pool2d(pixels, 2).flatten(1)  # (B, 12)
 
     def encode(self, images):
         arrays = [np.asarray(image, dtype=np.float32) / 255 for image in images]
-        return self.see(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)).numpy()
+        return self.encode_pixels(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)).numpy()
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_the_direction_is_the_gradient_of_the_cosine(model):
 
 def test_both_the_picture_and_its_mirror_image_are_seen(model):
     class Left(Eyes):
-        def see(self, pixels):
+        def encode_pixels(self, pixels):
             seen.append(bool(pixels[..., :2].mean() > pixels[..., 2:].mean()))
-            return super().see(pixels)
+            return super().encode_pixels(pixels)
 
     seen, look = [], torch.Generator().manual_seed(0)
     bright_left = torch.full((1, 4, 4, 4), -3.0)
@@ -151,9 +151,9 @@ def test_every_shift_up_to_the_largest_and_the_mirror_image_are_drawn():
 
 def test_steering_sees_a_picture_at_another_place_each_time(model):
     class Spot(Eyes):
-        def see(self, pixels):
+        def encode_pixels(self, pixels):
             places.append(int(pixels[0, 0].argmax()))
-            return super().see(pixels)
+            return super().encode_pixels(pixels)
 
     places, latents, rng = [], torch.full((1, 4, 32, 32), -3.0), torch.Generator().manual_seed(0)
     latents[..., 12, 15] = 3.0
@@ -242,7 +242,7 @@ def test_the_preview_shows_the_steered_picture(model):
         ({"wanted": torch.zeros(DIM)}, "holds NaN or infinite values, or zeros"),
         ({"strength": -0.1}, "must be 0 to 2"),
         ({"strength": float("nan")}, "must be 0 to 2"),
-        ({"encoder": object()}, "no method `see`"),
+        ({"encoder": object()}, "no method `encode_pixels`"),
     ],
 )
 def test_what_cannot_steer_is_a_sentence(model, changes, message):
@@ -270,9 +270,9 @@ def test_gradients_see_what_the_encoder_sees(name):
     assert isinstance(encoder, DifferentiableEncoder)
     image = load_image(str(APPLE)).resize((64, 64), Image.Resampling.LANCZOS)
     x = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None].requires_grad_()
-    seen = encoder.see(x)
+    seen = encoder.encode_pixels(x)
     if name.endswith("deep"):  # its latent is the mean with the mirror image's
-        seen = (seen + encoder.see(x.flip(3))) / 2
+        seen = (seen + encoder.encode_pixels(x.flip(3))) / 2
     expected = torch.from_numpy(encoder.encode([image]))
     assert F.cosine_similarity(seen, expected).item() > 0.998
     torch.testing.assert_close(seen.norm(), expected.norm(), rtol=0.01, atol=0)

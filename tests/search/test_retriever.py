@@ -274,7 +274,7 @@ def test_words_heard_for_certain_lead_and_a_doubtful_sound_speaks_for_itself(ret
     sound = pairs.parent / "hum.wav"
     embedding = retriever.embed(audio=sound)
     said = ["a deep hum. a deep hu", -0.5]
-    monkeypatch.setattr(retriever, "embed_heard", lambda audio: (embedding, Transcript(*said)))
+    monkeypatch.setattr(retriever, "embed_and_transcribe", lambda audio: (embedding, Transcript(*said)))
     words = retriever.embed(text="a deep hum.")
     expected = retriever.fusion.search({"heard": words, "voice": embedding})
     assert retriever.search(audio=sound, fuse=True) == expected
