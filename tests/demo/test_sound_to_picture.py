@@ -156,7 +156,7 @@ def test_a_drawing_is_steered_towards_the_blend_where_the_encoder_lets_it(monkey
     generator = Generator(small_pipeline(*parts))
     plain = Studio(service, source=str(DEFAULT_DECODER), generator=generator)
     assert plain.steering == 0  # this encoder lets no gradients through
-    with pytest.raises(ValueError, match="no method `see`"):
+    with pytest.raises(ValueError, match="no differentiable method `encode_pixels`"):
         list(plain.draw(Request(text="a dog", steps=2, steering=0.1)))
     service.retriever.encoders["image"] = SimpleNamespace(
         see=lambda pixels: pixels.mean((2, 3)),

@@ -242,7 +242,7 @@ def test_the_preview_shows_the_steered_picture(model):
         ({"wanted": torch.zeros(DIM)}, "holds NaN or infinite values, or zeros"),
         ({"strength": -0.1}, "must be 0 to 2"),
         ({"strength": float("nan")}, "must be 0 to 2"),
-        ({"encoder": object()}, "no method `encode_pixels`"),
+        ({"encoder": object()}, "no differentiable method `encode_pixels`"),
     ],
 )
 def test_what_cannot_steer_is_a_sentence(model, changes, message):
