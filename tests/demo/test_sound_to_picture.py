@@ -159,7 +159,7 @@ def test_a_drawing_is_steered_towards_the_blend_where_the_encoder_lets_it(monkey
     with pytest.raises(ValueError, match="no differentiable method `encode_pixels`"):
         list(plain.draw(Request(text="a dog", steps=2, steering=0.1)))
     service.retriever.encoders["image"] = SimpleNamespace(
-        see=lambda pixels: pixels.mean((2, 3)),
+        encode_pixels=lambda pixels: pixels.mean((2, 3)),
         encode=lambda images: np.stack([np.asarray(i, dtype=np.float32).mean((0, 1)) / 255 for i in images]),
     )
     assert plain.steering == STRENGTH and Studio(service, source="tiny", generator=generator).steering == 0
