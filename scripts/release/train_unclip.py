@@ -53,7 +53,7 @@ from fusemix.generation.small.pipeline import (
     read_small_parts,
     save_small_pipeline,
 )
-from fusemix.generation.small.train_loop import Loop, Report, Stopped
+from fusemix.generation.small.train_loop import Loop, Report
 from fusemix.generation.small.unet_training import (
     Conditions,
     DenoisingLoss,
@@ -62,6 +62,7 @@ from fusemix.generation.small.unet_training import (
     spread_conditions,
 )
 from fusemix.model.adapters import FusionModel
+from fusemix.stopping import Stopped
 from fusemix.training.trainer import resolve_precision
 
 MODALITIES = ("image", "text", "audio")
