@@ -1,12 +1,11 @@
-"""FuseMix: a multimodal model out of frozen unimodal encoders, on one small machine.
+"""FuseMix: a multimodal model built from frozen unimodal encoders on one small machine.
 
-The way of the data is the layout::
+The packages follow the data::
 
     pairs -> encoders -> latents -> mixup / adapters -> losses -> train -> evaluate
           -> index -> retrieve / generate
 
-Importing this package is light; each heavy library is imported by the one module
-that needs it. The public names below are loaded on first use.
+Importing this package is fast: the public names below and heavy libraries are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checking numbers before they are written: finite, and still themselves in the type they are stored in."""
+"""Check of numbers before they are stored: finite, and within the range of the stored dtype."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-MOST_LOST = 0.01  # of the values' length (L2) that storing them in a narrower type may lose
+MOST_LOST = 0.01  # largest relative error (L2) of storing values in a narrower type
 
 
 def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callable[[int], str]) -> None:
-    """Refuse values that are not finite, or that a narrower type turns to infinity or to nothing.
+    """Refuse values that are not finite, or that overflow or underflow in a narrower type.
 
     Args:
         given: The values as computed, (N, ...), floating point.

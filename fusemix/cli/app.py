@@ -1,4 +1,4 @@
-"""The command ``fusemix`` with all its commands. Nothing heavy is imported before a command runs."""
+"""The command ``fusemix`` with all its subcommands; heavy libraries are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fusemix(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fusemix`` on these words, by default those of the process; give its exit code."""
+    """Run ``fusemix`` on these words, by default those of the process; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return call(app, words or ["--help"], "fusemix")
 

@@ -1,4 +1,4 @@
-"""Regularised canonical correlation analysis: the closed-form floor a trained adapter must beat.
+"""Regularised canonical correlation analysis (CCA): the closed-form baseline of a trained adapter.
 
 The one CCA of the project: :func:`fit_cca` for latents as they are, and its parts for the closed form of an adapter
 (:mod:`fusemix.model.closed_form`), which standardises and reads in chunks.
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST_SPREAD = 1e-6  # deviation of latents over their size, below which they count as equal
-SAMPLE = 1000  # latents compared to see that
+LEAST_SPREAD = 1e-6  # standard deviation / size below which latents count as equal
+SAMPLE = 1000  # latents compared for that
 
 
 @dataclass(frozen=True)

@@ -818,7 +818,7 @@ def svg_field(svg: str, pattern: str) -> str:
 
 
 def too_large(png: Path) -> bool:
-    """Whether a PNG's header (width and height at byte 16) promises more than MAX_PNG_PIXELS."""
+    """Return whether a PNG's header (width and height at byte 16) states more than MAX_PNG_PIXELS."""
     with png.open("rb") as file:
         width, height = struct.unpack(">II", file.read(24)[16:])
     return width * height > MAX_PNG_PIXELS

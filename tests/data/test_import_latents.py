@@ -132,7 +132,7 @@ def test_unusable_files_are_refused(tmp_path):
     pd.DataFrame({"latent": [[1.0, 2.0], None]}).to_parquet(tmp_path / "empty.parquet")
     pd.DataFrame({"a": ["x"], "b": [1.0]}).to_parquet(tmp_path / "words.parquet")
     for name, key, message in (
-        ("two.safetensors", None, r"holds 2 tensors \(a, b\); say which by the argument key"),
+        ("two.safetensors", None, r"holds 2 tensors \(a, b\); choose one by the argument key"),
         ("two.safetensors", "c", "no tensor 'c'; it holds a, b"),
         ("o.npy", None, "not a plain .npy array"),
         ("d.safetensors", None, "not a safetensors file, or damaged"),
