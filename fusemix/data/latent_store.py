@@ -13,7 +13,6 @@ stores by an encoder, :mod:`fusemix.data.latent_writer` from latents that exist 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import mmap
 import os
 import resource
@@ -44,18 +43,6 @@ _ENCODER_KEYS = {"name": str, "modality": str, "dim": int, "revision": str, "fin
 _SHARD_KEYS = {"file": str, "items": int, "sha256": str}
 _SKIPPED_KEYS = {"item": int, "row": int, "reason": str}
 _ROW_COLUMNS = ("row", "item", "group", "split")
-_WRITERS = {
-    "extract": "fusemix.data.extract",
-    "row_index": "fusemix.data.latent_writer",
-    "write_latents": "fusemix.data.latent_writer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what writes stores on first use; it stands on this module."""
-    if name in _WRITERS:
-        return getattr(importlib.import_module(_WRITERS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class LatentStore:

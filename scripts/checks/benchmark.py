@@ -256,7 +256,7 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, C
 
 def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
     """A run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
     from fusemix.training.trainer import Trainer
@@ -364,7 +364,8 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
     """Training and validation pairs as one set; each latent the leading principal components of its own kind."""
     import pandas as pd
 
-    from fusemix.data.latent_store import LatentStore, write_latents
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
 
     joined = [
@@ -453,7 +454,7 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     """Each encoder by scripts/extract.py's own function and one by one, the two taking turns."""
     import pandas as pd
 
-    from fusemix.data.latent_store import extract
+    from fusemix.data.extract import extract
     from fusemix.data.pairs import PairTable
     from fusemix.encoders import PACKAGED, load_encoder
 
@@ -791,7 +792,7 @@ def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int 
 
 def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
     """Latents of two modalities, float16; every shard has the same rows in another order: only reading is measured."""
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
 
     for name, width in zip(("image", "text"), widths, strict=True):
         rng = np.random.default_rng(width)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.evaluation.diagnose import diagnose_pair
 from fusemix.evaluation.metrics import retrieval
