@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-FILE_FACES = ("image", "audio")
 _SAME = ("title", "source", "licence", "credit")  # what the rows of one thing share beside their group
 
 
