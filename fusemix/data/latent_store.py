@@ -65,7 +65,8 @@ class LatentStore:
 
     def _shard(self, number: int) -> np.ndarray:
         path = self.folder / self.manifest["shards"][number]["file"]
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return shard
 
     def _scattered(self, number: int) -> _Scattered:
         return _Scattered(self._shard(number))
@@ -97,7 +98,7 @@ class LatentStore:
     @property
     def n_bytes(self) -> int:
         """Of all latents, as stored."""
-        return len(self) * self.dim * np.dtype(self.manifest["dtype"]).itemsize
+        return len(self) * self.dim * int(np.dtype(self.manifest["dtype"]).itemsize)
 
     def gather(self, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Latents of the given items: shape (len(items), dim), float32, on a device.
@@ -167,7 +168,7 @@ class LatentStore:
             sha256, bad = look_through(self.folder / shard["file"])
             if checksums and sha256 != shard["sha256"]:
                 raise damaged(self.folder, shard, "has other bytes than the manifest's checksum")
-            return bad + self._starts[number]
+            return bad + int(self._starts[number])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(look, range(len(manifest["shards"]))))

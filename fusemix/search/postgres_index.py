@@ -386,8 +386,9 @@ class PostgresIndex:
 
 def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
     """Connect; with ``prepare`` also make sure of pgvector and of the list of collections, which needs the rights."""
+    where: dict[str, Any] = dict(address.connection)
     connection: psycopg.Connection[Any] = psycopg.connect(
-        **address.connection, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
+        **where, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
     )
     if prepare:
         with connection.transaction():

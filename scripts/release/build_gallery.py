@@ -466,11 +466,13 @@ def thumbnail(picture: Image.Image) -> Image.Image | None:
 def write_images(items: list[Item], folder: Path, dropped: Counter[str]) -> list[Item]:
     """Write one webp an item; drop blanks, repeats, and variants beyond MAX_VARIANTS of one caption."""
     (folder / "images").mkdir()
-    kept, seen, variants = [], set(), Counter()
+    variants: Counter[tuple[str, str]] = Counter()
+    kept, seen = [], set()
     for item in track(items, description="Pictures"):
         if variants[item.source, item.captions[0]] >= MAX_VARIANTS:
             dropped["picture: more than three of one caption"] += 1
             continue
+        assert item.image is not None
         picture = thumbnail(load_picture(item.image))
         digest = picture and hashlib.sha256(picture.convert("L").resize((32, 32)).tobytes()).hexdigest()
         if picture is None or digest in seen or item.id in seen:
@@ -622,7 +624,8 @@ def build(sources: Path, output: Path) -> None:
         )
         pictures += collect_openmoji(folders[PIP_PACKAGE])
         sounds = collect_sounds(folders[NPM_PACKAGE], folders["sonic-pi-samples"], debian["sonic-pi-samples"])
-        new, dropped = Path(work) / "gallery", Counter()
+        dropped: Counter[str] = Counter()
+        new = Path(work) / "gallery"
         new.mkdir()
         items = write_sounds(write_images(pictures, new, dropped) + sounds, new, dropped)
         write_pairs(items, new / "pairs.csv")
