@@ -107,10 +107,12 @@ class GuardedBlocks(gr.Blocks):
     ) -> list[Any]:
         """As Gradio's, once every value is checked: all routes to all endpoints lead through here."""
         if explicit_call:  # by the code of this process, not by a request
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            given: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            return given
         try:
             safe = await asyncio.to_thread(_checked_inputs, block_fn.inputs, inputs)
-            return await super().preprocess_data(block_fn, safe, state, explicit_call)
+            values: list[Any] = await super().preprocess_data(block_fn, safe, state, explicit_call)
+            return values
         except gr.Error as error:
             error.print_exception = False
             raise

@@ -18,6 +18,7 @@ from demo.sessions import GONE, take
 from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
 from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.model.recipes import recipe_config
 from fusemix.threads import give_way, one_thread
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ MIN_ROWS, MAX_ROWS = 50, 20_000
 MAX_DIM = 4096
 MAX_SECONDS = 300.0  # of training; a step, and a decomposition of the closed form, are finished
 MAX_EPOCHS = 100
-EMBED_DIM = 512
 VALIDATION_PAIRS = 200  # about so many are held out: between a twentieth and three tenths of the pairs
 BUSY = "Your training is under way already; wait for it or press Cancel."
 _BATCHES = 4  # steps an epoch, so that a few hundred pairs take more than one
@@ -267,12 +267,8 @@ class _Run:
 def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:
     """``--recipe two-path`` or ``paper`` of fusemix train, with batches and validation to suit few pairs."""
     dims = {name: store.dim for name, store in pairs.stores.items()}
-    model = ModelConfig(
-        latent_dims=dims,
-        encoders={name: store.encoder for name, store in pairs.stores.items()},
-        embed_dim=EMBED_DIM,
-        closed_form_dim=min(EMBED_DIM // 2, *dims.values()) if closed_form else 0,
-    )
+    encoders = {name: store.encoder for name, store in pairs.stores.items()}
+    model = recipe_config("two-path" if closed_form else "paper", latent_dims=dims, encoders=encoders)
     batch = min(TrainConfig().batch_size, max(32, len(pairs) // _BATCHES)) // 2 * 2
     held_out = min(0.3, max(0.05, VALIDATION_PAIRS / len(pairs)))
     return model, TrainConfig(epochs=epochs, batch_size=batch, val_fraction=held_out, save_every=epochs)

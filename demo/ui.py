@@ -102,6 +102,7 @@ def launch_options(service: Service) -> dict[str, Any]:
 def build_demo(service: Service) -> gr.Blocks:
     """Lay out the page and wire its events; launch it with :func:`launch_options`."""
     explorer = Explorer(service)
+    demo: gr.Blocks
     with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         here = map_component(explorer)
         gr.HTML(

@@ -9,7 +9,7 @@ import typer
 
 from fusemix import __version__
 from fusemix.cli import terminal
-from fusemix.cli.command import Command, call, help_of
+from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
 from fusemix.cli.diagnose import diagnose
 from fusemix.cli.ensemble import ensemble
@@ -24,7 +24,7 @@ from fusemix.cli.reproduce import reproduce
 from fusemix.cli.search import search
 from fusemix.cli.subset import subset
 from fusemix.cli.table import table
-from fusemix.cli.train import SetCommand, train
+from fusemix.cli.train import train
 
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {

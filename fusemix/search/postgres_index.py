@@ -395,8 +395,9 @@ class PostgresIndex:
 
 def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
     """Connect; with ``prepare`` also create pgvector and the list of collections, which needs the rights to."""
+    where: dict[str, Any] = dict(address.connection)
     connection: psycopg.Connection[Any] = psycopg.connect(
-        **address.connection, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
+        **where, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
     )
     if prepare:
         with connection.transaction():
