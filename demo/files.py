@@ -1,12 +1,12 @@
 """Guards against opening any file but an upload: none of this machine, none of the network.
 
-Gradio opens the path it is sent, fetches it if it is a URL, and looks whether it was uploaded only where the value is
-marked as a file. Therefore :class:`GuardedBlocks` looks at every value of every endpoint before Gradio does, and
-:class:`RouteGuard` closes the routes that the page does not use.
+Gradio opens any path and fetches any URL that a request names; it checks for an upload only if the value is marked as a
+file. So :class:`GuardedBlocks` checks every value of every endpoint first, and :class:`RouteGuard` closes the routes
+that the page does not use.
 
-An upload lies in ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and of the
-bytes. The request that uploads names no session, and two visitors who send the same bytes share one file. So an upload
-cannot be bound to a session: its path is the key to it, and only who has the very bytes is ever told it.
+An upload is stored as ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and
+of the bytes. The upload request names no session, and visitors who send the same bytes share one file. So an upload
+cannot be bound to a session: its path is the key to it, and only someone who has the bytes can learn the path.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ REFUSED = "This file was not uploaded here; please upload it."
 MALFORMED = "This page cannot read the request; please reload the page and try again."
 MAX_FILES = 2000  # of one request
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# Two relays to addresses elsewhere, a copy of any session's fields on disk, a starter of ffmpeg. And a map's server
-# function takes no files, which Gradio would read into memory.
+# Two relays to other addresses, a dump of any session's fields to disk, and a start of ffmpeg.
 _CLOSED = re.compile(r"/(proxy=|file=\s*[a-z][a-z0-9+.-]*:|deep_link|process_recording)", re.IGNORECASE)
 
 
 def is_uploaded(path: Any) -> bool:
     """Return whether a path is an unchanged upload, or an unchanged copy that the page itself made to show.
 
-    Nothing outside the upload folder is looked at, so neither the answer nor its time tells what lies there.
+    Nothing outside the upload folder is examined, so neither the answer nor its time reveals what is there.
     """
     if not isinstance(path, str) or "\0" in path:
         return False
@@ -54,7 +53,7 @@ def is_uploaded(path: Any) -> bool:
             return False
         state = real.stat()
         return _digest(real, state.st_ino, state.st_size, state.st_mtime_ns) == digest
-    except (OSError, ValueError, RuntimeError):  # the last: links in a circle
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: circular links
         return False
 
 
@@ -137,8 +136,9 @@ class RouteGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        whole_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        if _CLOSED.search(scope["path"]) or (whole_files and "/component_server" in scope["path"]):
+        # The map's server function takes no files, which Gradio would read into memory.
+        has_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if _CLOSED.search(scope["path"]) or (has_files and "/component_server" in scope["path"]):
             await JSONResponse({"detail": REFUSED}, 403)(scope, receive, send)
             return
         started = False
