@@ -279,7 +279,7 @@ def drawer(generator: Generator, model: FusionModel, encoder: Encoder, args: arg
 
 
 class Judge:
-    """Retrieval of the right photo for a picture, in the spaces of the frozen encoder, the model and another encoder."""
+    """Retrieval of the right photo for a picture, in the spaces of the frozen encoder, the model and a judge."""
 
     def __init__(
         self, held_out: HeldOut, model: FusionModel, encoder: Encoder, outsider: Encoder | None = None
