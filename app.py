@@ -9,11 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from demo.zero_gpu import on_zero_gpu
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: no look-ups outside
 # Gradio keeps a record of the last so many calls and, after so many new ones, sums them up for a page that is switched
 # off here: by default of 10,000 and after every one, which after 1,000 calls costs more than answering one.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+
+if on_zero_gpu():
+    import spaces  # noqa: F401 - before gradio and torch, or it refuses to work
 
 ROOT = Path(__file__).resolve().parent
 

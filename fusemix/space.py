@@ -259,17 +259,19 @@ def _requirements(lines: list[str]) -> list[str]:
 
 def _refusal(repo_id: str, error: Exception) -> OSError:
     """What the Hub's client met, as one sentence with the way out."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import TransportError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError | TransportError):
         cause = cause.__cause__
-    if cause is None:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        return ConnectionError(
-            f"The Hugging Face Hub could not be reached for {repo_id} ({type(error).__name__}: {reason}); check the "
-            "network and run the same command again."
-        )
+    if not isinstance(cause, HfHubHTTPError):
+        met = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
+        if isinstance(cause, TransportError | OfflineModeIsEnabled):
+            return ConnectionError(
+                f"The Hugging Face Hub could not be reached for {repo_id} ({met}); check the network and try again."
+            )
+        return ConnectionError(f"The Hugging Face Hub did not take {repo_id} ({met}); try again.")
     status = cause.response.status_code
     if status == 401:
         return PermissionError(f"The Hugging Face Hub does not know this token; {_TOKEN}.")
