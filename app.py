@@ -20,6 +20,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 if on_zero_gpu():
     import spaces  # noqa: F401 - before gradio and torch, or it refuses to work
 
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # "Train your own" borrows no GPU, and torch says there is one
+
 ROOT = Path(__file__).resolve().parent
 
 

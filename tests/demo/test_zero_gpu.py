@@ -44,6 +44,7 @@ def GPU(duration):
 DRIVER = """
 import app
 import gradio, spaces, torch
+from accelerate import Accelerator
 from fusemix.generation.generator import Generator
 from gradio_client import Client
 
@@ -55,7 +56,7 @@ def loaded(*values, device, **more):
     return load(*values, device="cpu", **more)
 
 def launched(self, **options):
-    spaces.note(event="launch")
+    spaces.note(event="launch", trains_on=Accelerator().device.type)
     _, address, _ = launch(self, prevent_thread_lock=True, quiet=True, **options)
     client = Client(address, verbose=False)
     client.predict("a sailing boat", 2, api_name="/search_text")
@@ -85,9 +86,9 @@ def test_the_app_as_zero_gpu_starts_it(tmp_path):
     assert [event.pop("event") for event in events] == [
         *("import", "loaded", "decorated", "launch", "searched", "borrowed", "drawn")
     ]
-    imported, loaded, _, _, _, borrowed, drawn = events
+    imported, loaded, _, launched, _, borrowed, drawn = events
     assert imported == {"before": []}
-    assert loaded == {"device": "cuda"}
+    assert loaded == {"device": "cuda"} and launched == {"trains_on": "cpu"}
     assert borrowed["request"] and borrowed["seconds"] == 11  # whose quota it is; 10 s and 5 steps
     assert borrowed["values"] == ["Tensor", "Tensor", "float", "list", "dict"]
     assert drawn["pictures"] == 1 and "1 repaint" in drawn["sentence"]
