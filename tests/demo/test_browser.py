@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,11 @@ FLAGS = [
     "--disable-sync",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
+]
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
 QUERY = "a dog running on the grass"
 TABS = ["Search", "Explore", "Sound to picture", "Your files", "Train your own"]
@@ -66,7 +72,7 @@ def wait_until_ready(url, process, log):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", headless=True, args=FLAGS)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What is told of the words in a sound: remarks, repetitions, doubt; real speech and real sounds."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_lines_for_the_page_are_short_and_none_where_there_is_nothing_to_tell():
     assert len(line) < 250 and line.endswith(" …”")
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed: apt-get install espeak-ng")
 def test_real_speech_is_told_and_german_and_the_gallerys_sounds_hardly_ever(tmp_path):
     encoder = load_encoder("whisper-tiny.en-words")
     for name, words in (("dog", "dog running on the grass"), ("boat", "sailing boat"), ("cake", "birthday cake")):
