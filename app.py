@@ -9,11 +9,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+from demo.zero_gpu import on_zero_gpu
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: no look-ups outside
 # By default Gradio sums up its last 10,000 calls after every call, for a page that is switched off here. After 1,000
 # calls this costs more than answering a query.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+
+if on_zero_gpu():
+    import spaces  # noqa: F401 - before gradio and torch, or it refuses to work
+
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # "Train your own" borrows no GPU, and torch says there is one
 
 ROOT = Path(__file__).resolve().parent
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextvars
 import io
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from PIL import Image, ImageOps
 
 from demo.near_duplicates import alike
 from demo.service import Answer, Service
+from demo.zero_gpu import borrowing
+from fusemix.datasets.paper_recipes import DECODER as STABLE_UNCLIP
 from fusemix.files import read_json
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.threads import give_way
@@ -31,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 DECODER_VARIABLE = "FUSEMIX_DECODER"
 CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditioner.py, for a decoder without one
+AUTO = (
+    "auto"  # as the decoder: Stable Diffusion unCLIP where there are a GPU and a conditioner, else the one that ships
+)
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 SHOWN_SIDE = 320  # pixels, to which small pictures are enlarged on the page
 THUMBNAIL_SIDE = 96  # pixels, longer side, of the pictures that drawings start from
@@ -123,13 +129,19 @@ class Studio:
 
         Args:
             service: Service whose encoders and model make the embeddings.
-            source: Folder or Hub id; by default the environment variable FUSEMIX_DECODER, else
+            source: Folder or Hub id, or ``auto``: Stable Diffusion unCLIP if there is a GPU and FUSEMIX_CONDITIONER is
+                set, else checkpoints/unclip-small; by default the environment variable FUSEMIX_DECODER, else
                 checkpoints/unclip-small.
             generator: Loaded decoder, for tests.
         """
         self.service = service
         self.source = source or os.environ.get(DECODER_VARIABLE) or str(DEFAULT_DECODER)
+        self._conditioner = os.environ.get(CONDITIONER_VARIABLE) or None
+        if self.source == AUTO:
+            self.source = STABLE_UNCLIP if self._conditioner and _device() == "cuda" else str(DEFAULT_DECODER)
+            self._conditioner = self._conditioner if self.source == STABLE_UNCLIP else None
         self._generator = generator
+        self.borrowed: Callable[..., list[Image.Image]] | None = None  # on ZeroGPU, what draws in another process
         self._lock = threading.Lock()
         self._stops: dict[str, threading.Event] = {}
 
@@ -193,16 +205,13 @@ class Studio:
         """
         with self._lock:
             if self._generator is None:
-                import torch
-
                 from fusemix.generation.generator import Generator
 
-                device = "cuda" if torch.cuda.is_available() else "cpu"
                 self._generator = Generator.from_pretrained(
                     self.source,
                     self.service.retriever.model,
-                    conditioner=os.environ.get(CONDITIONER_VARIABLE) or None,
-                    device=device,
+                    conditioner=self._conditioner,
+                    device=_device(),
                     prompts=False,
                 )
             return self._generator
@@ -211,6 +220,16 @@ class Studio:
     def is_loaded(self) -> bool:
         """True once the decoder is loaded."""
         return self._generator is not None
+
+    def load_for_zero_gpu(self) -> None:
+        """Load the decoder onto the GPU that is lent to each drawing; before the page is served.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it does not fit the model.
+        """
+        generator = self.generator()
+        self.borrowed = borrowing(partial(paint, self.service, generator, None), is_small=generator.is_small)
 
     def load_in_background(self) -> None:
         """Load the decoder in a low-priority thread, so that the first visitor need not wait for it.
@@ -299,7 +318,8 @@ class Studio:
         doubt = self.service.out_of_domain.sentence(embeddings["text"]) if set(queries) == {"text"} else ""
         frames: queue.Queue[Frame | BaseException] = queue.Queue()
         drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop, doubt)
-        threading.Thread(target=drawing.work, daemon=True).start()
+        here = contextvars.copy_context()  # whose request it is, which ZeroGPU asks for
+        threading.Thread(target=here.run, args=(drawing.work,), daemon=True).start()
         while True:
             frame = frames.get()
             if isinstance(frame, BaseException):
@@ -366,8 +386,6 @@ class _Drawing:
     def _draw(self) -> Frame:
         import torch
 
-        from fusemix.generation.guidance import Steering
-
         request, started = self.request, time.perf_counter()
         drawn = max(request.n_images, request.candidates)
 
@@ -379,23 +397,21 @@ class _Drawing:
             self.frames.put(Frame(sentence, shown, done / total, starts=self.starts))
             return self.stop.is_set()
 
-        steering = None
-        if request.steering:
-            retriever = self.studio.service.retriever
-            wanted = torch.as_tensor(np.asarray(self.blended), dtype=torch.float32)
-            steering = Steering(retriever.model, retriever.encoders["image"], wanted, request.steering)
-        images = self.generator.from_image_embeds(
-            self.embeds,
-            steps=request.steps,
-            guidance=request.guidance,
-            noise_level=request.noise_level,
-            seed=request.seed,
-            n_images=drawn,
-            start=[start.image for start in self.starts] or None,
-            strength=request.strength,
-            steering=steering,
-            on_step=on_step,
-        )
+        settings = {
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "noise_level": request.noise_level,
+            "seed": request.seed,
+            "n_images": drawn,
+            "strength": request.strength,
+        }
+        wanted = torch.as_tensor(np.asarray(self.blended), dtype=torch.float32)
+        order = (self.embeds, wanted, request.steering, [start.image for start in self.starts], settings)
+        if self.studio.borrowed is not None:
+            self.frames.put(Frame("Drawing, as soon as a GPU is free …", starts=self.starts))
+            images = self.studio.borrowed(*order)
+        else:
+            images = paint(self.studio.service, self.generator, on_step, *order)
         shown = [(image, self._caption(i)) for i, image in enumerate(images)]
         if request.candidates > 1:
             captions = {id(image): caption for image, caption in shown}
@@ -417,6 +433,42 @@ class _Drawing:
     def _caption(self, number: int) -> str:
         """Return the caption of picture ``number``: a repaint of a gallery picture, or a picture."""
         return f"A repaint of “{self.starts[number % len(self.starts)].title}”" if self.starts else "A picture"
+
+
+def _device() -> str:
+    """Where the decoder draws: ``cuda`` also on ZeroGPU, outside of the calls that borrow a GPU too."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def paint(
+    service: Service,
+    generator: Generator,
+    on_step: Callable[..., bool] | None,
+    embeds: Any,
+    wanted: Any,
+    steering: float,
+    starts: list[Image.Image],
+    settings: dict[str, Any],
+) -> list[Image.Image]:
+    """Draw.
+
+    Args:
+        service: Its image encoder steers.
+        generator: The decoder.
+        on_step: Called after every step, or None.
+        embeds: Image embeddings of the decoder, (1, D_out).
+        wanted: What is steered towards, (D,) of the shared space.
+        steering: How far; 0: not.
+        starts: Pictures to begin from; none begins from noise.
+        settings: Others of :meth:`fusemix.generation.generator.Generator.from_image_embeds`.
+    """
+    from fusemix.generation.guidance import Steering
+
+    retriever = service.retriever
+    towards = Steering(retriever.model, retriever.encoders["image"], wanted, steering) if steering else None
+    return generator.from_image_embeds(embeds, start=starts or None, steering=towards, on_step=on_step, **settings)
 
 
 def _count(noun: str, number: int) -> str:

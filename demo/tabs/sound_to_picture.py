@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from demo.results import apology
 from demo.service import Answer, Service
 from demo.tabs.picture_input import PictureInput
 from demo.transcripts import sentences
+from demo.zero_gpu import on_zero_gpu
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
@@ -31,18 +31,7 @@ SPOKEN_EXAMPLES = (
 )
 SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # sounds whose nearest gallery pictures show their source
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
-GPU_SECONDS = 60  # requested from ZeroGPU for one drawing
 SORRY = "Something went wrong on our side, and we have logged it. Please try again."
-
-
-def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler to run with a GPU on a ZeroGPU Space; elsewhere return it unchanged."""
-    if not os.environ.get("SPACES_ZERO_GPU"):
-        return function
-    import spaces
-
-    wrapped: Callable[..., Any] = spaces.GPU(duration=GPU_SECONDS)(function)
-    return wrapped
 
 
 def waveform_html(audio: str) -> str:
@@ -131,7 +120,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         studio: Drawing service; by default with the decoder of the environment.
     """
     studio = studio or Studio(service)
-    if fault := studio.fault():
+    forks = on_zero_gpu()  # a process for every drawing
+    if fault := studio.fault() or (_load_for_zero_gpu(studio) if forks else None):
         gr.Markdown(fault)
         return
     with gr.Row(elem_id="fm-drawing"):
@@ -158,10 +148,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     inputs = [audio, text, *_more_inputs(service.understood, studio)]
     gr.HTML(f'<p class="fm-own-note">{html.escape(studio.label)}</p>')
 
-    forks = bool(os.environ.get("SPACES_ZERO_GPU"))  # a process for every call
-    if forks:
-        studio.generator()  # what is not loaded now would be loaded each time
-    elif Context.root_block is not None:
+    if not forks and Context.root_block is not None:
         Context.root_block.extra_startup_events.append(partial(_load, studio))  # once the page is served
 
     private: dict[str, Any] = {"api_visibility": "private"}
@@ -182,7 +169,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
             return gr.skip()
         return progress_html(Frame("Stopped." if forks else "Stopping after this step …", done=True))
 
-    drawing: dict[str, Any] = {"fn": on_gpu(for_page), "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
+    drawing: dict[str, Any] = {"fn": for_page, "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
     asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
     drawings = [go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)]
     for file, chip in chips.items():
@@ -192,7 +179,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     stopping: dict[str, Any] = {"cancels": drawings if forks else None, "queue": False, "show_progress": "hidden"}
     stop.click(stop_drawing, None, sentence, **stopping, **private)
     gr.Button(visible=False).click(
-        on_gpu(for_api),
+        for_api,
         inputs,
         outputs,
         api_name="generate",
@@ -205,6 +192,16 @@ _TO_STATUS = """() => {
   const status = document.getElementById("fm-draw-status");
   if (status.getBoundingClientRect().bottom > window.innerHeight * 0.7) status.scrollIntoView({ behavior: "smooth" });
 }"""
+
+
+def _load_for_zero_gpu(studio: Studio) -> str | None:
+    """Why nothing can be drawn, as a sentence; the rest of the page is served all the same."""
+    try:
+        studio.load_for_zero_gpu()
+    except (ValueError, OSError, ImportError) as error:
+        logger.warning("Nothing can be drawn: %s", error)
+        return f"Nothing can be drawn here. {error}"
+    return None
 
 
 async def _load(studio: Studio) -> None:

@@ -11,6 +11,7 @@ from fusemix import __version__
 from fusemix.cli import terminal
 from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
+from fusemix.cli.deploy_space import deploy_space
 from fusemix.cli.diagnose import diagnose
 from fusemix.cli.ensemble import ensemble
 from fusemix.cli.evaluate import evaluate
@@ -35,6 +36,7 @@ COMMANDS = {
         "conditioner": conditioner,
         "ensemble": ensemble,
         "push": push,
+        "deploy-space": deploy_space,
         "reproduce": reproduce,
     },
 }

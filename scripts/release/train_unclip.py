@@ -481,6 +481,8 @@ def card(record: dict[str, Any]) -> str:
     return f"""---
 library_name: diffusers
 pipeline_tag: image-to-image
+license: apache-2.0
+language: en
 tags: [fusemix, unclip, stable-unclip]
 ---
 

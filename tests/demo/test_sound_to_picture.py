@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from demo.tabs.sound_to_picture import (
     calm_pages,
     heard_html,
     offered_examples,
-    on_gpu,
     pages,
     progress_html,
     request_of,
@@ -350,20 +348,6 @@ def test_the_bar_and_the_waveform_show_what_is_measured(studio, tmp_path):
     frames = list(pages(studio, Request(text="a dog", steps=4)))
     assert any('value="0.500"' in sentence for _, sentence, _ in frames)
     assert "<progress" not in frames[-1][1]
-
-
-def test_without_zerogpu_the_handler_is_left_as_it_is(monkeypatch):
-    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert on_gpu(len) is len
-
-
-def test_on_zerogpu_the_handler_asks_for_a_gpu(monkeypatch):
-    asked = []
-    fake = SimpleNamespace(GPU=lambda duration: lambda function: asked.append((function, duration)) or function)
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    monkeypatch.setitem(sys.modules, "spaces", fake)
-    assert on_gpu(len) is len
-    assert asked == [(len, 60)]
 
 
 def test_unexpected_failures_are_noted_and_hidden(studio, monkeypatch, caplog):
