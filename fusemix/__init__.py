@@ -25,6 +25,7 @@ _PUBLIC = {
     "load_encoder": "fusemix.encoders",
     "EmbeddingIndex": "fusemix.search.index",
     "Retriever": "fusemix.search.retriever",
+    "train": "fusemix.training.trainer",
     "fusemix": "fusemix.training.mixup",
     "info_nce": "fusemix.training.losses",
 }

@@ -9,8 +9,9 @@ import typer
 
 from fusemix import __version__
 from fusemix.cli import terminal
-from fusemix.cli.command import Command, call, help_of
+from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
+from fusemix.cli.deploy_space import deploy_space
 from fusemix.cli.diagnose import diagnose
 from fusemix.cli.ensemble import ensemble
 from fusemix.cli.evaluate import evaluate
@@ -24,7 +25,7 @@ from fusemix.cli.reproduce import reproduce
 from fusemix.cli.search import search
 from fusemix.cli.subset import subset
 from fusemix.cli.table import table
-from fusemix.cli.train import SetCommand, train
+from fusemix.cli.train import train
 
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {
@@ -35,6 +36,7 @@ COMMANDS = {
         "conditioner": conditioner,
         "ensemble": ensemble,
         "push": push,
+        "deploy-space": deploy_space,
         "reproduce": reproduce,
     },
 }

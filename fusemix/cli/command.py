@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from typer.core import TyperCommand
@@ -22,7 +22,13 @@ from typer.exceptions import TyperException
 from fusemix.cli import terminal
 
 _EXPECTED = (ValueError, OSError, ImportError, KeyError, MemoryError)
-Entry = Callable[[Sequence[str] | None], int]
+
+
+class Entry(Protocol):
+    """The ``main`` of one command."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command on these words, by default those of the process; give its exit code."""
 
 
 class Command(TyperCommand):

@@ -125,7 +125,14 @@ def generate(
         raise ValueError("--candidates needs an image encoder to choose with; this checkpoint understands no pictures.")
     from fusemix.generation.generator import Generator, default_steering
 
-    generator = Generator.from_pretrained(decoder, asked.model, conditioner=conditioner, device=device, offload=offload)
+    generator = Generator.from_pretrained(
+        decoder,
+        asked.model,
+        conditioner=conditioner,
+        device=device,
+        offload=offload,
+        prompts=bool(prompt or negative_prompt),
+    )
     steered = default_steering(generator, asked.eyes) if steering is None else steering
     if steered and asked.eyes is None:
         raise ValueError("--steering needs an image encoder; this checkpoint understands no pictures.")
@@ -155,6 +162,7 @@ def generate(
     picture, why = asked.best(images)
     _save(picture, out, size)
     terminal.result(f"{out}: {note}{why}")
+    terminal.note(f"{generator.cost}.")
 
 
 @dataclass(frozen=True)

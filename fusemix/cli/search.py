@@ -72,9 +72,9 @@ def search(
     retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
     started = time.perf_counter()
     if fuse:
-        items = retriever.search(**query, top_k=top_k, where=conditions, fuse=True)
+        items = retriever.search(text=text, image=image, audio=audio, top_k=top_k, where=conditions, fuse=True)
     else:
-        results = retriever.search(**query, top_k=top_k, where=conditions)
+        results = retriever.search(text=text, image=image, audio=audio, top_k=top_k, where=conditions)
     elapsed = time.perf_counter() - started
     if json:
         write_json(json, items_to_json(query, items) if fuse else to_json(query, results))

@@ -128,7 +128,8 @@ def write_rows(table: PairTable, rows: np.ndarray, out: Path, *, keep_splits: Se
         out: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         keep_splits: Rows of these splits are written too.
     """
-    kept = np.isin(sides(table.splits(), table.path), [side_of(split) for split in keep_splits])
+    wanted = np.array([side_of(split) for split in keep_splits], dtype=object)
+    kept = np.isin(sides(table.splits(), table.path), wanted)
     numbers = np.union1d(rows, np.flatnonzero(kept))
     frame = table.frame.iloc[numbers].copy()
     if out.parent.resolve() != table.path.parent.resolve():

@@ -13,7 +13,6 @@ stores by an encoder, :mod:`fusemix.data.latent_writer` from latents that exist 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import mmap
 import os
 import resource
@@ -44,18 +43,6 @@ _ENCODER_KEYS = {"name": str, "modality": str, "dim": int, "revision": str, "fin
 _SHARD_KEYS = {"file": str, "items": int, "sha256": str}
 _SKIPPED_KEYS = {"item": int, "row": int, "reason": str}
 _ROW_COLUMNS = ("row", "item", "group", "split")
-_WRITERS = {
-    "extract": "fusemix.data.extract",
-    "row_index": "fusemix.data.latent_writer",
-    "write_latents": "fusemix.data.latent_writer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the writing functions on first use; their module imports this one."""
-    if name in _WRITERS:
-        return getattr(importlib.import_module(_WRITERS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class LatentStore:
@@ -78,7 +65,8 @@ class LatentStore:
 
     def _shard(self, number: int) -> np.ndarray:
         path = self.folder / self.manifest["shards"][number]["file"]
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return shard
 
     def _scattered(self, number: int) -> _Scattered:
         return _Scattered(self._shard(number))
@@ -110,7 +98,7 @@ class LatentStore:
     @property
     def n_bytes(self) -> int:
         """Size of all latents in bytes, as stored."""
-        return len(self) * self.dim * np.dtype(self.manifest["dtype"]).itemsize
+        return len(self) * self.dim * int(np.dtype(self.manifest["dtype"]).itemsize)
 
     def gather(self, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Return latents of the given items: shape (len(items), dim), float32, on a device.
@@ -180,7 +168,7 @@ class LatentStore:
             sha256, bad = scan_shard(self.folder / shard["file"])
             if checksums and sha256 != shard["sha256"]:
                 raise damaged(self.folder, shard, "has other bytes than the manifest's checksum")
-            return bad + self._starts[number]
+            return bad + int(self._starts[number])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(look, range(len(manifest["shards"]))))

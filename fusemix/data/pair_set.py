@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fusemix.data.latent_store import CHUNK_ITEMS, LatentStore
+from fusemix.data.latent_store import LatentStore
 from fusemix.datasets.splits import closing, sides
 from fusemix.model.config import TrainConfig
+from fusemix.number_range import check_varied
 
 MIN_PAIRS = 8
 
@@ -95,23 +96,6 @@ class PairSet:
                     f"first in item {bad[0]}; extract them again."
                 )
 
-    def check_varied(self, pairs: np.ndarray) -> None:
-        """Raise ValueError if a modality's latents are all equal in these pairs.
-
-        Args:
-            pairs: Numbers of pairs, at least one; latents are read only until two differ.
-        """
-        for modality, items in self.items.items():
-            used = items[pairs]
-            first = self.latents(modality, used[:1])
-            pieces = np.split(used, range(64, len(used), CHUNK_ITEMS))  # the first few usually differ
-            if all(bool((self.latents(modality, piece) == first).all()) for piece in pieces):
-                raise ValueError(
-                    f"All {len(np.unique(used)):,} {modality} latents to train on in {self.stores[modality].folder} "
-                    "are equal, so nothing can be told apart by them; look at the encoder that made them, and extract "
-                    "again."
-                )
-
     def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
         """Return pair numbers (train, validation); pairs of a ``test`` split are in neither.
 
@@ -134,7 +118,10 @@ class PairSet:
                 f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
                 f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger val_fraction)."
             )
-        self.check_varied(train)
+        for modality, items in self.items.items():
+            store = self.stores[modality]
+            name = f"The {modality} latents of {store.encoder['name']} in {store.folder}"
+            check_varied(store.read, items[train], name)
         return train, np.flatnonzero(validation)
 
     def summary(self, config: TrainConfig) -> str:

@@ -29,7 +29,6 @@ _MAGIC = (
     (b"MM\0*", ".tif"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"),
     (b"\xff\xf1", ".aac"), (b"\xff\xf9", ".aac"), (b"\x1aE\xdf\xa3", ".webm"),
 )  # fmt: skip
-_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 _BOXES = {b"avif": ".avif", b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"M4A ": ".m4a"}
 
 

@@ -83,7 +83,8 @@ class HubEncoder(Encoder):
         pooled = getattr(out, "pooler_output", None)
         if pooled is None:
             raise ValueError(f"{self.name}: this network has no pooled output of its own; use pooling=mean.")
-        return pooled.float().flatten(1)
+        latents: Tensor = pooled.float().flatten(1)
+        return latents
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:

@@ -258,7 +258,8 @@ def _n_frames(n_samples: int) -> int:
 
 
 def _split(x: Tensor) -> Tensor:  # (B, T, 384) -> (B, heads, T, 64)
-    return x.unflatten(2, (_HEADS, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(2, (_HEADS, -1))
+    return heads.transpose(1, 2)
 
 
 def _join(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fusemix.evaluation.metrics import ranks
-from fusemix.model.cca import check_varied, fit_cca
+from fusemix.model.cca import fit_cca
+from fusemix.number_range import check_varied
 
 NEIGHBOURS = 10
 NEAR = 0.999  # cosine above which two items are near duplicates
@@ -66,7 +67,7 @@ def geometry(latents: Latents) -> Geometry:
         raise ValueError(f"Expected latents of at least {MIN_PAIRS} pairs of different groups, got {latents.shape}.")
     if not np.isfinite(latents).all():
         raise ValueError("The latents hold NaN or infinite values; extract them again.")
-    check_varied(latents, "The latents")
+    check_varied(latents.__getitem__, np.arange(len(latents)), "The latents")
     norms = np.linalg.norm(latents, axis=1)
     centred = (latents - latents.mean(axis=0)).astype(np.float32)
     neighbours, similarity = nearest(centred, NEIGHBOURS)
@@ -90,13 +91,6 @@ def compare(x: Geometry, y: Geometry, *, seed: int = 0) -> dict[str, float]:
         "cka": cka(x.centred, y.centred),
         **cca_recall(x.reduced, y.reduced, seed=seed),
     }
-
-
-def diagnose_pair(x: Latents, y: Latents) -> dict[str, float]:
-    """Compute all figures of one combination: of :func:`compare`, and each encoder's with ``_x`` or ``_y``."""
-    sides = {"x": geometry(x), "y": geometry(y)}
-    own = {f"{name}_{side}": value for side, g in sides.items() for name, value in g.figures.items()}
-    return {**compare(sides["x"], sides["y"]), **own}
 
 
 def diagnose(latents: Mapping[str, Mapping[str, Latents]]) -> dict[str, Any]:
@@ -258,4 +252,5 @@ def _reduced(centred: Latents) -> Latents:
     with torch.random.fork_rng(devices=[]):  # the subspace iteration starts at random
         torch.manual_seed(0)
         _, _, directions = torch.svd_lowrank(torch.from_numpy(standard), q=min(COMPONENTS, len(standard)), niter=2)
-    return standard @ directions.numpy()
+    reduced: np.ndarray = standard @ directions.numpy()
+    return reduced

@@ -117,12 +117,14 @@ def _moment_weight(kind: str, x: Tensor, y: Tensor) -> Tensor:
     eye = torch.eye(x.shape[1], dtype=x.dtype)
     a, b = (torch.cov(v.T) + 1e-3 * v.var(0).mean() * eye for v in (x, y))
     root, inverse = _matrix_power(a, 0.5), _matrix_power(a, -0.5)
-    return inverse @ _matrix_power(root @ b @ root, 0.5) @ inverse
+    weight: Tensor = inverse @ _matrix_power(root @ b @ root, 0.5) @ inverse
+    return weight
 
 
 def _matrix_power(symmetric: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh(symmetric)
-    return (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    power: Tensor = (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    return power
 
 
 def _ridge_weight(x: Tensor, y: Tensor, ridge: float) -> Tensor:

@@ -340,7 +340,8 @@ class Generator:
         x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
-        return latents * vae.config.scaling_factor
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

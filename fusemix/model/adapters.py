@@ -22,7 +22,7 @@ from fusemix.files import read_json, write_atomic, write_json
 from fusemix.hub_folders import resolve
 from fusemix.model.config import ModelConfig
 from fusemix.model.dropout import Dropout
-from fusemix.number_range import check_range
+from fusemix.number_range import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D_x)
         """Apply the block."""
-        return x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
+        out: Tensor = x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
+        return out
 
 
 class Adapter(nn.Sequential):
@@ -370,7 +371,7 @@ def _in_range(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a weight to the dtype it is stored in; ValueError if it overflows or underflows there."""
     stored = value.to(dtype)
     kind = str(dtype).removeprefix("torch.")
-    check_range(
+    check_finite(
         np.atleast_1d(value.numpy()), np.atleast_1d(stored.float().numpy()), kind, lambda _: f"The weight {name}"
     )
     return stored

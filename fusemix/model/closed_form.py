@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fusemix.model.adapters import FusionModel, MultiPathAdapter
-from fusemix.model.cca import canonical_maps, check_varied, decompose, inverse_root, ridge_map
+from fusemix.model.cca import canonical_maps, decompose, inverse_root, ridge_map
+from fusemix.number_range import check_varied
 from fusemix.stopping import Stopped
 
 MAX_PAIRS = 200_000  # pairs read; more hardly change the covariances of a few thousand dimensions
@@ -67,8 +68,8 @@ def fit_closed_form(
 
     fitted = set(known)
     for latents in pairs:
-        for modality in latents:
-            check_varied(latents[modality][:MAX_PAIRS], f"The {modality} latents")
+        for modality, values in latents.items():
+            check_varied(values.__getitem__, np.arange(min(len(values), MAX_PAIRS)), f"The {modality} latents")
         for a, b in itertools.combinations(latents, 2):
             if not fitted:
                 _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge, go_on)

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+import yaml
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fusemix.encoder_identity import without_paths
@@ -15,6 +16,7 @@ from fusemix.files import read_json
 
 MAX_FILE_BYTES = 5 * 10**9  # the default of save_pretrained; larger files upload badly
 CARD_NAME = "README.md"
+RESULTS = ".eval_results/*.yaml"  # measured results that the Hub shows: hf.co/docs/hub/eval-results
 LOCAL = ("runs/*", "trace.json")  # TensorBoard events and trace of the training: never sent
 # Files of our checkpoints and of diffusers pipelines; any other file is an error.
 KNOWN = (
@@ -29,6 +31,7 @@ KNOWN = (
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    RESULTS,
 )
 _STALE = ["*.safetensors", "*.safetensors.index.json"]  # removed on the Hub if they are not sent this time
 _HEADER_BYTES = 100 * 10**6  # the maximum of the safetensors format
@@ -142,7 +145,8 @@ def _check(path: Path, name: str) -> None:
     """Refuse a file that must not be sent."""
     if path.is_symlink():
         raise ValueError(f"{name} is a link; put the file itself into the folder, or remove it.")
-    if not any(fnmatchcase(name, pattern) for pattern in KNOWN) or any(part[0] == "." for part in name.split("/")):
+    hidden = any(part[0] == "." for part in name.split("/")) and not fnmatchcase(name, RESULTS)
+    if hidden or not any(fnmatchcase(name, pattern) for pattern in KNOWN):
         raise ValueError(f"{name} is no file of a checkpoint (pickles are never sent); move it out of the folder.")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -157,6 +161,8 @@ def _check(path: Path, name: str) -> None:
         true = start[8:] == b"{" and length <= min(size - 8, _HEADER_BYTES)
     elif name.endswith(".json"):
         true = _is_json(path)
+    elif name.endswith(".yaml"):
+        true = _are_results(path)
     else:
         true = name == CARD_NAME or start.startswith(b"\x89PNG\r\n\x1a\n")
     if not true:
@@ -167,6 +173,14 @@ def _is_json(path: Path) -> bool:
     try:
         read_json(path)
     except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _are_results(path: Path) -> bool:
+    try:
+        parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except Exception:  # YAML's errors are many, and entries lack this or that
         return False
     return True
 

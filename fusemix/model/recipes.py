@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusemix.model.config import VIEWS, EncoderInfo, ModelConfig, TrainConfig
+from fusemix.encoder_identity import EncoderInfo
+from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 
 RecipeName = Literal["views", "two-path", "paper"]
 _RIDGE = TrainConfig().closed_form_ridge

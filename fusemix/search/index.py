@@ -215,7 +215,8 @@ class EmbeddingIndex:
             rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
         similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
         order = np.lexsort((positions, -similarities))  # ties are in the order the items were added
-        similarities, positions = (np.take_along_axis(found, order, axis=1) for found in (similarities, positions))
+        similarities = np.take_along_axis(similarities, order, axis=1)
+        positions = np.take_along_axis(positions, order, axis=1)
         if modality in self.corrected:  # a hit's similarity stays a cosine
             last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
             similarities = similarities - last
@@ -369,7 +370,7 @@ def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
         return None
     if root is None:
         raise ValueError(f"The index knows no folder for {item['path']!r}; {_REBUILD}.")
-    path = (root / item["path"]).resolve()
+    path: Path = (root / item["path"]).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"The item path {item['path']!r} leads out of {root}; {_REBUILD}.")
     return path

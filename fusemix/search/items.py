@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-FILE_FACES = ("image", "audio")
-_SAME = ("title", "source", "licence", "credit")  # equal in the rows of one item, beside their group
+_SAME = ("title", "source", "licence", "credit")  # what the rows of one thing share beside their group
 
 
 class ItemGroups:

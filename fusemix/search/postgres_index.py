@@ -9,6 +9,7 @@ the items' files), ``&exact=1`` (compare with every item instead of walking the 
 from __future__ import annotations
 
 import json
+import operator
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from fusemix.extras import extra
-from fusemix.search.index import Hit, check_where, checked_items, checked_queries, item_path
+from fusemix.search.index import Hit, check_metadata, check_where, checked_items, checked_queries, item_path
 
 with extra("postgres", "An index in PostgreSQL"):
     import psycopg
@@ -237,6 +238,7 @@ class PostgresIndex:
             ConnectionError: If the server does not answer.
         """
         rows = checked_items(modality, embeddings, items, self.embed_dim)
+        check_metadata(items)
         first = len(self)
         with self._transaction() as cursor:
             copy = sql.SQL("COPY {} (position, modality, item, embedding) FROM STDIN WITH (FORMAT BINARY)")
@@ -248,7 +250,14 @@ class PostgresIndex:
         self._counts[modality] = self._counts.get(modality, 0) + len(rows)
 
     def save(self) -> str:
-        """Build the graphs and replace the old collection; return its address."""
+        """Build the graphs and put the collection in the place of the old one; return where it lies.
+
+        Raises:
+            ValueError: If nothing was added.
+            ConnectionError: If the server does not answer.
+        """
+        if not len(self):
+            raise ValueError("The index holds nothing, so there is nothing to save; add items of a modality first.")
         old, new = sql.Identifier(SCHEMA, self.address.collection), sql.Identifier(self.address.collection)
         with self._transaction() as cursor:
             cursor.execute(sql.SQL("CREATE INDEX ON {} (modality, position)").format(self._table))
@@ -301,7 +310,7 @@ class PostgresIndex:
             ConnectionError: If the server does not answer.
         """
         self._known(modality)
-        rows = checked_queries(queries, top_k, self.embed_dim)
+        rows, top_k = checked_queries(queries, top_k, self.embed_dim), operator.index(top_k)
         chosen = check_where(where)
         exact = (
             self.address.exact
@@ -386,8 +395,9 @@ class PostgresIndex:
 
 def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
     """Connect; with ``prepare`` also create pgvector and the list of collections, which needs the rights to."""
+    where: dict[str, Any] = dict(address.connection)
     connection: psycopg.Connection[Any] = psycopg.connect(
-        **address.connection, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
+        **where, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
     )
     if prepare:
         with connection.transaction():

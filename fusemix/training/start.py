@@ -10,7 +10,6 @@ import numpy as np
 from fusemix.data.latent_store import MANIFEST_NAME
 from fusemix.data.pair_set import PairSet
 from fusemix.model.adapters import FusionModel
-from fusemix.model.cca import SAMPLE, check_varied
 from fusemix.model.config import ModelConfig, TrainConfig
 
 
@@ -38,10 +37,6 @@ def check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
                     f"{modality} latents here by {encoder['name']} ({encoder['revision'][:12]}); use one encoder."
                 )
         pair_set.check_finite()
-        for modality, items in pair_set.items.items():
-            some = np.unique(items[:: -(-len(items) // SAMPLE) or 1])
-            latents = pair_set.latents(modality, some).numpy()
-            check_varied(latents, f"The {modality} latents of {pair_set.stores[modality].encoder['name']}")
 
 
 def take_over(model: FusionModel, init: FusionModel | None, frozen: tuple[str, ...]) -> None:
@@ -81,9 +76,9 @@ def fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainCon
         digest.update(init.identity.encode())
     for pair_set in sets:
         for modality, store in pair_set.stores.items():
-            digest.update((store.folder / MANIFEST_NAME).read_bytes())  # includes the checksums of the latents
-            digest.update(np.ascontiguousarray(pair_set.items[modality]))
-        digest.update(np.ascontiguousarray(pair_set.groups))
+            digest.update((store.folder / MANIFEST_NAME).read_bytes())  # holds the checksums of the latents
+            digest.update(np.ascontiguousarray(pair_set.items[modality]).data)
+        digest.update(np.ascontiguousarray(pair_set.groups).data)
         for split in pair_set.divide(config):
-            digest.update(split)
+            digest.update(split.data)
     return digest.hexdigest()

@@ -256,7 +256,7 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, C
 
 def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
     """Make a run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
     from fusemix.training.trainer import Trainer
@@ -303,14 +303,16 @@ def product_rate(dtype: torch.dtype) -> float:
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
     load_peer(args.peer)  # fail early on a wrong folder
-    from fusemix.training.trainer import resolve_precision
+    from fusemix.training.precision import resolve_precision
 
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
     run = our_run(args, sides)
     steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1], "ours": run.take_step}
     precision = {"peer": "float32", "ours": "bf16" if resolve_precision("auto") == "bf16" else "float32"}
-    seconds, computed, products = ({name: [] for name in steps} for _ in range(3))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    computed: dict[str, list[float]] = {name: [] for name in steps}
+    products: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()  # memory is allocated and libraries are loaded
     for _ in range(args.turns):
@@ -326,7 +328,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     cpu = {name: float(np.median(values)) for name, values in computed.items()}
     rates = {name: float(np.median(values)) for name, values in products.items()}
     work = 6 * (args.batch_size // 2) * sum(args.depth * 8 * w * w + 512 * w for w in args.widths)
-    values = {
+    values: dict[str, Any] = {
         "settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "steps", "turns")},
         "seconds_per_step": median,
         "cpu_seconds_per_step": cpu,
@@ -364,7 +366,8 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
     """Make one set of training and validation pairs; each latent is reduced to its leading principal components."""
     import pandas as pd
 
-    from fusemix.data.latent_store import LatentStore, write_latents
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
 
     joined = [
@@ -392,7 +395,8 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
 def run_recall(args: argparse.Namespace) -> dict[str, Any]:
     """Train both for equal epochs with one schedule, ours in its own precision; compare the last weights."""
     from fusemix.model.config import ModelConfig, TrainConfig
-    from fusemix.training.trainer import Trainer, validation_recall
+    from fusemix.training.trainer import Trainer
+    from fusemix.training.validation import validation_recall
 
     found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
@@ -417,7 +421,9 @@ def run_recall(args: argparse.Namespace) -> dict[str, Any]:
             found["peer"].append(validation_recall(_Peer(model), run.sets, run.val_pairs))  # type: ignore[arg-type]
             print({who: (found[who][-1], round(seconds[who][-1])) for who in found}, file=sys.stderr, flush=True)
     directions = list(found["ours"][0])
-    summary = {d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions}
+    summary: dict[str, dict[str, Any]] = {
+        d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions
+    }
     view = Table("recall@1", "peer", "95 % interval", "ours", "95 % interval", "intervals overlap")
     for direction, sides in summary.items():
         a, b = sides["peer"], sides["ours"]
@@ -453,7 +459,7 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each encoder by scripts/extract.py's function and item by item, in turns."""
     import pandas as pd
 
-    from fusemix.data.latent_store import extract
+    from fusemix.data.extract import extract
     from fusemix.data.pairs import PairTable
     from fusemix.encoders import PACKAGED, load_encoder
 
@@ -791,7 +797,7 @@ def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int 
 
 def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
     """Write latents of two modalities, float16; all shards hold the same rows in different orders."""
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
 
     for name, width in zip(("image", "text"), widths, strict=True):
         rng = np.random.default_rng(width)

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def training(work: Path, epochs: int) -> list[str]:
     """Return the command of the training: a state of some megabytes, saved every few steps."""
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
 
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(400, 16))

@@ -203,7 +203,7 @@ def load_train(table: PairTable, root: Path, model: FusionModel) -> Train:
     picture_of: dict[int, int] = {}
     for i, group in enumerate(rows["image"]["group"]):
         picture_of.setdefault(int(group), i)
-    pairs = {}
+    pairs: dict[str, tuple[Tensor, np.ndarray]] = {}
     for modality in (m for m in ("text", "audio") if m in stores and m in model.modalities):
         mine = rows[modality][rows[modality]["group"].isin(list(picture_of))]
         embeddings = model.embed(modality, stores[modality].read(mine["item"].to_numpy()))
@@ -279,7 +279,7 @@ def drawer(generator: Generator, model: FusionModel, encoder: Encoder, args: arg
 
 
 class Judge:
-    """Retrieval of the right photo for a picture, in the spaces of two frozen encoders and the model."""
+    """Retrieval of the right photo for a picture, in the spaces of the frozen encoder, the model and a judge."""
 
     def __init__(
         self, held_out: HeldOut, model: FusionModel, encoder: Encoder, outsider: Encoder | None = None
@@ -346,7 +346,7 @@ def measure(
         seen = judge.embed(images)
         wrong = np.roll(rows, len(rows) // 2)
         nearest = (embeddings @ train.image.T).argmax(1).tolist()
-        values = {
+        values: dict[str, Any] = {
             "generated": judge.find(seen, rows),
             "generated_halved": judge.pictures(halved(images), rows),
             "shuffled": judge.find(seen, wrong),
@@ -425,7 +425,8 @@ def bridges(
     out: dict[str, Any] = {}
     for modality in (m for m in ("text", "audio") if m in held_out.queries and m in train.pairs):
         source, pictures = train.pairs[modality]
-        embeddings, rows = (part[: args.bridge_queries] for part in held_out.queries[modality])
+        embeddings, rows = held_out.queries[modality]
+        embeddings, rows = embeddings[: args.bridge_queries], rows[: args.bridge_queries]
         out[modality] = {}
         for kind in BRIDGES:
             console.print(f"{held_out.name}: bridge {kind} from {modality}", highlight=False)

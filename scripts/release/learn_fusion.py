@@ -283,7 +283,8 @@ def photos(work: Path, retriever: Retriever, pairs: Path) -> dict[str, Any]:
         own["words"].append(retriever.embed(text=only_words(said.words)))
         own["speakers"].append(number[row["image"]])
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{key: np.array(value) for key, value in own.items()})
+    arrays: dict[str, Any] = {key: np.array(value) for key, value in own.items()}
+    np.savez(path, **arrays)
     return dict(np.load(path))
 
 

@@ -53,7 +53,7 @@ from fusemix.generation.small.pipeline import (
     read_small_parts,
     save_small_pipeline,
 )
-from fusemix.generation.small.train_loop import Loop, Report, Stopped
+from fusemix.generation.small.train_loop import Loop, Report
 from fusemix.generation.small.unet_training import (
     Conditions,
     DenoisingLoss,
@@ -62,7 +62,8 @@ from fusemix.generation.small.unet_training import (
     spread_conditions,
 )
 from fusemix.model.adapters import FusionModel
-from fusemix.training.trainer import resolve_precision
+from fusemix.stopping import Stopped
+from fusemix.training.precision import resolve_precision
 
 MODALITIES = ("image", "text", "audio")
 CARRIED = 3000  # pictures encoded again to carry a UNet into another space
@@ -97,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             if (field.name.startswith(("side", "latent", "vae", "perceptual"))) != bool(prefix):
                 continue
             value = getattr(defaults, field.name)
-            many = {"nargs": "+"} if isinstance(value, tuple) else {}
+            many: dict[str, Any] = {"nargs": "+"} if isinstance(value, tuple) else {}
             kind = type(value[0]) if isinstance(value, tuple) else type(value)
             flag = "--" + field.name.replace("_", "-")
             group.add_argument(flag, type=kind, default=value, help=f"default {value}", **many)
@@ -110,8 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     console = Console(stderr=True)
     names = [field.name for field in dataclasses.fields(UnclipConfig)]
-    values = {name: getattr(args, name) for name in names}
-    config = UnclipConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    config = UnclipConfig(**values)
     try:
         return run(args, config, console)
     except (ValueError, OSError, ImportError, KeyError) as error:
@@ -231,7 +233,7 @@ def loop_of(name: str, config: UnclipConfig, args: argparse.Namespace) -> Loop:
 
 
 @torch.no_grad()
-def encode_pictures(vae: nn.Module, pictures: np.ndarray, args: argparse.Namespace, console: Console) -> np.ndarray:
+def encode_pictures(vae: Any, pictures: np.ndarray, args: argparse.Namespace, console: Console) -> np.ndarray:
     """Encode every picture and its mirror image: latent means (2, N, C, s, s), float32, raw scale."""
     cache = args.work / "latents.npy"
     key = [sha256_of(args.work / "pictures.npy"), sha256_of(args.work / "vae.pt")]
@@ -479,6 +481,8 @@ def card(record: dict[str, Any]) -> str:
     return f"""---
 library_name: diffusers
 pipeline_tag: image-to-image
+license: apache-2.0
+language: en
 tags: [fusemix, unclip, stable-unclip]
 ---
 

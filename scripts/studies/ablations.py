@@ -79,7 +79,7 @@ class Sigmoid(StudyTrainer):
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
         """Average over rows the sum of binary losses."""
         a, b = (F.normalize(x, dim=1) for x in out.values())
-        logits = a @ b.T / self.model.temperature + self.model.bias
+        logits = a @ b.T / self.model.temperature + self.model.get_parameter("bias")
         signs = 2 * torch.eye(len(a)) - 1
         return -F.logsigmoid(signs * logits).sum() / len(a)
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from fusemix.data import import_latents as own_latents
+from fusemix.data.extract import extract
 from fusemix.data.import_latents import import_latents, open_latents
-from fusemix.data.latent_store import LatentStore, extract
+from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import PairTable
 from fusemix.encoders import load_encoder
 from scripts import evaluate as evaluate_script

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,11 @@ FLAGS = [
     "--disable-sync",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
+]
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
 QUERY = "a dog running on the grass"
 TABS = ["Search", "Explore", "Sound to picture", "Your files", "Train your own"]
@@ -66,7 +72,7 @@ def wait_until_ready(url, process, log):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", headless=True, args=FLAGS)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
 
 
 @pytest.fixture
@@ -208,7 +214,9 @@ def test_without_a_microphone_one_sentence_says_so(open_page):
         "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('none', 'NotFoundError'))"
     )
     page.get_by_role("button", name="Say it").click()
-    expect(page.get_by_role("alert")).to_contain_text("No microphone was found; type your words, or give a sound file.")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "No microphone was found; type your words, or upload a sound file."
+    )
 
 
 def test_the_reel_can_be_stopped_and_searched_with(open_page):
@@ -259,7 +267,7 @@ def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     page.locator("#fm-map canvas[data-ready]").wait_for()
     page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")
     expect(page.locator("#fm-nearest")).to_contain_text("Nearest to “a cat”")
-    page.get_by_role("button", name="gap closed").click()
+    page.get_by_role("button", name="overlaid").click()
     page.wait_for_timeout(1500)
     page.screenshot(path=shots / "desktop-explore.png", full_page=True)
     box = page.locator("#fm-map canvas").bounding_box()

@@ -13,9 +13,13 @@ from demo.drawing import Studio
 from demo.tabs.sound_to_picture import build_generate_tab
 from fusemix.generation.generator import Generator
 from fusemix.generation.small.pipeline import new_autoencoder, new_unet, small_pipeline
-from tests.demo.test_browser import FLAGS
+from tests.demo.test_browser import CHROMIUM, FLAGS
 from tests.demo.test_sound_to_picture import FakeService
 
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+]
 STEP_S = 0.4  # seconds a step takes at least
 
 
@@ -47,7 +51,7 @@ def drawn(tmp_path):
 def test_stop_ends_the_drawing_itself_and_the_next_one_draws(drawn, tmp_path):
     address, steps = drawn
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", headless=True, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         page = browser.new_page()
         page.goto(address)
         status = page.locator("#fm-draw-status")

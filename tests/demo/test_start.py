@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON, APP = shlex.quote(sys.executable), shlex.quote(f"{ROOT}/app.py")
 SENTENCE = re.compile(r"[^\n]{10,700}[.!?]?")
 
 
@@ -91,8 +93,8 @@ def test_the_world_of_these_tests_is_whole_before_it_is_damaged(start, world):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_one_sentence_and_code_2(start, world, file, damage):
     DAMAGES[damage](world / file)
-    said = refused(start(world / "checkpoint", world / "index"))
-    assert str(world / Path(file).parent) in said or Path(file).name in said
+    message = refused(start(world / "checkpoint", world / "index"))
+    assert str(world / Path(file).parent) in message or Path(file).name in message
 
 
 @pytest.mark.parametrize("key", ["latent_dims", "encoders", "embed_dim", "depth", "expansion"])
@@ -204,8 +206,11 @@ def mounts(*commands):
 
 def test_without_any_folder_to_write_to_the_app_says_so_and_ends():
     command = mounts(
-        "for f in /tmp /var/tmp /usr/tmp; do if [ -d $f ]; then mount -t tmpfs -o ro tmpfs $f; fi; done",
-        f"cd /proc; HOME=/proc TMPDIR=/proc exec {sys.executable} {ROOT}/app.py",
+        # read-only in place: the clone itself may lie below one of them
+        "for f in /tmp /var/tmp /usr/tmp; do",
+        "  if [ -d $f ]; then mount --bind $f $f; mount -o remount,bind,ro $f; fi",
+        "done",
+        f"cd /proc; HOME=/proc TMPDIR=/proc exec {PYTHON} {APP}",
     )
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
@@ -216,11 +221,11 @@ def test_without_any_folder_to_write_to_the_app_says_so_and_ends():
 def served(tmp_path, world):
     """The app in a process of its own, its home read-only and its uploads on a disk of 3 MB: (address, disk)."""
     disk, home, port = tmp_path / "uploads", tmp_path / "home", free_port()
+    there, here, made = (shlex.quote(str(path)) for path in (disk, home, world))
     command = mounts(
-        f"mkdir {disk} {home}; mount -t tmpfs -o size=3m tmpfs {disk}; mount -t tmpfs -o ro tmpfs {home}",
-        f"export HOME={home} GRADIO_TEMP_DIR={disk}; cd {home}",
-        f"exec {sys.executable} {ROOT}/app.py --host 127.0.0.1 --port {port} "
-        f"--checkpoint {world}/checkpoint --index {world}/index",
+        f"mkdir {there} {here}; mount -t tmpfs -o size=3m tmpfs {there}; mount -t tmpfs -o ro tmpfs {here}",
+        f"export HOME={here} GRADIO_TEMP_DIR={there}; cd {here}",
+        f"exec {PYTHON} {APP} --host 127.0.0.1 --port {port} --checkpoint {made}/checkpoint --index {made}/index",
     )
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

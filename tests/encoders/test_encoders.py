@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_a_long_sound_is_the_frame_weighted_mean_of_its_windows(encoders):
     np.testing.assert_allclose(whole, 0.75 * first + 0.25 * second, atol=1e-4)
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed: apt-get install espeak-ng")
 def test_the_same_words_in_two_voices_are_closer_than_other_words(encoders, tmp_path):
     def say(text, voice, name):
         path = tmp_path / f"{name}.wav"

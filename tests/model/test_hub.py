@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from fusemix.model.adapters import FusionModel
 from fusemix.model.card import model_card
@@ -15,6 +16,7 @@ from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.model.hub import MAX_FILE_BYTES, Upload
 from scripts import push_to_hub
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig(latent_dims={"image": 6, "text": 4}, embed_dim=8)
 CARD = model_card("tiny", CONFIG, TrainConfig(), data=["8 pairs"], best={"epoch": 1}, seconds=1)
@@ -132,6 +134,47 @@ def test_the_watchers_files_of_a_training_stay_here(folder):
     assert Upload.of(folder).files == before
 
 
+RESULT = "- dataset:\n    id: me/pairs\n    task_id: text_to_image\n  value: 0.24\n"
+
+
+def test_measured_results_go_along(model, hub, folder):
+    spoil(folder, ".eval_results/recall.yaml", RESULT.encode())
+    Upload.of(folder).push("me/tiny")
+    assert (hub / "me/tiny/main/.eval_results/recall.yaml").read_text() == RESULT
+
+
+@pytest.mark.parametrize(
+    ("names", "bases"),
+    [
+        (["efficientnet-lite0-deep", "minilm-l6"], ["timm/tf_efficientnet_lite0.in1k", MINILM]),
+        (["whisper-tiny.en-sentence", "minilm-l6"], ["openai/whisper-tiny.en", MINILM]),
+        (
+            ["hub-text:BAAI/bge-small-en?pooling=cls ++ hub-text:me/whisper-tiny"],
+            ["BAAI/bge-small-en", "me/whisper-tiny"],
+        ),
+        (["mine"], []),
+    ],
+)
+def test_a_card_names_the_frozen_encoders_as_the_hub_does(names, bases):
+    encoders = {f"m{i}": {"name": name} for i, name in enumerate(names)} | {f"n{i}": {} for i in range(2 - len(names))}
+    config = ModelConfig(latent_dims=dict.fromkeys(encoders, 4), embed_dim=8, encoders=encoders)
+    text = model_card("m", config, TrainConfig(), data=[], best={}, seconds=1)
+    assert ModelCard(text).data.to_dict().get("base_model", []) == bases
+
+
+@pytest.mark.parametrize("name", ["default", "unclip-small"])
+def test_the_shipped_cards_tell_the_hub_what_it_asks_for(name):
+    card = Upload.of(ROOT / "checkpoints" / name).card
+    assert {"library_name", "pipeline_tag", "license", "language", "datasets", "tags"} <= set(card)
+
+
+def test_the_shipped_card_has_the_front_matter_of_the_generator():
+    config = FusionModel.from_pretrained(ROOT / "checkpoints/default").config
+    card = Upload.of(ROOT / "checkpoints/default").card
+    made = ModelCard(model_card("m", config, TrainConfig(), data=[], best={}, seconds=1)).data.to_dict()
+    assert made == {key: value for key, value in card.items() if key != "datasets"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -143,6 +186,8 @@ def test_the_watchers_files_of_a_training_stay_here(folder):
         ("model.safetensors", b"", "not what its name says"),
         ("config.json", b"\x80\x04", "not what its name says"),
         ("history.json", b"[" * 100_000, "not what its name says"),
+        (".eval_results/recall.yaml", b"- value: 1", "not what its name says"),
+        (".eval_results/recall.pkl", b"", "is no file of a checkpoint"),
         ("training.png", b"PK\x03\x04", "not what its name says"),
         ("README.md", b"# no front matter", "no front matter"),
         ("README.md", b"---\n: [\n---\n", "front matter"),

@@ -163,6 +163,21 @@ def test_bad_items_are_refused_and_nothing_is_added(engine, embeddings, count, m
     assert building.counts.get("image", 0) == 0
 
 
+def test_an_index_of_nothing_is_not_saved(engine):
+    with pytest.raises(ValueError, match="nothing to save"):
+        engine.save(engine.create(DIM, "m" * 64))
+
+
+@pytest.mark.parametrize("item", [{"modality": "x"}, {"score": float("nan")}, {"year": np.int64(3)}])
+def test_metadata_that_cannot_come_back_is_refused(engine, item):
+    with pytest.raises(ValueError, match=r"Item 0 has"):
+        engine.create(DIM, "m" * 64).add("image", np.eye(DIM, dtype=np.float32)[:1], [item])
+
+
+def test_numpy_integers_count_hits(index):
+    assert len(index.search("image", np.ones((1, DIM)), top_k=np.int64(3))[0]) == 3
+
+
 def test_an_unknown_modality_is_named(index):
     with pytest.raises(KeyError, match="smell"):
         index.search("smell", np.ones((1, DIM)))

@@ -18,16 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fusemix.files import write_atomic
+from fusemix.stopping import Stopped
 
-EMA_EVERY = 2  # steps between reports; one a step would cost a tenth of a small step
+EMA_EVERY = 2  # steps between updates of the average; an update a step would cost a tenth of a small step
 LOG_STEPS = 100  # steps over which the reported loss is averaged
 LAST_RATE = 0.02  # final share of the learning rate
 
 Report = Callable[[int, int, str], None]  # steps done, steps in all, a note
-
-
-class Stopped(Exception):
-    """Raised after SIGTERM or SIGINT, when the state is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +84,7 @@ class Loop:
             ValueError: If the saved state does not fit, or the loss is not finite.
             Stopped: After SIGTERM or SIGINT, once the state is saved.
         """
+        self.work.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         network = create().to(self.device).train()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
