@@ -214,9 +214,8 @@ def test_without_a_microphone_one_sentence_says_so(open_page):
         "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('none', 'NotFoundError'))"
     )
     page.get_by_role("button", name="Say it").click()
-    expect(page.get_by_role("alert")).to_contain_text(
-        "No microphone was found; type your words, or upload a sound file."
-    )
+    sentence = "No microphone was found; type your words, or upload a sound file."
+    expect(page.get_by_role("alert")).to_contain_text(sentence)
 
 
 def test_the_reel_can_be_stopped_and_searched_with(open_page):
