@@ -130,7 +130,8 @@ def _matrix_power(symmetric: Tensor, exponent: float) -> Tensor:
 def _ridge_weight(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     xc, yc = x - x.mean(0), y - y.mean(0)
     penalty = ridge * len(x) * xc.var(0, unbiased=False).mean() * torch.eye(x.shape[1], dtype=x.dtype)
-    return torch.linalg.solve(xc.T @ xc + penalty, xc.T @ yc).T
+    weight: Tensor = torch.linalg.solve(xc.T @ xc + penalty, xc.T @ yc)
+    return weight.T
 
 
 def _fit_residual(

@@ -104,7 +104,7 @@ class MultiPathAdapter(nn.Module):
             )
             for view, part in zip(self.views, self.parts, strict=True)
         )
-        self.register_load_state_dict_pre_hook(_rename)
+        self.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
         """Apply only the trained paths: their outputs side by side, not normalised."""

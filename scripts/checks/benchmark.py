@@ -386,8 +386,13 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
             for pairs, at, by, split in zip(joined, (0, len(train)), (0, 10**9), ("train", "val"), strict=True)
         ]
         rows = pd.concat(parts, ignore_index=True).rename_axis("row").reset_index()
+        latents = np.concatenate([train, dev])
         stores[m] = write_latents(
-            folder / m, np.concatenate([train, dev]), modality=m, name=m, index=lambda _, rows=rows: rows
+            folder / m,
+            latents,
+            modality=m,
+            name=m,
+            index=lambda _, rows=rows: rows,  # type: ignore[misc]  # mypy infers no lambda with a default
         )
     return PairSet.join(stores)
 

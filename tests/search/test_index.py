@@ -251,7 +251,7 @@ def test_damage_is_one_clear_error(index, tmp_path, name, damage):
         "empty": b"",
     }
     path.write_bytes(changed[damage]) if damage in changed else path.unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match=r"damaged|build_index|not valid JSON"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"damaged|fusemix index|not valid JSON"):
         EmbeddingIndex.load(folder, model_identity="model-a")
 
 
