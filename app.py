@@ -1,4 +1,4 @@
-"""Hugging Face Spaces entry point; the same command runs it locally: ``python app.py --port 7860``."""
+"""Hugging Face Spaces entry point; also runs locally: ``python app.py --port 7860``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from demo.zero_gpu import on_zero_gpu
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: no look-ups outside
-# Gradio keeps a record of the last so many calls and, after so many new ones, sums them up for a page that is switched
-# off here: by default of 10,000 and after every one, which after 1,000 calls costs more than answering one.
+# By default Gradio sums up its last 10,000 calls after every call, for a page that is switched off here. After 1,000
+# calls this costs more than answering a query.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until interrupted; 2 when something needed is not there."""
+    """Serve until interrupted; return 2 if something needed is missing."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

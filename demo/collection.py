@@ -1,4 +1,4 @@
-"""Visitors' own corpora: each embedded, searched, packed for download and deleted apart from all others."""
+"""Visitors' own corpora: each is embedded, searched, packed for download and deleted separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from demo.query import Query
 from demo.service import EMPTY, Answer
 from demo.sessions import GONE, LIFETIME_S, take
 from demo.uploads import MAX_BYTES, LeftOut, Piece, read
-from demo.workers import Lanes
+from demo.workers import WorkerPools
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.search.index import EmbeddingIndex
 from fusemix.search.retriever import Retriever, blend
@@ -31,22 +31,22 @@ from fusemix.search.retriever import Retriever, blend
 logger = logging.getLogger(__name__)
 
 MAX_ITEMS = 2000
-MAX_SECONDS = 600.0  # of embedding, a corpus in all
-THUMBNAIL_SIDE = 512  # pixels: what is kept of a picture
-BATCH = {"text": 32, "image": 4, "audio": 1}  # items a step; a search waits for one step at most
-_EFFORT = {"text": 1, "image": 4, "audio": 25}  # how the time left is reckoned
+MAX_SECONDS = 600.0  # of embedding, per corpus
+THUMBNAIL_SIDE = 512  # pixels, longer side
+BATCH = {"text": 32, "image": 4, "audio": 1}  # items per step; a search waits for one step at most
+_EFFORT = {"text": 1, "image": 4, "audio": 25}  # relative cost of an item, to estimate the remaining time
 INDEX_FOLDER = "fusemix-index"
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far the embedding is.
+    """Progress of the embedding.
 
     Attributes:
-        done: Items dealt with, those left out included.
-        total: Of these files.
-        sentence: What to tell.
-        finished: Whether this is the end.
+        done: Items handled, including those left out.
+        total: Items in these files.
+        sentence: Text for the page.
+        finished: Whether this is the last step.
     """
 
     done: int
@@ -57,44 +57,43 @@ class Step:
 
 @dataclass
 class _Clock:
-    """Speed and time left of one embedding."""
+    """Speed and remaining time of one embedding."""
 
     total: dict[str, int]
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BATCH, 0))
     began: float = field(default_factory=time.monotonic)
 
     def sentence(self) -> str:
-        """Such as ``120 of 400, 18.2 a second, about 15 s left``."""
+        """Describe the progress, such as ``120 of 400, 18.2 per second, about 15 s left``."""
         seconds = max(time.monotonic() - self.began, 1e-6)
         count = sum(self.done.values())
         work = sum(_EFFORT[m] * n for m, n in self.done.items())
         left = seconds * (sum(_EFFORT[m] * n for m, n in self.total.items()) / work - 1) if work else 0.0
         rest = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-        return f"{count:,} of {sum(self.total.values()):,}, {count / seconds:.1f} a second, about {rest} left"
+        return f"{count:,} of {sum(self.total.values()):,}, {count / seconds:.1f} per second, about {rest} left"
 
 
 class Corpus:
     """One visitor's items, embedded with the app's model. Safe to search while it grows.
 
-    Of a picture a thumbnail is kept and of a sound what the encoder hears (one channel at 16 kHz); the
-    files that came are not.
+    Only a thumbnail of a picture and a mono 16 kHz copy of a sound are kept; the uploaded files are not.
     """
 
     def __init__(
-        self, retriever: Retriever, folder: Path, *, lanes: Lanes | None = None, lifetime_s: float = LIFETIME_S
+        self, retriever: Retriever, folder: Path, *, pools: WorkerPools | None = None, lifetime_s: float = LIFETIME_S
     ) -> None:
         """Start empty.
 
         Args:
             retriever: Its model and encoders embed the items and the queries.
-            folder: A new one, of this corpus alone; everything on disk lies there.
-            lanes: The app's threads, in which everything is encoded; its own by default.
-            lifetime_s: Seconds until it goes; ``visitors`` sees to it, here it only says when.
+            folder: New folder for this corpus alone; holds everything on disk.
+            pools: Threads that run the encoders, shared by the app; its own by default.
+            lifetime_s: Seconds until deletion, shown to the visitor; ``Visitors`` deletes it.
         """
         folder.mkdir(parents=True)
         self.retriever = retriever
         self.folder = folder
-        self.lanes = lanes or Lanes()
+        self.pools = pools or WorkerPools()
         self.index = EmbeddingIndex(
             retriever.model.config.embed_dim, model_identity=retriever.model.identity, root=folder
         )
@@ -121,7 +120,7 @@ class Corpus:
         return self.index.counts
 
     def stop(self) -> None:
-        """Let the embedding end after the items in hand; what is embedded stays, what waits is not begun."""
+        """End the embedding after the current items; keep what is embedded, drop what waits."""
         self._stop.set()
 
     def delete(self) -> None:
@@ -138,10 +137,10 @@ class Corpus:
 
         Args:
             uploads: Pictures, sounds, tables, lists of captions, archives.
-            link: Whether they are the visitor's: they get a name of their own here, which goes once they are embedded.
+            link: Whether the visitor uploaded them; they are then linked here until they are embedded.
 
         Raises:
-            MediaError: (a ValueError) If the corpus is gone.
+            MediaError: (a ValueError) If the corpus was deleted.
         """
         with self._lock:
             if self._deleted:
@@ -154,13 +153,13 @@ class Corpus:
                 self._arrived.append(upload)
 
     def embed(self) -> Iterator[Step]:
-        """Add what arrived, yielding after every few items; what cannot be used is listed in ``left_out``.
+        """Embed the files that arrived, yielding after every few items; unusable ones are listed in ``left_out``.
 
         Raises:
-            MediaError: (a ValueError) If files of this visitor are being embedded already.
+            MediaError: (a ValueError) If files of this visitor are already being embedded.
         """
         if self.busy:
-            raise MediaError("Your files are being embedded already; wait for them or press Cancel.")
+            raise MediaError("Your files are already being processed; please wait or press Cancel.")
         self.busy = True
         stop = self._stop
         uploads, self._arrived = self._arrived, []
@@ -186,7 +185,7 @@ class Corpus:
         room = MAX_ITEMS - len(self)
         if len(pieces) > room:
             rest = len(pieces) - room
-            self.left_out.append(LeftOut(f"{rest:,} of your items", f"are beyond the {MAX_ITEMS:,} taken here"))
+            self.left_out.append(LeftOut(f"{rest:,} of your items", f"exceed the limit of {MAX_ITEMS:,}"))
         return pieces[:room]
 
     def _embed(self, pieces: list[Piece], stop: threading.Event) -> Iterator[Step]:
@@ -198,7 +197,7 @@ class Corpus:
                 if stop.is_set():
                     ending = "Stopped. "
                 elif self._seconds >= MAX_SECONDS:
-                    ending = f"Stopped after the {MAX_SECONDS / 60:.0f} minutes given to one visitor. "
+                    ending = f"Stopped after {MAX_SECONDS / 60:.0f} minutes, the limit per visitor. "
                 if ending:
                     break
                 batch, began = found[start : start + BATCH[modality]], time.monotonic()
@@ -214,8 +213,8 @@ class Corpus:
         yield Step(done, len(pieces), ending + took, finished=True)
 
     def _add(self, modality: str, batch: list[Piece]) -> None:
-        """Embed a batch of one kind; bad ones are listed."""
-        kept, latents, embeddings = self.lanes.run(lambda: self._encode(modality, batch), slow=modality != "text")
+        """Embed a batch of one modality; list unusable items in ``left_out``."""
+        kept, latents, embeddings = self.pools.run(lambda: self._encode(modality, batch), slow=modality != "text")
         with self._lock:
             if self._deleted or not kept:
                 return
@@ -224,7 +223,7 @@ class Corpus:
             self._latents.setdefault(modality, []).append(latents)
 
     def _encode(self, modality: str, batch: list[Piece]) -> tuple[list[tuple[Piece, Any]], np.ndarray, Any]:
-        """The pieces that can be used, each with what is kept to show; their latents; their embeddings."""
+        """Return the usable pieces, each with what to show of it, their latents and their embeddings."""
         kept, prepared = [], []
         for piece in batch:
             try:
@@ -242,7 +241,7 @@ class Corpus:
         return kept, latents, self.retriever.model.embed(modality, latents)
 
     def _prepare(self, piece: Piece) -> tuple[Any, Any]:
-        """What is kept to show, and what the encoder reads."""
+        """Return what to show of a piece, and the encoder's input."""
         encoder = self.retriever.encoders.get(piece.modality)
         if encoder is None:
             raise MediaError(f"This model understands {', '.join(self.retriever.encoders)} only.")
@@ -257,7 +256,7 @@ class Corpus:
         return None, encoder.prepare(piece.value)
 
     def _keep(self, piece: Piece, shown: Any) -> dict[str, Any]:
-        """Write what is shown of an item; its metadata."""
+        """Write what is shown of an item, and return its metadata."""
         self._count += 1
         identity = f"{piece.modality}-{self._count:05d}"
         if piece.modality == "text":
@@ -271,16 +270,16 @@ class Corpus:
         return {"id": identity, "path": piece.name, "caption": piece.caption}
 
     def path_of(self, item: dict[str, Any]) -> Path | None:
-        """The thumbnail of a picture, the copy of a sound; None for a caption."""
+        """Return the thumbnail of a picture or the copy of a sound; None for a caption."""
         return self._files.get(item["id"])
 
     def search(self, query: Query, *, top_k: int = 12) -> Answer:
-        """Search these items alone.
+        """Search only these items.
 
-        An id in ``query.ids`` names an item of this corpus, of the part's modality, whose embedding is taken.
+        An id in ``query.ids`` names an item of this corpus; its stored embedding is used for that part.
 
         Raises:
-            MediaError: (a ValueError) If the query cannot be used, or the corpus is gone, in one sentence.
+            MediaError: (a ValueError) If the query cannot be used, or the corpus was deleted, in one sentence.
         """
         started = self.used = time.monotonic()
         given = query.parts()
@@ -294,11 +293,11 @@ class Corpus:
             parts = {part: self._query(part, value, query.ids.get(part)) for part, value in given.items()}
             return parts, blend(parts, weights)
 
-        parts, embedding = self.lanes.run(compute, slow=query.brings_file)
+        parts, embedding = self.pools.run(compute, slow=query.brings_file)
         with self._lock:
             hits = {m: self.index.search(m, embedding[None], top_k=top_k)[0] for m in self.index.counts}
         return Answer(
-            "+".join(parts), hits, time.monotonic() - started, len(self), parts, weights, embedding, query.said()
+            "+".join(parts), hits, time.monotonic() - started, len(self), parts, weights, embedding, query.describe()
         )
 
     def _query(self, part: str, value: str, identity: str | None) -> np.ndarray:
@@ -312,7 +311,7 @@ class Corpus:
         return self.retriever.embed_parts(**{part: value})[part]
 
     def query_of(self, modality: str, identity: str) -> Query:
-        """The query "more like this item".
+        """Return the query "more like this item".
 
         Raises:
             MediaError: If there is no such item.
@@ -326,15 +325,14 @@ class Corpus:
 
     @property
     def downloads(self) -> dict[str, Path]:
-        """``index`` and ``latents`` -> a .zip, once something is embedded."""
+        """Archives (.zip) by name, ``index`` and ``latents``, once something is embedded."""
         paths = {name: self.folder / f"fusemix-{name}.zip" for name in ("index", "latents")}
         return {name: path for name, path in paths.items() if path.is_file()}
 
     def _pack(self) -> None:
         """Write the two archives.
 
-        The index expects its items' files one folder above its own: unpacked beside the visitor's files it
-        finds them.
+        The index expects its items' files one folder above its own, so it finds them when unpacked beside them.
         """
         with self._lock:
             if self._deleted or not len(self):
@@ -355,7 +353,7 @@ class Corpus:
 
 
 def _reason(error: MediaError, piece: Piece) -> str:
-    """The sentence, with the visitor's name for the file, which stands before it on the page."""
+    """Return the reason with the visitor's name for the file, without that name at the beginning."""
     reason = str(error).replace(Path(piece.value).name, piece.name) if piece.modality != "text" else str(error)
     return reason.removeprefix(f"{piece.name} ")
 

@@ -1,4 +1,4 @@
-"""Draws the "Sound to picture" tab's pictures: one decoder, a thread that can be stopped, a frame a step."""
+"""Drawing for the "Sound to picture" tab: one decoder, a thread that can be stopped, a frame per step."""
 
 from __future__ import annotations
 
@@ -38,33 +38,32 @@ AUTO = (
     "auto"  # as the decoder: Stable Diffusion unCLIP where there are a GPU and a conditioner, else the one that ships
 )
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
-SHOWN_SIDE = 320  # pixels: small pictures are enlarged to this on the page
-THUMBNAIL_SIDE = 96  # pixels, at most, of the pictures that drawings begin from
-HEARD = 5  # captions shown
-STARTS = 4  # of the gallery's pictures that drawings begin from, at most
-STRENGTH = 0.6  # what was begun from is still seen, and no longer itself
-WARM_UP = "warm-up"  # the visitor who draws first, in the background
+SHOWN_SIDE = 320  # pixels, to which small pictures are enlarged on the page
+THUMBNAIL_SIDE = 96  # pixels, longer side, of the pictures that drawings start from
+N_CAPTIONS = 5  # shown for a sound
+STARTS = 4  # most gallery pictures that drawings start from
+STRENGTH = 0.6  # the start is still recognisable, but clearly repainted
+WARM_UP = "warm-up"  # visitor name of the first drawing, made in the background
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for.
+    """One drawing request.
 
     Attributes:
-        audio: Path of a sound, or None; so with text and image: at least one is given.
+        audio: Path of a sound, or None; at least one of audio, text and image is given.
         text: Words to blend in.
         image: Path of a picture to blend in.
-        share: Of the first of the three that is given, in a blend, 0 to 1.
+        share: Share of the first given of the three in a blend, 0 to 1.
         steps: Denoising steps.
         guidance: Classifier-free guidance.
-        noise_level: Noise on the embedding, 0 to 999.
-        seed: Of the first picture.
+        noise_level: Noise added to the embedding, 0 to 999.
+        seed: Seed of the first picture.
         n_images: Pictures shown.
-        candidates: Pictures drawn, of which the ``n_images`` nearest to the request are shown; at
-            least ``n_images`` are.
-        from_gallery: Begin from the gallery's nearest pictures, noised, in turn, instead of from pure noise.
-        strength: Then, how much is drawn over them, in (0, 1].
-        steering: How far every second step is moved towards the request, as the image encoder sees it; 0: not.
+        candidates: Pictures drawn, at least ``n_images``; the best matches are shown.
+        from_gallery: Start from the nearest gallery pictures, noised, in turn, instead of from pure noise.
+        strength: How much to repaint them, in (0, 1].
+        steering: How far the image encoder moves every second step towards the request; 0 for none.
     """
 
     audio: str | None = None
@@ -82,21 +81,21 @@ class Request:
     steering: float = 0.0
 
     def queries(self) -> dict[str, str]:
-        """Modality -> query, for those given."""
+        """Return modality -> query for those given."""
         found = {"audio": self.audio, "text": (self.text or "").strip(), "image": self.image}
         return {modality: value for modality, value in found.items() if value}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the page shows at one moment.
+    """State of the page at one moment.
 
     Attributes:
-        sentence: What is going on.
-        images: Pictures with a caption each, possibly empty; none to leave the last ones standing.
-        share: How far the drawing is, 0 to 1.
-        done: Whether this is the end.
-        starts: The pictures of the gallery that are repainted, to be shown small.
+        sentence: Current activity.
+        images: Pictures with captions; empty to keep those on the page.
+        share: Fraction of the drawing done, 0 to 1.
+        done: Whether this is the last frame.
+        starts: Gallery pictures that are repainted, shown small.
     """
 
     sentence: str
@@ -108,7 +107,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Start:
-    """A picture of the gallery that a drawing begins from, its title, and whose it is under which licence."""
+    """Gallery picture that a drawing starts from, with its title, author and licence."""
 
     image: Image.Image
     title: str
@@ -116,24 +115,24 @@ class Start:
 
     @cached_property
     def thumbnail(self) -> str:
-        """The picture, small, as an address that holds it: ``data:image/png;base64,…``."""
+        """Small copy of the picture as a data address: ``data:image/png;base64,…``."""
         small, file = ImageOps.contain(self.image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), io.BytesIO()
         small.save(file, "PNG")
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 class Studio:
-    """Draws pictures with one decoder, loaded in the background or at the first request."""
+    """Drawing service with one decoder, loaded in the background or at the first request."""
 
     def __init__(self, service: Service, source: str | None = None, generator: Generator | None = None) -> None:
         """Choose the decoder.
 
         Args:
-            service: Its encoders and model make the embeddings.
+            service: Service whose encoders and model make the embeddings.
             source: Folder or Hub id, or ``auto``: Stable Diffusion unCLIP if there is a GPU and FUSEMIX_CONDITIONER is
                 set, else checkpoints/unclip-small; by default the environment variable FUSEMIX_DECODER, else
                 checkpoints/unclip-small.
-            generator: A loaded decoder, in tests.
+            generator: Loaded decoder, for tests.
         """
         self.service = service
         self.source = source or os.environ.get(DECODER_VARIABLE) or str(DEFAULT_DECODER)
@@ -147,7 +146,7 @@ class Studio:
         self._stops: dict[str, threading.Event] = {}
 
     def fault(self) -> str | None:
-        """Why nothing can be drawn, as a sentence, as far as a look at the files tells; None if nothing is wrong."""
+        """Return why nothing can be drawn, in a sentence, judging by the files; None if they are fine."""
         folder = Path(self.source)
         if self._generator is not None or (self.source != str(DEFAULT_DECODER) and not folder.is_dir()):
             return None  # loaded, or on the Hub
@@ -168,28 +167,28 @@ class Studio:
 
     @property
     def label(self) -> str:
-        """What makes the pictures, in a few sentences."""
+        """Description of the decoder in a few sentences."""
         record = Path(self.source) / "train_config.json"
         if not record.is_file():
-            return f"Pictures are drawn by {self.source}, a Stable Diffusion unCLIP."
+            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures."
         values = read_json(record)
         side, count = values["side"], values["data"]["pictures"]
         return (
-            f"Pictures are made by a small decoder that we trained on {count:,} pictures of {side} × {side} pixels. It "
-            "is not Stable Diffusion: from noise it gets the colours and the kind of scene right, and seldom the "
-            "object. That is why it repaints pictures of the gallery"
+            f"A small decoder makes the pictures. We trained it on {count:,} pictures of {side} × {side} pixels. It is "
+            "not Stable Diffusion: starting from noise, it gets the colours and the kind of scene right, but rarely "
+            "the object. That is why it repaints pictures from the gallery"
             + (", guided by the image encoder." if self.steering else ".")
         )
 
     @property
     def from_gallery(self) -> bool:
-        """Whether pictures of the gallery are repainted unless asked otherwise: by a small decoder, if it has any."""
+        """Default of ``from_gallery``: True for a small decoder and an index with pictures."""
         index = self.service.retriever.index
         return (Path(self.source) / "train_config.json").is_file() and index.counts.get("image", 0) > 0
 
     @property
     def steering(self) -> float:
-        """How strongly drawings are steered unless asked otherwise; 0 where the image encoder cannot steer."""
+        """Default steering; 0 if the image encoder cannot steer."""
         if not (Path(self.source) / "train_config.json").is_file():  # of scripts/release/train_unclip.py
             return 0.0
         from fusemix.generation.guidance import STRENGTH as AS_MEASURED
@@ -198,10 +197,10 @@ class Studio:
         return AS_MEASURED if isinstance(self.service.retriever.encoders.get("image"), DifferentiableEncoder) else 0.0
 
     def generator(self) -> Generator:
-        """The decoder, loaded once.
+        """Return the decoder, loaded once.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it is missing.
             ValueError: If it does not fit the model.
         """
         with self._lock:
@@ -219,7 +218,7 @@ class Studio:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the decoder is there."""
+        """True once the decoder is loaded."""
         return self._generator is not None
 
     def load_for_zero_gpu(self) -> None:
@@ -233,10 +232,10 @@ class Studio:
         self.borrowed = borrowing(partial(paint, self.service, generator, None), is_small=generator.is_small)
 
     def load_in_background(self) -> None:
-        """Load the decoder in a thread that gives way to searches, so that the first visitor need not wait for it.
+        """Load the decoder in a low-priority thread, so that the first visitor need not wait for it.
 
-        A small decoder also draws once, because torch and the encoders set much up at their first use. What fails
-        is logged here and told to whoever draws.
+        A small decoder also draws once, because torch and the encoders set up much at their first use. A failure
+        is logged here and reported to the visitor who draws.
         """
 
         def load() -> None:
@@ -251,40 +250,40 @@ class Studio:
             except Exception:
                 logger.exception("The decoder could not be loaded in the background.")
 
-        # Not a daemon: one that is in torch when the interpreter ends takes the process down with an abort.
+        # Not a daemon: a daemon thread inside torch would abort the process when the interpreter ends.
         threading.Thread(target=load, name="fusemix-load-decoder").start()
 
-    def heard(self, audio: str) -> Answer:
-        """What the model makes of a sound: the nearest captions, and the words heard in it."""
-        return self.service.search_audio(audio, top_k=HEARD)
+    def listen(self, audio: str) -> Answer:
+        """Return the captions nearest to a sound, and the words heard in it."""
+        return self.service.search_audio(audio, top_k=N_CAPTIONS)
 
     def ask(self, visitor: str) -> None:
-        """A visitor asks for a drawing, which may wait for its turn: the one before ends, and this can be stopped."""
+        """Register a drawing that may wait in the queue: end the visitor's earlier one, and make this one stoppable."""
         self.stop(visitor)
         self._stops[visitor] = threading.Event()
 
     def stop(self, visitor: str) -> bool:
-        """Let a visitor's drawing end at its next step, or before it begins; say whether there is one."""
+        """End a visitor's drawing at its next step, or before it begins; return whether there is one."""
         if visitor not in self._stops:
             return False
         self._stops[visitor].set()
         return True
 
     def forget(self, visitor: str) -> None:
-        """Nothing of a visitor's is drawn any more, or waits to be."""
+        """Remove the record of a visitor's running or waiting drawing."""
         self._stops.pop(visitor, None)
 
     def draw(self, request: Request, visitor: str = "") -> Iterator[Frame]:
-        """Draw, yielding what is repainted, then a frame a step; :meth:`stop` or closing the iterator ends it.
+        """Draw, yielding the starts, then a frame per step; :meth:`stop` or closing the iterator ends it.
 
         Args:
-            request: What to draw.
-            visitor: Whose drawing it is.
+            request: Drawing request.
+            visitor: Session of the visitor.
 
         Raises:
             MediaError: (a ValueError) If a query cannot be used, in one sentence.
             ValueError: If a setting is out of range.
-            FileNotFoundError: If there is no decoder.
+            FileNotFoundError: If the decoder is missing.
         """
         queries = request.queries()
         if not queries:
@@ -305,7 +304,7 @@ class Studio:
             yield Frame("Loading the decoder …")
         generator = self.generator()
         retriever = self.service.retriever
-        embeddings = self.service.lanes.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
+        embeddings = self.service.pools.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
         from fusemix.generation.generator import blend_weights
 
         weights = blend_weights(list(queries), request.share)
@@ -315,8 +314,8 @@ class Studio:
         starts = self.nearest(blended, min(drawn, STARTS)) if request.from_gallery else []
         if starts:
             begun = [(start.image, f"“{start.title}”, from the gallery") for start in starts]
-            yield Frame(f"Found in the gallery: {_count('picture', len(starts))} to repaint …", begun)
-        doubt = self.service.familiar.sentence(embeddings["text"]) if set(queries) == {"text"} else ""
+            yield Frame(f"Found {_count('picture', len(starts))} in the gallery to repaint …", begun)
+        doubt = self.service.out_of_domain.sentence(embeddings["text"]) if set(queries) == {"text"} else ""
         frames: queue.Queue[Frame | BaseException] = queue.Queue()
         drawing = _Drawing(self, generator, embeds, blended, starts, request, frames, stop, doubt)
         here = contextvars.copy_context()  # whose request it is, which ZeroGPU asks for
@@ -330,7 +329,7 @@ class Studio:
                 return
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Start]:
-        """The gallery's pictures nearest to an embedding (D,), at most ``count``, none twice.
+        """Return at most ``count`` different gallery pictures nearest to an embedding, shape (D,).
 
         Raises:
             ValueError: If the index holds no pictures with files.
@@ -351,7 +350,7 @@ class Studio:
         ]
 
     def ranked(self, images: list[Image.Image], embedding: np.ndarray) -> list[tuple[Image.Image, float]]:
-        """Pictures with their similarity to an embedding (D,), nearest first."""
+        """Return pictures with their similarity to an embedding, shape (D,), nearest first."""
         from fusemix.generation.generator import rank_images
 
         retriever = self.service.retriever
@@ -360,7 +359,7 @@ class Studio:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """One drawing, in a thread of its own: puts a frame into the queue after each step."""
+    """One drawing in its own thread, which puts a frame into a queue after each step."""
 
     studio: Studio
     generator: Generator
@@ -370,10 +369,10 @@ class _Drawing:
     request: Request
     frames: queue.Queue[Frame | BaseException]
     stop: threading.Event
-    doubt: str = ""  # what to say of words that are like no caption of the index
+    doubt: str = ""  # sentence if no caption of the index resembles the words
 
     def work(self) -> None:
-        """Draw; every end, a failure too, goes into the queue."""
+        """Draw; put the last frame or the failure into the queue."""
         from fusemix.generation.sampling import Cancelled
 
         give_way()  # to searches
@@ -381,7 +380,7 @@ class _Drawing:
             self.frames.put(self._draw())
         except Cancelled:
             self.frames.put(Frame("Stopped.", done=True))
-        except BaseException as error:  # handed to the page's thread, which knows what to say
+        except BaseException as error:  # handled in the page's thread
             self.frames.put(error)
 
     def _draw(self) -> Frame:
@@ -426,13 +425,13 @@ class _Drawing:
         parts = [f"{_count('repaint' if self.starts else 'picture', shown)} in {seconds:.1f} s."]
         if self.request.candidates > 1:
             which = f"Chosen from {drawn}" if drawn > shown else "Sorted"
-            parts.append(f"{which} by how well they fit your request, as the image encoder judges.")
+            parts.append(f"{which} by how well they match your request.")
         if self.doubt:
             parts.insert(0, self.doubt)
         return " ".join(parts)
 
     def _caption(self, number: int) -> str:
-        """What picture ``number`` is: a repaint of which picture, or a picture."""
+        """Return the caption of picture ``number``: a repaint of a gallery picture, or a picture."""
         return f"A repaint of “{self.starts[number % len(self.starts)].title}”" if self.starts else "A picture"
 
 
@@ -473,26 +472,26 @@ def paint(
 
 
 def _count(noun: str, number: int) -> str:
-    """Such as: 1 repaint, 4 repaints."""
+    """Return a count with its noun, such as 1 repaint, 4 repaints."""
     return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """A small picture at the size shown; larger ones as they are."""
+    """Enlarge a small picture to the size shown; return a larger one unchanged."""
     if image.width >= SHOWN_SIDE:
         return image
     return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
 
 
 def loudness(audio: str, bars: int = 60) -> tuple[list[float], float]:
-    """The loudness of a sound over time, of the samples that the encoder is given: mono, 16 kHz.
+    """Measure the loudness over time of the samples that the encoder receives: mono, 16 kHz.
 
     Args:
         audio: Path.
-        bars: How many stretches it is cut into.
+        bars: Number of equal intervals.
 
     Returns:
-        The peak of each stretch, the loudest 1, and the duration in seconds.
+        Peak of each interval, scaled to a maximum of 1, and the duration in seconds.
 
     Raises:
         MediaError: If it cannot be used, in one sentence.

@@ -1,12 +1,12 @@
-"""Which files a request may name: those uploaded here, and no other of this machine or of the net.
+"""Guards against opening any file but an upload: none of this machine, none of the network.
 
-Gradio opens the path it is sent, fetches it if it is a URL, and looks whether it was uploaded only where the value is
-marked as a file. Therefore :class:`GuardedBlocks` looks at every value of every endpoint before Gradio does, and
-:class:`Doors` closes the routes that the page does not use.
+Gradio opens any path and fetches any URL that a request names; it checks for an upload only if the value is marked as a
+file. So :class:`GuardedBlocks` checks every value of every endpoint first, and :class:`RouteGuard` closes the routes
+that the page does not use.
 
-An upload lies in ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and of the
-bytes. The request that uploads names no session, and two visitors who send the same bytes share one file. So an upload
-cannot be bound to a session: its path is the key to it, and only who has the very bytes is ever told it.
+An upload is stored as ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and
+of the bytes. The upload request names no session, and visitors who send the same bytes share one file. So an upload
+cannot be bound to a session: its path is the key to it, and only someone who has the bytes can learn the path.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-REFUSED = "This is no file that was uploaded here; send the file itself."
-MALFORMED = "The request holds values of another kind than this page sends; reload the page and try again."
+REFUSED = "This file was not uploaded here; please upload it."
+MALFORMED = "This page cannot read the request; please reload the page and try again."
 MAX_FILES = 2000  # of one request
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# Two relays to addresses elsewhere, a copy of any session's fields on disk, a starter of ffmpeg. And a map's server
-# function takes no files, which Gradio would read into memory.
+# Two relays to other addresses, a dump of any session's fields to disk, and a start of ffmpeg.
 _CLOSED = re.compile(r"/(proxy=|file=\s*[a-z][a-z0-9+.-]*:|deep_link|process_recording)", re.IGNORECASE)
 
 
 def is_uploaded(path: Any) -> bool:
-    """Whether a path is that of an upload, or of a copy the page itself made to show, with these very bytes.
+    """Return whether a path is an unchanged upload, or an unchanged copy that the page itself made to show.
 
-    Nothing outside the upload folder is looked at, so neither the answer nor its time tells what lies there.
+    Nothing outside the upload folder is examined, so neither the answer nor its time reveals what is there.
     """
     if not isinstance(path, str) or "\0" in path:
         return False
@@ -54,22 +53,22 @@ def is_uploaded(path: Any) -> bool:
             return False
         state = real.stat()
         return _digest(real, state.st_ino, state.st_size, state.st_mtime_ns) == digest
-    except (OSError, ValueError, RuntimeError):  # the last: links in a circle
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: circular links
         return False
 
 
 @lru_cache(maxsize=10_000)
 def _digest(path: Path, *_: int) -> str:
-    """Gradio's digest of a file, made once for as long as the file stays as it is."""
+    """Return Gradio's digest of a file, cached while the file stays unchanged."""
     return hash_file(path)
 
 
 def checked(value: Any, *, is_file: bool = False) -> Any:
-    """A value of a request with nothing left of its files but paths that may be opened.
+    """Return a value of a request with its files reduced to paths that may be opened.
 
     Args:
         value: As JSON.
-        is_file: Whether the field takes files and nothing else: each is an object, several are a list.
+        is_file: Whether the field takes only files: an object each, a list for several.
 
     Raises:
         gr.Error: :data:`REFUSED`, whatever lies where it points; or if there are more than :data:`MAX_FILES`.
@@ -91,10 +90,10 @@ def checked(value: Any, *, is_file: bool = False) -> Any:
 
 
 class GuardedBlocks(gr.Blocks):
-    """A page whose endpoints open nothing but uploads, and answer what they cannot use in one sentence."""
+    """Page whose endpoints open only uploads, and answer unusable input in one sentence."""
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Gradio's, once the data of the event are known to be an object."""
+        """Check that the event's data is an object, then call Gradio's method."""
         event = kwargs.get("event_data")
         if event is not None and not isinstance(event._data, dict):
             if event._data is not None:
@@ -105,12 +104,14 @@ class GuardedBlocks(gr.Blocks):
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
-        """As Gradio's, once every value is checked: all routes to all endpoints lead through here."""
+        """Check every value, then call Gradio's method; every request to every endpoint passes here."""
         if explicit_call:  # by the code of this process, not by a request
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            given: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            return given
         try:
             safe = await asyncio.to_thread(_checked_inputs, block_fn.inputs, inputs)
-            return await super().preprocess_data(block_fn, safe, state, explicit_call)
+            values: list[Any] = await super().preprocess_data(block_fn, safe, state, explicit_call)
+            return values
         except gr.Error as error:
             error.print_exception = False
             raise
@@ -126,8 +127,8 @@ def _checked_inputs(blocks: list[Any], inputs: list[Any]) -> list[Any]:
     ]
 
 
-class Doors:
-    """ASGI middleware: some routes of Gradio's are closed, and what breaks another is answered in one sentence."""
+class RouteGuard:
+    """ASGI middleware: closes some of Gradio's routes, and answers requests that break the others in one sentence."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -137,8 +138,9 @@ class Doors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        whole_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        if _CLOSED.search(scope["path"]) or (whole_files and "/component_server" in scope["path"]):
+        # The map's server function takes no files, which Gradio would read into memory.
+        has_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if _CLOSED.search(scope["path"]) or (has_files and "/component_server" in scope["path"]):
             await JSONResponse({"detail": REFUSED}, 403)(scope, receive, send)
             return
         started = False
@@ -158,5 +160,5 @@ class Doors:
 
 
 def app_options() -> dict[str, Any]:
-    """Keyword arguments for the FastAPI app under the page."""
-    return {"middleware": [Middleware(Doors)]}  # new each time: Gradio adds to them
+    """Return the keyword arguments for the FastAPI app under the page."""
+    return {"middleware": [Middleware(RouteGuard)]}  # new each time: Gradio adds to them

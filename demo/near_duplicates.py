@@ -1,7 +1,7 @@
-"""The same picture once: what two packages of clip-art share is one hit on the page, not two.
+"""Deduplication of results: a picture that two clip-art packages share appears once on the page.
 
-The index, and every evaluation, keep both. Nearness in the shared space alone does not make two pictures the same: an
-arrow to the left and one to the right are at cosine 0.997 there. So the few that are near are looked at as well.
+The index and every evaluation keep both. Similar embeddings alone do not make two pictures the same: an arrow to the
+left and one to the right have cosine 0.997. So the pixels of near neighbours are compared too.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fusemix.media import MediaError, load_image
 from fusemix.search.fusion import FusedHit
 from fusemix.search.index import Hit
 
-NEAR = 0.98  # cosine of two embeddings from which on their pictures are looked at
-NEAR_OF_ONE_NAME = 0.96  # the same where both are called the same, articles aside: "birthday cake", "a birthday cake"
-PATCHES = 16  # a picture, cut to what is on it, is looked at in so many rows and columns
-MOST_APART = 255 / 6  # of the mean colours of a patch; two emoji with other mouths are farther apart
-_BLANK = 24  # of 255: what differs less from white is margin
+NEAR = 0.98  # least cosine of two embeddings at which their pixels are compared
+NEAR_OF_ONE_NAME = 0.96  # the same for equal captions, articles aside: "birthday cake", "a birthday cake"
+PATCHES = 16  # rows and columns into which a picture without its margin is divided
+MOST_APART = 255 / 6  # between mean colours of a patch; emoji that differ in the mouth are farther apart
+_BLANK = 24  # of 255: pixels that differ less from white are margin
 
 
 Found = TypeVar("Found", Hit, FusedHit)
@@ -34,7 +34,7 @@ def distinct(
     embedding_of: Callable[[Found], np.ndarray],
     path_of: Callable[[dict[str, Any]], Path | None],
 ) -> list[Found]:
-    """Leave out every picture that looks like one before it, and count the ranks anew.
+    """Drop every picture that looks like an earlier one, and renumber the ranks.
 
     Args:
         hits: Pictures, or items with and without one, the best first.
@@ -63,7 +63,7 @@ def _name(found: Hit | FusedHit) -> str:
 
 
 def alike(a: Path | None, b: Path | None) -> bool:
-    """Whether two picture files look the same, their margins aside."""
+    """Return whether two picture files look the same apart from their margins."""
     if a is None or b is None:
         return False
     try:
@@ -74,7 +74,7 @@ def alike(a: Path | None, b: Path | None) -> bool:
 
 @lru_cache(maxsize=4096)
 def _patches(path: Path) -> np.ndarray:
-    """Mean colours of a picture on white without its margin: shape (16, 16, 3), float32, 0 to 255."""
+    """Return mean colours of a picture on white without its margin: shape (16, 16, 3), float32, 0 to 255."""
     image = load_image(str(path))
     margin = ImageChops.difference(image, Image.new("RGB", image.size, "white")).convert("L")
     box = margin.point(lambda value: 255 * (value > _BLANK)).getbbox()

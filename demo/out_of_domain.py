@@ -1,42 +1,39 @@
-"""Does the gallery show anything like what a visitor typed? A sentence where it clearly does not.
+"""Detector of typed words that no caption of the index resembles.
 
-Words in another language, code or letters at random embed somewhere, and something is always nearest to them. They lie
-farther from every caption of the index than its captions lie from one another; ``scripts.studies robustness`` measures
-how well that tells them apart. Pictures and sounds are not judged: there the same distance says little.
+Some item is always nearest, even to words in another language, code or random letters. Such words lie farther from
+every caption of the index than captions lie from one another; ``scripts.studies robustness`` measures how well that
+tells them apart. Pictures and sounds are not judged, because for them this distance says little.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SHARE = 0.01  # of the index's own captions, were they typed, would be called unfamiliar
-MIN_CAPTIONS = 100  # fewer say nothing about what is far
-MAX_CAPTIONS = 20_000  # more are not compared: it would take a while at the start, and from a server, all of them
-SENTENCE = (
-    "Nothing here is described in words like these, so what comes of them may be arbitrary. "
-    "It understands English; try plain words for what can be seen or heard."
-)
+SHARE = 0.01  # of the index's own captions would be flagged if they were typed
+MIN_CAPTIONS = 100  # fewer do not tell how far is far
+MAX_CAPTIONS = 20_000  # more are not compared: this would delay the start, and fetch them all from a server
+SENTENCE = "Nothing here matches well; these are guesses. Try plain English words for something you can see or hear."
 
 
-class Familiar:
-    """Compares typed words with the captions of an index."""
+class OutOfDomain:
+    """Comparison of typed words with the captions of an index."""
 
     def __init__(self, captions: np.ndarray) -> None:
-        """Find how near captions lie to one another.
+        """Measure how near captions lie to one another.
 
         Args:
             captions: Embeddings, shape (N, D), unit length.
         """
         self.captions = captions
-        self.bar = -1.0  # similarity to the nearest caption below which words are unfamiliar
+        self.threshold = -1.0  # words less similar to their nearest caption are out of domain
         if len(captions) >= MIN_CAPTIONS:
             nearest = [
                 np.sort(rows @ captions.T, axis=1)[:, -2] for rows in np.array_split(captions, -(-len(captions) // 512))
             ]
-            self.bar = float(np.quantile(np.concatenate(nearest), SHARE))
+            self.threshold = float(np.quantile(np.concatenate(nearest), SHARE))
 
     def sentence(self, embedding: np.ndarray) -> str:
-        """What to say of words with this embedding (D,); nothing where they are familiar."""
-        if not len(self.captions) or float((self.captions @ embedding).max()) >= self.bar:
+        """Return :data:`SENTENCE` for an out-of-domain embedding, shape (D,), unit length; else an empty string."""
+        if not len(self.captions) or float((self.captions @ embedding).max()) >= self.threshold:
             return ""
         return SENTENCE

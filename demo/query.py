@@ -1,4 +1,4 @@
-"""What a visitor asks: up to four parts with weights, to and from a link."""
+"""A visitor's query: up to four parts with weights, converted to and from a link."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from fusemix.media import MediaError, shown
 from fusemix.search.retriever import DEFAULT_WEIGHTS
 
 _IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
-_SAID = {"image": "your picture", "audio": "your sound"}
-_MAX_SAID = 80  # characters of a text repeated in the status line
+_FILE_NOUNS = {"image": "your picture", "audio": "your sound"}
+_MAX_QUOTED = 80  # characters of a text repeated in the status line
 WEIGHT_RANGE = {"text": (-1.0, 1.0), "image": (-1.0, 1.0), "audio": (-1.0, 1.0), "minus_text": (-1.0, 0.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One question.
+    """One query.
 
     Attributes:
         text: Words; "" for none. Half a surrogate pair becomes a question mark.
         image: Path of a picture, or None.
         audio: Path of a sound, or None.
         minus_text: Words to subtract; "" for none.
-        ids: ``image`` or ``audio`` -> id of the gallery item or example that the file is; a file of
-            the visitor's own has none, and stands in no link.
-        weights: Part -> weight; those of ``DEFAULT_WEIGHTS`` where nothing is said.
+        ids: ``image`` or ``audio`` -> id of the gallery item or example; a visitor's own file has none
+            and cannot be part of a link.
+        weights: Part -> weight; by default that of ``DEFAULT_WEIGHTS``.
 
     Raises:
-        MediaError: If a part or an id is of another type, or a weight no finite number.
+        MediaError: If a part or an id has another type, or a weight is not a finite number.
     """
 
     text: str = ""
@@ -45,10 +45,10 @@ class Query:
 
     def __post_init__(self) -> None:
         for part in DEFAULT_WEIGHTS:
-            value, expected = getattr(self, part), "a path" if part in _SAID else "a text"
-            if not isinstance(value, str) and not (part in _SAID and value is None):
+            value, expected = getattr(self, part), "a path" if part in _FILE_NOUNS else "a text"
+            if not isinstance(value, str) and not (part in _FILE_NOUNS and value is None):
                 raise MediaError(f"Expected {expected} as the query's {part}, got {shown(value)}.")
-            if part not in _SAID:  # what the text encoder reads, and all that can be sent to a browser
+            if part not in _FILE_NOUNS:  # what the text encoder reads, and all that can be sent to a browser
                 object.__setattr__(self, part, str(value).encode("utf-8", "replace").decode("utf-8"))
         for part, identity in self.ids.items():
             if not isinstance(identity, str):
@@ -59,18 +59,18 @@ class Query:
 
     @classmethod
     def of_file(cls, part: str, path: str, identity: str | None) -> Query:
-        """A picture or a sound alone.
+        """Make a query of a picture or a sound alone.
 
         Args:
             part: ``image`` or ``audio``.
             path: Its file.
-            identity: Of the gallery item or example; None for a file of the visitor's own.
+            identity: Id of the gallery item or example; None for a visitor's own file.
         """
         ids = {} if identity is None else {part: identity}
         return cls(image=path, ids=ids) if part == "image" else cls(audio=path, ids=ids)
 
     def joined_by(self, other: Query) -> Query:
-        """With the parts of the other query in the place of its own of these kinds; its own weights stay."""
+        """Return this query with the other's parts replacing its own; the weights stay."""
         taken = other.parts()
         ids = {name: value for name, value in self.ids.items() if name not in taken}
         return replace(
@@ -83,16 +83,16 @@ class Query:
         )
 
     def parts(self) -> dict[str, str]:
-        """Part -> words or path, of those given that count for something."""
+        """Return part -> words or path, for given parts with a weight other than 0."""
         given = {name: getattr(self, name) for name in DEFAULT_WEIGHTS}
         return {name: value for name, value in given.items() if value and value.strip() and self.weight(name)}
 
     def weight(self, part: str) -> float:
-        """What a part counts for."""
+        """Return the weight of a part."""
         return float(self.weights.get(part, DEFAULT_WEIGHTS[part]))
 
-    def said(self) -> str:
-        """In words and signs, such as ``your picture + 0.5 × “at night” − “people”``."""
+    def describe(self) -> str:
+        """Describe the query, such as ``your picture + 0.5 × “at night” − “people”``."""
         parts = list(self.parts().items())
         if len(parts) == 1 and self.weight(parts[0][0]) > 0:
             return self._name(*parts[0])
@@ -106,18 +106,18 @@ class Query:
 
     @staticmethod
     def _name(part: str, value: str) -> str:
-        short = value if len(value) <= _MAX_SAID else value[: _MAX_SAID - 1].rstrip() + "…"
-        return _SAID.get(part, f"“{short}”")
+        short = value if len(value) <= _MAX_QUOTED else value[: _MAX_QUOTED - 1].rstrip() + "…"
+        return _FILE_NOUNS.get(part, f"“{short}”")
 
     @property
     def brings_file(self) -> bool:
-        """Whether a picture or sound has to be opened and encoded, which takes longer than words."""
-        return bool((self.parts().keys() & _SAID.keys()) - self.ids.keys())
+        """True if a picture or sound must be opened and encoded, which takes longer than words."""
+        return bool((self.parts().keys() & _FILE_NOUNS.keys()) - self.ids.keys())
 
     def to_link(self) -> str:
-        """The query as ``?q=...``; "" if a part is a file of the visitor's own."""
+        """Return the query as ``?q=...``; "" if a part is a visitor's own file."""
         parts = self.parts()
-        values = {name: self.ids.get(name) if name in _SAID else value for name, value in parts.items()}
+        values = {name: self.ids.get(name) if name in _FILE_NOUNS else value for name, value in parts.items()}
         if not parts or None in values.values():
             return ""
         link = {_IN_LINK[name]: str(value) for name, value in values.items()}
@@ -128,21 +128,21 @@ class Query:
 
     @classmethod
     def from_link(cls, values: Mapping[str, Any]) -> Query:
-        """Read a link; what is malformed in its weights is left at the default, as strangers write links.
+        """Read a link; malformed weights, which anybody can write, get their default.
 
-        The files of ``ids`` are for the caller to find.
+        The caller finds the files of ``ids``.
         """
         given = {name: str(values[key]) for name, key in _IN_LINK.items() if values.get(key)}
         return cls(
             text=given.get("text", ""),
             minus_text=given.get("minus_text", ""),
-            ids={name: given[name] for name in _SAID if name in given},
+            ids={name: given[name] for name in _FILE_NOUNS if name in given},
             weights=_read_weights(str(values.get("w", ""))),
         )
 
 
 def read_weight(part: str, value: Any) -> float | None:
-    """A weight brought into :data:`WEIGHT_RANGE`; None for what is no finite number."""
+    """Clip a weight to :data:`WEIGHT_RANGE`; return None if it is not a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""HTML of the page: pure functions from plain values to escaped markup."""
+"""HTML of the page, as pure functions from plain values to escaped markup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOUND = 12  # items on the page
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}
 _ALONE = {"image": "Pictures, by pixels alone", "audio": "Sounds, by sound alone", "text": "Captions, by words alone"}
 _FACES = {"image": "picture", "audio": "sound", "text": "caption"}
-_TELLING = 0.25  # of the score, from which on a face is named as what was found by
+_TELLING = 0.25  # least share of the score at which a face is named
 NO_SOUND = "No sound here fits these words."
 REEL_PICTURES = 6  # of an example on the reel
 NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
@@ -27,24 +27,24 @@ PathOf = Callable[[dict[str, Any]], Path | None]
 
 
 def file_url(path: Path) -> str:
-    """Address, relative to the page, under which Gradio serves an allowed file."""
+    """Return the address, relative to the page, at which Gradio serves an allowed file."""
     return f"gradio_api/file={quote(path.as_posix())}"
 
 
 def describe_counts(counts: dict[str, int]) -> str:
-    """Such as ``3,804 pictures, 260 sounds and 3,412 captions``."""
+    """Describe counts, such as ``3,804 pictures, 260 sounds and 3,412 captions``."""
     parts = [f"{counts[modality]:,} {noun}" for modality, noun in NOUNS.items() if counts.get(modality)]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "nothing yet"
 
 
 def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False) -> str:
-    """One line: what was asked, how long it took, among how many; with a link, a button that copies it.
+    """Return the status line: the query, the time and the number of items; with a link, a button that copies it.
 
     Args:
-        answer: To tell of.
-        asked: The query in words and signs.
-        link: Of the search; "" for none.
-        correct: Whether words that were misheard or mistyped can be corrected and searched with, right there.
+        answer: Answer to report.
+        asked: Description of the query.
+        link: Link to the search; "" for none.
+        correct: Whether misheard or mistyped words can be corrected there.
     """
     took = f"{answer.n_items:,} items searched in {max(answer.seconds, 0.01):.2f} s"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
@@ -55,38 +55,38 @@ def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False)
     return (
         f'<div class="fm-line" data-files="{files}"><p class="fm-status" role="status">Nearest to {escape(asked)} '
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
-        + (_heard(answer.heard, answer.perhaps) if correct and (answer.heard or answer.perhaps) else "")
-        + (_meant(answer.meant) if correct and answer.meant else "")
+        + (_heard(answer.heard, answer.uncertain) if correct and (answer.heard or answer.uncertain) else "")
+        + (_suggestion(answer.suggestion) if correct and answer.suggestion else "")
         + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in lines)
     )
 
 
-def _meant(words: str) -> str:
+def _suggestion(words: str) -> str:
     return f'<p class="fm-doubt">Did you mean <button type="button" class="fm-meant">{escape(words)}</button>?</p>'
 
 
-def _heard(words: str, perhaps: str) -> str:
-    """The words heard, in a field of their own: whoever was misheard corrects them."""
+def _heard(words: str, uncertain: str) -> str:
+    """Return the words heard, in a field where the speaker can correct them."""
     label = "Words heard" if words else "Did you say"
     return (
         f'<form class="fm-heard"><label>{label} '
-        f'<input type="text" value="{escape(words or perhaps)}" maxlength="2000"></label>'
+        f'<input type="text" value="{escape(words or uncertain)}" maxlength="2000"></label>'
         '<button type="submit">Search these words</button></form>'
     )
 
 
 def apology(sentence: str) -> str:
-    """One calm sentence when a query cannot be answered."""
+    """Return a message for a query that cannot be answered."""
     return f'<p class="fm-status fm-apology" role="alert">{escape(sentence)}</p>'
 
 
 def results(answer: Answer, path_of: PathOf, *, prefix: str = "fm-h") -> str:
-    """All results of a query, one section per kind of item.
+    """Return all results of a query, one section per modality.
 
     Args:
-        answer: The hits.
-        path_of: Knows the items' files.
-        prefix: Of the headings' ids; another one in every place of the page.
+        answer: Answer with the hits.
+        path_of: Returns the file of an item.
+        prefix: Prefix of the headings' ids, unique on the page.
     """
     return "".join(
         _section(modality, answer.hits[modality][: SHOWN[modality]], path_of, f"{prefix}-{modality}")
@@ -96,7 +96,7 @@ def results(answer: Answer, path_of: PathOf, *, prefix: str = "fm-h") -> str:
 
 
 def found(answer: Answer, path_of: PathOf) -> str:
-    """The best items as one list, and one switch away the three lists by pixels, by sound and by words alone."""
+    """Return the best items as one list, with a switch to the three lists by pixels, sound or words alone."""
     if not answer.items:
         return results(answer, path_of)
     first = answer.items[:FOUND]
@@ -127,7 +127,7 @@ def found(answer: Answer, path_of: PathOf) -> str:
 
 
 def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
-    """A glimpse of the gallery, shown before the first query; each picture is a query of its own."""
+    """Return pictures of the gallery for the page before the first query; each one is a button that searches."""
     pictures = "".join(
         f'<button type="button" class="fm-more fm-tile" data-modality="image" data-id="{_text(item, "id")}" '
         f'title="{_text(item, "caption")}" aria-label="Search with: {_text(item, "caption")}">'
@@ -138,12 +138,11 @@ def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
 
 
 def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
-    """Examples with their answers, shown one after another before the first query.
+    """Return examples with their answers, shown one after another before the first query.
 
     Args:
-        slides: What the visitor would do ("You type"), the example's name, which a click on the
-            slide searches with, and its answer.
-        path_of: Knows the items' files.
+        slides: Verb ("You type"), name of the example, which a click searches with, and its answer.
+        path_of: Returns the file of an item.
     """
     parts = []
     for number, (verb, name, answer) in enumerate(slides):
@@ -165,7 +164,7 @@ def reel(slides: list[tuple[str, str, Answer]], path_of: PathOf) -> str:
 
 
 def _pictures(answer: Answer) -> list[Hit]:
-    """The pictures of the best items; without such, of the list."""
+    """Return the pictures of the best items, or, without any, of the list of pictures."""
     return [f.faces["image"] for f in answer.items if "image" in f.faces] or answer.hits.get("image", [])
 
 
@@ -179,7 +178,7 @@ def _section(modality: str, hits: list[Hit], path_of: PathOf, identity: str, hea
 
 
 def _item(entry: FusedHit, path_of: PathOf) -> str:
-    """An item with all its faces: its picture, which searches with it, its caption, its sound, and how it was found."""
+    """Return an item with its picture (a button that searches), caption, sound and how it was found."""
     picture, sound, words = (entry.faces.get(face) for face in ("image", "audio", "text"))
     shown = picture or sound or words
     if shown is None:
@@ -195,14 +194,14 @@ def _item(entry: FusedHit, path_of: PathOf) -> str:
 
 
 def found_by(entry: FusedHit) -> str:
-    """Such as ``found by its caption and picture``: the faces that tell, the most telling first."""
+    """Name the faces that contribute most, such as ``found by its caption and picture``."""
     total = sum(max(share, 0.0) for share in entry.shares.values())
     telling = [
         _FACES.get(face, face)
         for face, share in sorted(entry.shares.items(), key=lambda pair: -pair[1])
         if share > 0 and share >= _TELLING * total
     ]
-    return f"found by its {' and '.join(telling)}" if telling else "nothing about it is near"
+    return f"found by its {' and '.join(telling)}" if telling else "a weak match"
 
 
 def _picture(hit: Hit, path_of: PathOf) -> str:
@@ -228,7 +227,7 @@ def _caption(hit: Hit, path_of: PathOf) -> str:
 
 
 def _look(hit: Hit, path_of: PathOf) -> str:
-    """A picture; whoever taps it searches with it."""
+    """Return a picture as a button that searches with it."""
     caption = _text(hit.item, "caption")
     return (
         f'<button type="button" class="fm-more fm-look" data-modality="image" data-id="{_text(hit.item, "id")}" '
@@ -246,12 +245,12 @@ def _similarity(hit: Hit) -> str:
 
 
 def _foot(hit: Hit) -> str:
-    """Licence (the whole origin on hover) and the button that searches with this item."""
+    """Return the origin of an item and the button that searches with it."""
     return f'<div class="fm-foot"><span class="fm-origin">{_origin(hit.item)}</span>{_more(hit)}</div>'
 
 
 def _more(hit: Hit) -> str:
-    """A button that searches with this item; ``ui`` listens for its click."""
+    """Return a button that searches with this item; ``js/results.js`` handles its click."""
     name = _text(hit.item, "caption") or _text(hit.item, "text")
     return (
         f'<button type="button" class="fm-more" data-modality="{hit.modality}" data-id="{_text(hit.item, "id")}" '

@@ -1,4 +1,4 @@
-"""What the app can do, in plain Python: load everything once, answer queries, time them."""
+"""Search service of the app in plain Python: loads everything once, answers queries, measures their time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from demo.near_duplicates import distinct
-from demo.out_of_domain import MAX_CAPTIONS, Familiar
+from demo.out_of_domain import MAX_CAPTIONS, OutOfDomain
 from demo.query import Query
 from demo.spelling import Spelling
-from demo.transcripts import Told, told
-from demo.workers import Lanes
+from demo.transcripts import SpokenWords, spoken_words
+from demo.workers import WorkerPools
 from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE, MediaError, shown
 from fusemix.search.fusion import FusedHit, Fusion
@@ -30,34 +30,33 @@ from fusemix.search.retriever import Retriever, blend, met_by_faces
 logger = logging.getLogger(__name__)
 
 MAX_TOP_K = 100
-MAX_FUSED = 100_000  # pictures, sounds and captions; a larger index is not held in memory, and answers in lists alone
-MAX_TOLD_APART = 20_000  # pictures; of a larger index the embeddings are not read only to show none twice
+MAX_FUSED = 100_000  # items; a larger index is not held in memory, and results are separate lists only
+MAX_DEDUPLICATED = 20_000  # pictures; a larger index is not read only to remove near-duplicates
 EMPTY = "The query is empty; type a few words, show a picture or say something."
-_WARM_UP_S = 1.0  # seconds of noise for the first sound query
+_WARM_UP_S = 1.0  # seconds of noise for the warm-up query
 _SHOWN = ("id", "text", "title", "caption", "source", "licence", "credit")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one query.
+    """Result of one query.
 
     Attributes:
         query: Modality of the query.
         hits: Modality -> hits, nearest first.
-        seconds: Time the search took here, from decoding the query to the last hit.
+        seconds: Time of the search on this machine, from decoding the query to the last hit.
         n_items: Number of items searched.
         parts: Part of the query -> its embedding, shape (D,), unit length.
-        weights: Part -> what it counted for.
-        embedding: What was searched with, shape (D,), unit length; None where nobody asks why.
-        asked: The query in words and signs.
-        doubt: A sentence where nothing in the index is like the words that were typed, or speech was not understood;
-            empty elsewhere.
-        heard: The words heard for certain in a sound that was brought; empty if it is an item of the gallery.
-        items: The best items by all their faces; empty where the index is too large for it.
-        sounds: Those items that can be heard and fit the words, the best first; None where it is not known what fits.
-        perhaps: Words heard that are not certain, and not searched with.
-        meant: The words with those that nobody knows replaced by the nearest of the gallery; empty elsewhere.
-        left_out: The caption of the gallery's item that was searched with, which is no result; empty elsewhere.
+        weights: Part -> its weight.
+        embedding: Embedding of the whole query, shape (D,), unit length; None if it is not needed.
+        asked: Description of the query.
+        doubt: A sentence if no caption resembles the typed words, or speech was not understood; else empty.
+        heard: Words heard for certain in a visitor's sound; empty for a gallery item.
+        items: Best items by all their faces; empty for an index larger than :data:`MAX_FUSED`.
+        sounds: Items with a sound that fits the words, best first; None if this cannot be judged.
+        uncertain: Words heard without certainty; not used in the search.
+        suggestion: The typed words with unknown ones replaced by the nearest of the gallery; else empty.
+        left_out: Caption of the gallery item used as the query, which is left out of the results; else empty.
     """
 
     query: str
@@ -72,12 +71,12 @@ class Answer:
     heard: str = ""
     items: list[FusedHit] = field(default_factory=list)
     sounds: list[FusedHit] | None = None
-    perhaps: str = ""
-    meant: str = ""
+    uncertain: str = ""
+    suggestion: str = ""
     left_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: what the API returns."""
+        """Return plain values for the API."""
         return {
             "query": self.query,
             "milliseconds": round(self.seconds * 1000, 1),
@@ -103,29 +102,29 @@ def _hit_to_json(hit: Hit) -> dict[str, Any]:
     return values
 
 
-class _Heard(NamedTuple):
-    """What a sound said: what to tell of it, and the embedding (D,) of words that were certain."""
+class _Speech(NamedTuple):
+    """Speech in a sound: the words for the page, and the embedding, shape (D,), of certain words."""
 
-    told: Told = Told()
+    spoken: SpokenWords = SpokenWords()
     embedding: np.ndarray | None = None
 
 
 class Service:
-    """Answers queries; safe to call from several threads."""
+    """Search service; safe to call from several threads."""
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
-        self.lanes = Lanes()
+        self.pools = WorkerPools()
         self._examples: dict[tuple[str, str], np.ndarray] = {}
-        self._examples_heard: dict[str, tuple[np.ndarray, _Heard]] = {}
+        self._examples_speech: dict[str, tuple[np.ndarray, _Speech]] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, index: str | Path, *, device: str = "cpu") -> Service:
-        """Load model, encoders and index, and answer one query of each kind to warm up.
+        """Load model, encoders and index, and warm up with one query of each modality.
 
         Raises:
-            FileNotFoundError: If the checkpoint, the index or the folder of its files is not there.
-            ValueError: If a part is damaged or made for another one, or the files of the items lie nowhere.
+            FileNotFoundError: If the checkpoint, the index or the folder of its files is missing.
+            ValueError: If a part is damaged or does not fit another, or the index names no folder for its files.
             ConnectionError: If the server of the index does not answer.
         """
         service = cls(Retriever.from_pretrained(checkpoint, index, device=device))
@@ -149,7 +148,7 @@ class Service:
 
     @property
     def encoder_names(self) -> dict[str, str]:
-        """Modality -> name of the frozen encoder that hears or sees its queries."""
+        """Modality -> name of the frozen encoder of its queries."""
         return {modality: encoder.name for modality, encoder in self.retriever.encoders.items()}
 
     @property
@@ -159,15 +158,15 @@ class Service:
 
     @property
     def root(self) -> Path | None:
-        """Folder of the items' files; the only one the app needs to serve."""
+        """Folder of the items' files, which the app serves."""
         return self.retriever.index.root
 
     def items(self, modality: str) -> list[dict[str, Any]]:
-        """Metadata of every item of one modality."""
+        """Return the metadata of every item of one modality."""
         return self.retriever.index.items(modality)
 
     def path_of(self, item: dict[str, Any]) -> Path | None:
-        """The file of an item, inside :attr:`root`; None for a text."""
+        """Return the file of an item, inside :attr:`root`; None for a text."""
         return self.retriever.index.path_of(item)
 
     @cached_property
@@ -177,19 +176,19 @@ class Service:
 
     @cached_property
     def fusion(self) -> Fusion:
-        """Ranks items by all their faces."""
+        """Ranking of items by all their faces."""
         return Fusion({modality: self.items(modality) for modality in self.counts}, self.embeddings)
 
     @cached_property
-    def familiar(self) -> Familiar:
-        """Knows which words are unlike every caption of the index."""
+    def out_of_domain(self) -> OutOfDomain:
+        """Detector of words that no caption of the index resembles."""
         judged = 0 < self.counts.get("text", 0) <= MAX_CAPTIONS
         none = np.empty((0, self.retriever.model.config.embed_dim), np.float32)
-        return Familiar(self.embeddings["text"] if judged else none)
+        return OutOfDomain(self.embeddings["text"] if judged else none)
 
     @cached_property
     def spelling(self) -> Spelling | None:
-        """Knows the words of the captions; None for a large index, or where the text encoder's words are not known."""
+        """Spelling corrector; None for a large index, or if the text encoder's vocabulary is not known."""
         encoder = self.retriever.encoders.get("text")
         if not isinstance(encoder, MiniLML6) or not 0 < self.counts.get("text", 0) <= MAX_CAPTIONS:
             return None
@@ -202,12 +201,12 @@ class Service:
         }
 
     def row_of(self, modality: str, identity: str) -> int | None:
-        """Where an item stands in :meth:`items`; None if there is no such item."""
+        """Return the row of an item in :meth:`items`; None if there is no such item."""
         return self._rows.get((modality, identity))
 
     def warm_up(self) -> None:
-        """Answer one query of each kind, so that no visitor pays for first-use set-up."""
-        _ = self.familiar, self.spelling
+        """Answer one query of each modality, so that no visitor waits for first-use set-up."""
+        _ = self.out_of_domain, self.spelling
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
         queries: dict[str, Callable[[], Answer]] = {
             "text": lambda: self.search_text("warm-up"),
@@ -222,7 +221,7 @@ class Service:
         """Search by words.
 
         Args:
-            text: At most 2,000 characters.
+            text: Up to 2,000 characters.
             top_k: Hits per modality, 1 to 100.
 
         Raises:
@@ -241,7 +240,7 @@ class Service:
     def search(self, query: Query, *, top_k: int = 10) -> Answer:
         """Search by several parts at once.
 
-        A file with an id in ``query.ids`` is an item of the gallery or an example, not a visitor's own.
+        A file with an id in ``query.ids`` is a gallery item or an example, not a visitor's own file.
 
         Raises:
             MediaError: (a ValueError) If the query or ``top_k`` cannot be used, in one sentence.
@@ -254,22 +253,24 @@ class Service:
         weights = {part: query.weight(part) for part in given}
 
         def compute() -> Answer:
-            parts, heard = {}, _Heard()
+            parts, speech = {}, _Speech()
             for part, value in given.items():
                 if part == "audio":
-                    parts[part], heard = self._listen(value, query.ids.get(part))
+                    parts[part], speech = self._listen(value, query.ids.get(part))
                 else:
                     parts[part] = self._embed(part, value, query.ids.get(part))
-            answer = self._find(parts, weights, heard, top_k, query.ids)
-            doubt = self.familiar.sentence(blend(parts, weights)) if set(parts) == {"text"} else heard.told.doubt
-            meant = self.spelling.correct(query.text) if set(parts) == {"text"} and self.spelling else ""
-            return replace(answer, doubt=doubt, asked=query.said(), meant=meant)
+            answer = self._find(parts, weights, speech, top_k, query.ids)
+            doubt = (
+                self.out_of_domain.sentence(blend(parts, weights)) if set(parts) == {"text"} else speech.spoken.doubt
+            )
+            suggestion = self.spelling.correct(query.text) if set(parts) == {"text"} and self.spelling else ""
+            return replace(answer, doubt=doubt, asked=query.describe(), suggestion=suggestion)
 
-        answer = self.lanes.run(compute, slow=query.brings_file)
+        answer = self.pools.run(compute, slow=query.brings_file)
         return replace(answer, seconds=time.perf_counter() - started)
 
     def _embed(self, part: str, value: str, identity: str | None) -> np.ndarray:
-        """The embedding of one part; that of a gallery item or an example is made once."""
+        """Return the embedding of one part; that of a gallery item or an example is computed once."""
         row = self.row_of(part, identity) if identity else None
         if row is not None:
             known: np.ndarray = self.embeddings[part][row]
@@ -280,16 +281,16 @@ class Service:
             self._examples[part, identity] = self.retriever.embed_parts(**{part: value})[part]
         return self._examples[part, identity]
 
-    def _listen(self, audio: Any, identity: str | None) -> tuple[np.ndarray, _Heard]:
-        """The embedding of a sound, and its words; a gallery item is known and not listened to."""
+    def _listen(self, audio: Any, identity: str | None) -> tuple[np.ndarray, _Speech]:
+        """Return the embedding of a sound and its speech; a gallery item is not transcribed."""
         if identity and self.row_of("audio", identity) is not None:
-            return self._embed("audio", audio, identity), _Heard()
-        if identity and identity in self._examples_heard:
-            return self._examples_heard[identity]
+            return self._embed("audio", audio, identity), _Speech()
+        if identity and identity in self._examples_speech:
+            return self._examples_speech[identity]
         embedding, transcript = self.retriever.embed_heard(audio)
-        found = embedding, _Heard(told(transcript), self.retriever.embed_words(transcript))
+        found = embedding, _Speech(spoken_words(transcript), self.retriever.embed_words(transcript))
         if identity:
-            self._examples_heard[identity] = found
+            self._examples_speech[identity] = found
         return found
 
     def _search(self, modality: str, query: Any, top_k: int) -> Answer:
@@ -299,26 +300,26 @@ class Service:
         started = time.perf_counter()
 
         def compute() -> Answer:
-            heard = _Heard()
+            speech = _Speech()
             if modality == "audio":
-                embedding, heard = self._listen(query, None)
+                embedding, speech = self._listen(query, None)
             else:
                 embedding = self.retriever.embed(**{modality: query})
-            answer = self._find({modality: embedding}, {modality: 1.0}, heard, top_k, {})
-            return replace(answer, doubt=heard.told.doubt)
+            answer = self._find({modality: embedding}, {modality: 1.0}, speech, top_k, {})
+            return replace(answer, doubt=speech.spoken.doubt)
 
-        answer = self.lanes.run(compute, slow=modality != "text")
+        answer = self.pools.run(compute, slow=modality != "text")
         return replace(answer, seconds=time.perf_counter() - started)
 
     def _find(
         self,
         parts: dict[str, np.ndarray],
         weights: dict[str, float],
-        heard: _Heard,
+        speech: _Speech,
         top_k: int,
         ids: Mapping[str, str],
     ) -> Answer:
-        """What is nearest to a query, in lists and as items; what is searched with is no result."""
+        """Find the nearest hits and items, without those used as the query."""
         embedding = blend(parts, weights)
         hits = self.retriever.search_embedding(embedding, top_k=2 * top_k + 1)
         known = {part: row for part, identity in ids.items() if (row := self.row_of(part, identity)) is not None}
@@ -327,7 +328,7 @@ class Service:
         items: list[FusedHit] = []
         sounds: list[FusedHit] | None = None
         if len(self.retriever.index) <= MAX_FUSED:
-            items, sounds = self._fuse(parts, weights, heard, top_k, known)
+            items, sounds = self._fuse(parts, weights, speech, top_k, known)
         return Answer(
             query="+".join(parts),
             hits=self._once(hits, top_k),
@@ -336,10 +337,10 @@ class Service:
             parts=parts,
             weights=weights,
             embedding=embedding,
-            heard=heard.told.words,
+            heard=speech.spoken.words,
             items=items,
             sounds=sounds,
-            perhaps=heard.told.perhaps,
+            uncertain=speech.spoken.uncertain,
             left_out=next((str(self.items(part)[row].get("caption", "")) for part, row in known.items()), ""),
         )
 
@@ -347,30 +348,30 @@ class Service:
         self,
         parts: dict[str, np.ndarray],
         weights: dict[str, float],
-        heard: _Heard,
+        speech: _Speech,
         top_k: int,
         known: Mapping[str, int],
     ) -> tuple[list[FusedHit], list[FusedHit] | None]:
-        """The best items, and those that can be heard and fit; None where that is not known."""
-        met, counts = met_by_faces(parts, weights, heard.embedding)
+        """Return the best items, and the fitting items with a sound (None if this cannot be judged)."""
+        met, counts = met_by_faces(parts, weights, speech.embedding)
         shares = self.fusion.shares(met, counts)
         groups = self.fusion.groups
         own = [number for part, row in known.items() for number in groups.items_of(part, row)]
         best = list(islice(self.fusion.best(shares, met, leave_out=own), 2 * top_k))
         sounds = None
-        if not {"image", "audio"} & met.keys():  # of words it is known what fits
+        if not {"image", "audio"} & met.keys():  # only for words is it known which sounds fit
             fitting = self.fusion.fitting_sounds(shares)
             best = [f for f in best if "image" in f.faces or "audio" not in f.faces or f.number in fitting]
             others = [number for number in range(len(groups)) if number not in fitting]
             sounds = list(islice(self.fusion.best(shares, met, leave_out=others), top_k)) if fitting else []
-        if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
+        if 0 < self.counts.get("image", 0) <= MAX_DEDUPLICATED:
             rows = self.embeddings["image"]
             best = distinct(best, lambda f: rows[groups.faces[f.number]["image"][0]], self.path_of)
         return best[:top_k], sounds
 
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
-        """The first ``top_k`` of each modality, no picture twice."""
-        if 0 < self.counts.get("image", 0) <= MAX_TOLD_APART:
+        """Return the first ``top_k`` hits of each modality, without near-duplicate pictures."""
+        if 0 < self.counts.get("image", 0) <= MAX_DEDUPLICATED:
             rows = self.embeddings["image"]
             hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
         return {

@@ -1,4 +1,4 @@
-"""What the app keeps for each visitor: in a folder nobody can guess, for a while, for so many visitors."""
+"""Private data of visitors: one folder each that nobody can guess, for a limited time and number of visitors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fusemix.media import MediaError
 
 MAX_VISITORS = 16
 LIFETIME_S = 3600.0
-GRACE_S = 60.0  # from the closing of a page to the deletion: a lost connection returns, a request under way is answered
-IDLE_S = 300.0  # unused for so long, one visitor's things may go to make room for another's
+GRACE_S = 60.0  # from closing a page to deletion: lost connections return, running requests are answered
+IDLE_S = 300.0  # data unused for this long may be deleted to make room for another visitor
 GONE = (
-    "Your files are not here any more: they go an hour after they came, or a minute after the page is closed. "
-    "Send them again."
+    "Your files are no longer here: they are deleted after an hour, or a minute after you close the page. "
+    "Please upload them again."
 )
-FULL = "Other visitors' files take all the room here right now; please come back in a few minutes."
+FULL = "The app is full right now; please come back in a few minutes."
 
 
 def take(upload: Path, place: Path) -> Path:
-    """Give an upload a name of our own in a new folder, and return it.
+    """Link an upload under a name of our own in a new folder, and return that path.
 
     Gradio names an upload by its bytes, so two visitors who send the same file, or one who sends a picture that the
     page itself shows, share it: it is never moved or deleted here, and goes with Gradio's cache within two hours.
@@ -44,18 +44,18 @@ def take(upload: Path, place: Path) -> Path:
 
 
 class Kept(Protocol):
-    """One visitor's things.
+    """Data of one visitor.
 
     Attributes:
-        used: ``time.monotonic()`` when they were last asked for.
-        busy: Whether a computation on them is under way.
+        used: ``time.monotonic()`` when it was last used.
+        busy: Whether a computation on it is running.
     """
 
     used: float
     busy: bool
 
     def stop(self) -> None:
-        """End the computation soon; nothing happens if there is none."""
+        """End the computation soon; do nothing if none is running."""
 
     def delete(self) -> None:
         """Remove everything, from disk too."""
@@ -65,7 +65,7 @@ T = TypeVar("T", bound=Kept)
 
 
 class Visitors(Generic[T]):
-    """Visitor -> what is kept for them; it goes on request, soon after their page, or after a lifetime."""
+    """Data by visitor, deleted on request, soon after the page is closed, or after a lifetime."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class Visitors(Generic[T]):
 
         Args:
             make: Called with a new folder, which it makes.
-            folder: Where those lie. What an earlier process left there longer than a lifetime ago is removed.
-            lifetime_s: Seconds from the beginning until it goes.
-            grace_s: Seconds from ``leave`` until it goes, unless the visitor returns.
+            folder: Parent of those folders. Leftovers of an earlier process older than a lifetime are removed.
+            lifetime_s: Seconds from the first upload to the deletion.
+            grace_s: Seconds from ``leave`` to the deletion, unless the visitor returns.
         """
         self.make = make
         self.folder = folder
@@ -99,10 +99,10 @@ class Visitors(Generic[T]):
         return len(self._kept)
 
     def of(self, visitor: str | None) -> T:
-        """What is kept for a visitor.
+        """Return the data of a visitor.
 
         Raises:
-            MediaError: If that is nothing.
+            MediaError: If there is none.
         """
         with self._lock:
             self._return(visitor or "")
@@ -112,13 +112,13 @@ class Visitors(Generic[T]):
         return kept
 
     def open(self, visitor: str | None) -> T:
-        """What is kept for a visitor, begun if that is nothing; the longest unused makes room if need be.
+        """Return the data of a visitor, creating it if there is none; the longest unused makes room if need be.
 
         Raises:
             MediaError: If there is no room.
         """
         if not visitor:
-            raise MediaError("Your browser sent no session; reload the page.")
+            raise MediaError("Your browser sent no session; please reload the page.")
         with self._lock:
             self._return(visitor)
             if visitor in self._kept:
@@ -136,7 +136,7 @@ class Visitors(Generic[T]):
         return timer
 
     def leave(self, visitor: str | None) -> None:
-        """A visitor's page or connection is gone: computing ends, deletion follows unless they return in time."""
+        """End a visitor's computation when their page is gone; delete their data unless they return in time."""
         self.stop(visitor)
         with self._lock:
             if visitor and visitor in self._kept and visitor not in self._departures:
@@ -155,13 +155,13 @@ class Visitors(Generic[T]):
         self._remove(oldest)
 
     def stop(self, visitor: str | None) -> None:
-        """End a visitor's computation; nothing happens if there is none."""
+        """End a visitor's computation; do nothing if none is running."""
         kept = self._kept.get(visitor or "")
         if kept is not None:
             kept.stop()
 
     def delete(self, visitor: str | None) -> bool:
-        """Remove what is kept for a visitor; whether there was anything."""
+        """Delete the data of a visitor; return whether there was any."""
         with self._lock:
             return self._remove(visitor or "")
 

@@ -1,4 +1,4 @@
-"""The shared space on paper: two flat views by PCA, and where a query falls in them."""
+"""Two-dimensional views of the shared space by PCA, and the positions of queries in them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VIEWS = ("as it is", "gap closed")
+VIEWS = ("true positions", "overlaid")
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One flat view.
+    """One two-dimensional view.
 
     Attributes:
         origins: Modality -> what is subtracted from its embeddings, shape (D,).
         axes: The two directions shown, orthonormal, shape (D, 2).
-        low: Least value of any item along each direction, shape (2,); the left and lower rim.
-        high: Likewise the right and upper rim.
-        explained: Share of the spread that the two directions show, 0 to 1.
+        low: Least value of any item along each direction, shape (2,): the left and lower edge.
+        high: Greatest value: the right and upper edge.
+        explained: Fraction of the variance along the two directions, 0 to 1.
     """
 
     origins: dict[str, np.ndarray]
@@ -29,11 +29,11 @@ class Plane:
     explained: float
 
     def place(self, embeddings: np.ndarray, shares: Mapping[str, float]) -> np.ndarray:
-        """Where embeddings fall: shape (N, 2), the frame is [-1, 1]; what lies outside is at its rim.
+        """Project embeddings to positions, shape (N, 2), clipped to [-1, 1].
 
         Args:
             embeddings: Shape (N, D).
-            shares: Modality -> how much of the embedding comes from it; sums to anything but 0.
+            shares: Modality -> its share of the embedding; the sum must not be 0.
         """
         total = sum(shares.values())
         origin = sum(share / total * self.origins[modality] for modality, share in shares.items())
@@ -43,13 +43,13 @@ class Plane:
 
 
 class SpaceMap:
-    """Both views of a gallery: one with the modality gap, one with each modality moved to the middle.
+    """Both views of a gallery: one with the modality gap, one with every modality centred.
 
-    Exact and linear, unlike UMAP: a query falls where its embedding is, at once and always at the same place.
+    The projection is linear, unlike UMAP: a query is placed at once, and always at the same position.
     """
 
     def __init__(self, embeddings: Mapping[str, np.ndarray]) -> None:
-        """Find the planes.
+        """Compute the planes.
 
         Args:
             embeddings: Modality -> shape (N, D), unit length, N >= 1.
@@ -66,7 +66,7 @@ class SpaceMap:
         }
 
     def place(self, embedding: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[float]]:
-        """View -> [x, y] of a query: shape (D,), with what it is made of as in :meth:`Plane.place`."""
+        """Return view -> [x, y] of a query, shape (D,); ``shares`` as in :meth:`Plane.place`."""
         return {
             view: [round(float(value), 4) for value in plane.place(embedding[None], shares)[0]]
             for view, plane in self.planes.items()
@@ -74,13 +74,13 @@ class SpaceMap:
 
 
 def _plane(embeddings: Mapping[str, np.ndarray], origins: dict[str, np.ndarray]) -> Plane:
-    """The two directions of most spread, every modality counting the same however many items it has."""
+    """Compute the two directions of greatest variance, with equal weight for every modality."""
     covariance = np.mean(
         [(rows - origins[name]).T @ (rows - origins[name]) / len(rows) for name, rows in embeddings.items()], axis=0
     )  # (D, D)
     values, vectors = np.linalg.eigh(covariance)
     axes = vectors[:, [-1, -2]]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # the same picture on every machine
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # the same map on every machine
     places = np.concatenate([(rows - origins[name]) @ axes for name, rows in embeddings.items()])
     explained = float(values[-2:].sum() / max(values.sum(), 1e-12))
     return Plane(origins, axes, places.min(axis=0), places.max(axis=0), explained)

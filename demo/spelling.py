@@ -1,7 +1,7 @@
-"""Words that nobody knows: which they are, and what they may have meant.
+"""Correction of misspelled query words.
 
-A word is known if a caption has it or the text encoder has a piece for the whole of it; that it cuts the others into
-pieces, and so hardly understands them, is what typing errors have in common with words of other languages.
+A word is known if a caption contains it or it is a single token of the text encoder. The encoder splits other words
+into pieces and hardly understands them: typing errors, and words of other languages.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-_SHORTEST = 4  # letters of a word that is looked at
-_LONG = 7  # letters from which on two slips are forgiven, below it one
+_SHORTEST = 4  # letters of a word that may be corrected
+_LONG = 7  # letters of a word that may have two errors; a shorter one may have one
 _ENDINGS = ("s", "es", "ed", "d", "ing", "er", "ers", "ly", "y", "ie", "ies")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 class Spelling:
-    """Knows the words of a gallery and of the text encoder.
+    """Spelling corrector with the words of a gallery and of the text encoder.
 
     Example:
         >>> Spelling(["a blue butterfly"], {"blue"}).correct("a buterfly")
@@ -25,10 +25,10 @@ class Spelling:
     """
 
     def __init__(self, captions: Iterable[str], pieces: Collection[str]) -> None:
-        """Read the words.
+        """Collect the known words.
 
         Args:
-            captions: Of the gallery.
+            captions: Captions of the gallery.
             pieces: Vocabulary of the text encoder: whole words, and parts that begin with ``##``.
         """
         counts = Counter(word for caption in captions for word in _WORD.findall(caption.lower()))
@@ -36,7 +36,7 @@ class Spelling:
         self._known = set(counts) | set(pieces)
 
     def correct(self, text: str) -> str:
-        """The text with every unknown word replaced by the nearest of the captions; "" where nothing is replaced."""
+        """Replace every unknown word by the nearest caption word; return "" if nothing changes."""
         corrected = _WORD.sub(lambda match: self._nearest(match.group()), text)
         return corrected if corrected != text else ""
 
@@ -45,7 +45,11 @@ class Spelling:
         if len(word) < _SHORTEST or not lower.isascii() or self._is_known(lower):
             return word
         most = 2 if len(lower) >= _LONG else 1
-        near = [(slips(lower, other), rank) for rank, other in enumerate(self._captions) if _maybe(lower, other, most)]
+        near = [
+            (edit_distance(lower, other), rank)
+            for rank, other in enumerate(self._captions)
+            if _maybe(lower, other, most)
+        ]
         best, rank = min(near, default=(most + 1, 0))
         return self._captions[rank] if best <= most else word
 
@@ -54,8 +58,8 @@ class Spelling:
         return word in self._known or any(stem in self._known or f"{stem}e" in self._known for stem in stems)
 
 
-def slips(a: str, b: str) -> int:
-    """Letters missing, added, exchanged with another or with the next: the optimal string alignment distance."""
+def edit_distance(a: str, b: str) -> int:
+    """Count missing, added, replaced and swapped letters: the optimal string alignment distance."""
     before: list[int] = []
     last = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
@@ -70,5 +74,5 @@ def slips(a: str, b: str) -> int:
 
 
 def _maybe(a: str, b: str, most: int) -> bool:
-    """Whether two words can be so few slips apart; cheap."""
+    """Return whether the edit distance can be at most ``most``: a cheap test."""
     return abs(len(a) - len(b)) <= most and len(set(a) ^ set(b)) <= 2 * most

@@ -18,6 +18,7 @@ from demo.sessions import GONE, take
 from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
 from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.model.recipes import recipe_config
 from fusemix.threads import give_way, one_thread
 
 if TYPE_CHECKING:
@@ -28,24 +29,23 @@ logger = logging.getLogger(__name__)
 
 MIN_ROWS, MAX_ROWS = 50, 20_000
 MAX_DIM = 4096
-MAX_SECONDS = 300.0  # of training; a step, and a decomposition of the closed form, are finished
+MAX_SECONDS = 300.0  # of training; the running step or decomposition of the closed form is finished first
 MAX_EPOCHS = 100
-EMBED_DIM = 512
-VALIDATION_PAIRS = 200  # about so many are held out: between a twentieth and three tenths of the pairs
-BUSY = "Your training is under way already; wait for it or press Cancel."
-_BATCHES = 4  # steps an epoch, so that a few hundred pairs take more than one
+VALIDATION_PAIRS = 200  # held out, but at least 5 % and at most 30 % of the pairs
+BUSY = "Your training is already running; please wait or press Cancel."
+_BATCHES = 4  # steps per epoch, so that a few hundred pairs take more than one
 _CHECKPOINT = "fusemix-checkpoint"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the page shows at one moment.
+    """State of the page at one moment.
 
     Attributes:
-        sentence: What is going on.
-        share: How far the training is, 0 to 1.
-        history: An entry per epoch evaluated: epoch, and direction (``image_to_text``) -> recall@1.
-        done: Whether this is the end.
+        sentence: Current activity.
+        share: Fraction of the training done, 0 to 1.
+        history: One entry per evaluated epoch: epoch, and direction (``image_to_text``) -> recall@1.
+        done: Whether this is the last stage.
     """
 
     sentence: str
@@ -61,7 +61,7 @@ class Training:
         """Start with nothing.
 
         Args:
-            folder: A new one, of this visitor alone; everything on disk lies there.
+            folder: New folder for this visitor alone; holds everything on disk.
         """
         folder.mkdir(parents=True)
         self.folder = folder
@@ -77,16 +77,14 @@ class Training:
 
         Args:
             files: Modality -> file of latents; row i of both is one pair.
-            link: Whether they are the visitor's: they get a name of their own here, which goes once they are read.
+            link: Whether the visitor uploaded them; they are then linked here until they are read.
 
         Raises:
             MediaError: (a ValueError) If they are not two modalities with plain names.
         """
         for name in files:
             if not name.isidentifier() or len(name) > 30 or "__" in name:
-                raise MediaError(
-                    f"A modality is named with letters, digits and _, such as image, got {one_line(name)!r}."
-                )
+                raise MediaError(f"Name a modality with letters, digits and _, such as image, not {one_line(name)!r}.")
         if len(files) != 2:
             raise MediaError("Give the two kinds of latents different names, such as image and text.")
         with self._lock:
@@ -102,7 +100,7 @@ class Training:
                 self._files[name] = path
 
     def stop(self) -> None:
-        """Let the training end at its next step, or inside the closed form; the best weights so far stay."""
+        """End the training at its next step, or inside the closed form; keep the best weights so far."""
         self._stop.set()
 
     def delete(self) -> None:
@@ -119,11 +117,11 @@ class Training:
         return path if path.is_file() else None
 
     def run(self, epochs: int, *, closed_form: bool = True) -> Iterator[Stage]:
-        """Train on what arrived, yielding a stage a step; nothing happens if nothing did.
+        """Train on the files that arrived, yielding a stage per step; do nothing if none arrived.
 
         Args:
             epochs: Passes over the pairs, 1 to 100.
-            closed_form: Whether a closed form stands beside the trained blocks; without, they are the paper's.
+            closed_form: Whether to add a closed form to the trained blocks; without it, the adapters are the paper's.
 
         Raises:
             MediaError: (a ValueError) If the latents cannot be used, in one sentence.
@@ -152,7 +150,7 @@ class Training:
             shutil.rmtree(work, ignore_errors=True)
 
     def _pairs(self, work: Path) -> PairSet:
-        """The two files as joined stores."""
+        """Read the two files and join them as stores."""
         from fusemix.data.pair_set import PairSet
 
         files, self._files = self._files, {}
@@ -185,7 +183,7 @@ class Training:
         if run.failure is not None:
             raise run.failure
         if run.result is None or not run.history:
-            yield Stage("Stopped before the first epoch was over; there is nothing to keep.", done=True)
+            yield Stage("Stopped before the first epoch ended, so there is nothing to keep.", done=True)
             return
         self._save(run.result, pairs, model_config, config, work)
         yield Stage(_ending(run.result, pairs, config), 1.0, list(run.history), done=True)
@@ -202,7 +200,7 @@ class Training:
                 _CHECKPOINT,
                 model_config,
                 config,
-                data=[f"{pairs.name}: {len(pairs):,} pairs, brought by a visitor of the FuseMix app"],
+                data=[f"{pairs.name}: {len(pairs):,} pairs, uploaded by a visitor of the FuseMix app"],
                 best=result.best,
                 seconds=result.seconds,
             )
@@ -227,7 +225,7 @@ class _Run:
     failure: BaseException | None = None
 
     def work(self) -> None:
-        """Train; every end, a failure too, is kept for the page's thread."""
+        """Train; keep the result or the failure for the page's thread."""
         from fusemix.stopping import Stopped
         from fusemix.training.trainer import train
 
@@ -245,34 +243,30 @@ class _Run:
                     should_abandon=self.stop.is_set,
                 )
         except Stopped:
-            pass  # there is no result, and the page's thread says so
-        except BaseException as error:  # handed to the page's thread, which knows what to say
+            pass  # without a result; the page's thread reports that
+        except BaseException as error:  # handled in the page's thread
             self.failure = error
         finally:
             self.news.put(None)
 
     def stage(self, news: Progress) -> Stage:
-        """A report as a line, and the curve so far."""
+        """Turn a progress report into a line of text and the curve so far."""
         if news.recall is not None:
             directions = {key.rpartition("/")[2]: value for key, value in news.recall.items()}
             self.history.append({"epoch": news.epoch, **directions})
         epoch = min(-(-news.step * self.config.epochs // news.total_steps), self.config.epochs)
         sentence = (
             f"Epoch {epoch} of {self.config.epochs}, step {news.step:,} of {news.total_steps:,}, loss "
-            f"{news.loss:.3f}, {news.pairs_per_s:,.0f} pairs a second"
+            f"{news.loss:.3f}, {news.pairs_per_s:,.0f} pairs per second"
         )
         return Stage(sentence, news.step / news.total_steps, list(self.history))
 
 
 def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:
-    """``--recipe two-path`` or ``paper`` of fusemix train, with batches and validation to suit few pairs."""
+    """Return ``--recipe two-path`` or ``paper`` of fusemix train, with batches and validation for few pairs."""
     dims = {name: store.dim for name, store in pairs.stores.items()}
-    model = ModelConfig(
-        latent_dims=dims,
-        encoders={name: store.encoder for name, store in pairs.stores.items()},
-        embed_dim=EMBED_DIM,
-        closed_form_dim=min(EMBED_DIM // 2, *dims.values()) if closed_form else 0,
-    )
+    encoders = {name: store.encoder for name, store in pairs.stores.items()}
+    model = recipe_config("two-path" if closed_form else "paper", latent_dims=dims, encoders=encoders)
     batch = min(TrainConfig().batch_size, max(32, len(pairs) // _BATCHES)) // 2 * 2
     held_out = min(0.3, max(0.05, VALIDATION_PAIRS / len(pairs)))
     return model, TrainConfig(epochs=epochs, batch_size=batch, val_fraction=held_out, save_every=epochs)
@@ -287,11 +281,11 @@ def _check(files: Mapping[str, Path]) -> None:
         sizes.append(opened.rows)
         if opened.dim > MAX_DIM or opened.rows > MAX_ROWS:
             raise MediaError(
-                f"{path} holds {opened.rows:,} latents of {opened.dim:,} dimensions; here up to {MAX_ROWS:,} of "
-                f"{MAX_DIM:,} are taken. Run fusemix train on your machine for more."
+                f"{path} holds {opened.rows:,} latents of {opened.dim:,} dimensions; the limit here is {MAX_ROWS:,} of "
+                f"{MAX_DIM:,}. For more, run fusemix train on your own machine."
             )
     if len(set(sizes)) > 1:
-        raise MediaError(f"The files hold {sizes[0]:,} and {sizes[1]:,} latents; row i of both must be one pair.")
+        raise MediaError(f"The files hold {sizes[0]:,} and {sizes[1]:,} latents; they must hold one each per pair.")
     if sizes[0] < MIN_ROWS:
         raise MediaError(f"The files hold {sizes[0]} pairs; at least {MIN_ROWS} are needed.")
 
@@ -310,11 +304,11 @@ def _check_packed(path: Path) -> None:
     groups = [directory.row_group(number) for number in range(directory.num_row_groups)]
     values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
     if values > MAX_ROWS * MAX_DIM:
-        raise MediaError(f"{path} holds {values:,} values; here up to {MAX_ROWS:,} latents of {MAX_DIM:,} are taken.")
+        raise MediaError(f"{path} holds {values:,} values; the limit here is {MAX_ROWS:,} latents of {MAX_DIM:,}.")
 
 
 def _sentence(error: Exception, files: Mapping[str, Path]) -> str:
-    """What went wrong, with the visitor's names for the files and without advice on a command line."""
+    """Return the error with the visitor's file names, and without advice about the library."""
     sentence = str(error).replace("; say which by the argument key.", "; send a file with one.")
     for path in files.values():
         sentence = sentence.replace(str(path), one_line(path.name))
@@ -330,6 +324,6 @@ def _ending(result: Result, pairs: PairSet, config: TrainConfig) -> str:
     _, held_out = pairs.divide(config)
     count = min(len(held_out), config.max_val_groups)
     return (
-        f"{stopped}{result.seconds:.0f} s. Recall@1 among {count:,} pairs held out: {recall}, at epoch {best['epoch']} "
-        f"(by chance {1 / count:.1%})."
+        f"{stopped}Trained in {result.seconds:.0f} s. Recall@1 among {count:,} held-out pairs: {recall}, at epoch "
+        f"{best['epoch']} (chance: {1 / count:.1%})."
     )

@@ -1,7 +1,8 @@
-"""What a visitor is told of the words in a sound: those that Whisper was sure of, without its remarks and repetitions.
+"""The spoken words that the page shows: those that Whisper was sure of, without its remarks and repetitions.
 
-Whisper writes something of almost every sound: of effects and music mostly a remark in brackets, not always closed, of
-another language than English mostly words that nobody said. The latent holds all that; the page should not claim it.
+Whisper writes something for almost every sound: mostly a remark in brackets, not always closed, for effects and music,
+and mostly words that nobody said for languages other than English. The latent uses all of it; the page shows only what
+is certain.
 """
 
 from __future__ import annotations
@@ -14,35 +15,35 @@ from fusemix.search.transcripts import only_words, sure_words
 
 _MAX_CHARACTERS = 200  # someone may speak for minutes
 _FOREIGN = "foreign language"  # as in Whisper's remark (speaking in foreign language)
-UNSURE = "If someone speaks there, the words were not understood for certain and are left out; it understands English."
-FOREIGN = "Someone seems to speak another language; of speech it understands English only."
+UNSURE = "If someone is speaking, the words were not clear enough to use. Only English speech is understood."
+FOREIGN = "This sounds like another language. Only English speech is understood."
 
 
-class Told(NamedTuple):
-    """What to tell of a sound.
+class SpokenWords(NamedTuple):
+    """Words heard in a sound, for the page.
 
     Attributes:
         words: The words heard, each sentence once; empty if there are none or Whisper was not sure of them.
-        doubt: A sentence where speech was not understood; empty elsewhere.
-        perhaps: Words that Whisper was not sure of, for whoever spoke to correct; they are not searched with.
+        doubt: A sentence if speech was not understood, else empty.
+        uncertain: Words that Whisper was not sure of, for the speaker to correct; not used in the search.
     """
 
     words: str = ""
     doubt: str = ""
-    perhaps: str = ""
+    uncertain: str = ""
 
 
-def told(transcript: Transcript) -> Told:
-    """What to tell of a sound with this transcript."""
+def spoken_words(transcript: Transcript) -> SpokenWords:
+    """Sort a transcript into certain words, a doubt and uncertain words."""
     if words := sure_words(transcript):
-        return Told(words)
+        return SpokenWords(words)
     if _FOREIGN in transcript.words.lower():
-        return Told(doubt=FOREIGN)
-    perhaps = only_words(transcript.words)
-    return Told(doubt=UNSURE if perhaps else "", perhaps=perhaps)
+        return SpokenWords(doubt=FOREIGN)
+    uncertain = only_words(transcript.words)
+    return SpokenWords(doubt=UNSURE if uncertain else "", uncertain=uncertain)
 
 
 def sentences(words: str, doubt: str) -> list[str]:
-    """Lines for the page, not escaped: a doubt and the words, of a long speech the beginning."""
+    """Return lines for the page, not escaped: a doubt and the words, shortened if they are many."""
     heard = textwrap.shorten(words, _MAX_CHARACTERS, placeholder=" …")
     return [line for line in (doubt, f"Words heard: “{heard}”" if heard else "") if line]

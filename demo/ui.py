@@ -1,4 +1,4 @@
-"""The page: its tabs, its looks, its API. What it does is in ``service``."""
+"""The page: tabs, theme and API. The search itself is in ``service``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 TITLE = "FuseMix: type it, show it, or say it"
 MAX_FILE_SIZE = "120mb"  # ten minutes of uncompressed stereo
-MAX_SESSIONS = 500  # pages remembered, the longest unused forgotten first: Gradio keeps 180 kB for each
+MAX_SESSIONS = 500  # pages remembered; the longest unused is dropped first, as each takes 180 kB
 
 # Gradio confines css_paths to the page's content; what is around it is set here. The divider follows the last link.
 _HEAD = (
@@ -38,11 +38,11 @@ _HEAD = (
 
 
 def answer_api(search: Callable[..., Answer], query: Any, top_k: float | None = 10) -> dict[str, Any]:
-    """The same for the API: JSON, or a ``gr.Error`` of one sentence.
+    """Answer an API query: return JSON, or raise a ``gr.Error`` of one sentence.
 
     Args:
-        search: One of the service's search methods.
-        query: Its argument.
+        search: Search method of the service.
+        query: Argument of that method.
         top_k: Results of each kind, 1 to 100.
 
     Raises:
@@ -62,7 +62,7 @@ def answer_api(search: Callable[..., Answer], query: Any, top_k: float | None = 
 
 
 def launch_options(service: Service) -> dict[str, Any]:
-    """What ``Blocks.launch`` needs: looks, limits, and the one folder whose files are served."""
+    """Return the arguments of ``Blocks.launch``: theme, limits, and the folders whose files are served."""
     font = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="teal",
@@ -100,19 +100,20 @@ def launch_options(service: Service) -> dict[str, Any]:
 
 
 def build_demo(service: Service) -> gr.Blocks:
-    """Lay out the page and wire its events; launch it with :func:`launch_options`."""
+    """Lay out the page and connect its events; launch it with :func:`launch_options`."""
     explorer = Explorer(service)
+    demo: gr.Blocks
     with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        here = map_component(explorer)
+        map_view = map_component(explorer)
         gr.HTML(
             '<header class="fm-hero"><h1>Type it, show it, or <em>say it.</em></h1>'
             f"<p>One search over {describe_counts(service.counts)}.</p></header>"
         )
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Search"):
-                search = SearchTab(service, explorer, here)
+                search = SearchTab(service, explorer, map_view)
             with gr.Tab("Explore"):
-                nearest = build_explore_tab(explorer, here)
+                nearest = build_explore_tab(explorer, map_view)
             with gr.Tab("Sound to picture"):
                 build_generate_tab(service)
             with gr.Tab("Your files"):
@@ -127,7 +128,7 @@ def build_demo(service: Service) -> gr.Blocks:
 
 
 def _api(service: Service) -> None:
-    """Endpoints with stable names and JSON answers, on fields that are not shown."""
+    """Add endpoints with stable names and JSON answers, on hidden fields."""
     top_k = gr.Number(10, label="top_k", precision=0, visible=False)
     answer = gr.JSON(visible=False)
     trigger = gr.Button(visible=False)
@@ -149,14 +150,14 @@ def _api(service: Service) -> None:
 
 
 def _networks(service: Service) -> str:
-    """Such as: pictures (EfficientNet-Lite0), words (MiniLM-L6) and sounds (Whisper tiny.en)."""
+    """Name the encoders, such as: pictures (EfficientNet-Lite0), words (MiniLM-L6) and sounds (Whisper tiny.en)."""
     known = {
         "efficientnet-lite0": "EfficientNet-Lite0",
         "efficientnet-lite0-deep": "EfficientNet-Lite0, several depths",
         "minilm-l6": "MiniLM-L6",
         "whisper-tiny.en": "Whisper tiny.en",
-        "whisper-tiny.en-words": "Whisper tiny.en: how it sounds, and the words it hears",
-        "whisper-tiny.en-sentence": "Whisper tiny.en: how it sounds, the words it hears, and MiniLM-L6 on these",
+        "whisper-tiny.en-words": "Whisper tiny.en: the sound and the words in it",
+        "whisper-tiny.en-sentence": "Whisper tiny.en: the sound and the words in it, the words also through MiniLM-L6",
     }
     nouns = {"image": "pictures", "text": "words", "audio": "sounds"}
     parts = [f"{nouns.get(m, m)} ({known.get(name, name)})" for m, name in service.encoder_names.items()]
@@ -164,34 +165,33 @@ def _networks(service: Service) -> str:
 
 
 def _about(service: Service) -> None:
-    with gr.Accordion("About: how it works, what is searched, whose it is", open=False):
+    with gr.Accordion("About: how it works, its limits, and the sources", open=False):
         gr.Markdown(
             f"""
-**How it works.** Frozen networks, each of which knows one kind of thing, turn {_networks(service)}
-into latents. Small adapters, trained with FuseMix ([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)),
-bring them into one space, where near means alike. Your query goes the same way, and an exact search finds its
-neighbours.
+**How it works.** Frozen encoders read {_networks(service)}. Small adapters, trained with FuseMix
+([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.10144)), map what they produce into one shared space, where
+similar things are close. Your query takes the same path, and an exact search finds its neighbours.
 
-**How results are ranked.** A thing of the gallery may have a picture, a sound and captions. Your query is compared with
-each of them, each comparison is put on the same scale, and they are added up with weights that were learned beforehand;
-below a result stands what it was found by. "By pixels, sound or words alone" shows the three rankings on their own,
-with the cosine between query and item, at most 1, which does not compare a picture with a caption. Words heard for
-certain in a sound count as if they were typed. A mix is the weighted sum of its parts. The first time is what the
-search took on this machine; the second is when you saw it, the way over the network included.
+**How results are ranked.** A gallery item may have a picture, a sound and captions. Your query is compared with each of
+them. The comparisons are put on the same scale and added up with learned weights; below each result you see what it
+was found by. "By pixels, sound or words alone" shows the three rankings separately, with the cosine between query and
+item (at most 1); cosines of pictures and captions cannot be compared with each other. Words heard clearly in a sound
+count as if you had typed them. A mix is the weighted sum of its parts. The first time in the status line is the search
+itself; the second includes the network and your browser.
 
-**What it cannot do.** It understands spoken English, hears other sounds poorly, and sees clip-art, stamps, emoji
-and simple photographs; it knows no names of people and no other language well. What you send is searched with and
-deleted within hours; nothing is learnt from it. Of "Your files" and "Train your own" everything goes when you close the
-page, or after an hour.
+**What it cannot do.** It understands spoken English but recognises other sounds poorly. It works best with clip-art,
+stamps, emoji and simple photographs. It does not know people's names, and knows no other language well. What you send
+is used for your search only and deleted within hours; nothing is trained on it. Everything in "Your files" and
+"Train your own" is deleted a minute after you close the page, or after an hour.
 
-**Whose it is.** {_sources(service)} Each result names its source and licence. The spoken examples are
+**Sources.** {_sources(service)} Each result names its source and licence. The spoken examples are
 synthetic voices (flite, espeak-ng).
 """
         )
 
 
 def _sources(service: Service) -> str:
-    """Where the items come from, most first."""
+    """List the sources of the items, largest first."""
     tally: dict[tuple[str, str], int] = {}
     for modality in service.counts:
         for item in service.items(modality):

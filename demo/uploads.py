@@ -1,4 +1,4 @@
-"""What a visitor drops, file by file: pictures, sounds, lists of captions, and archives of them."""
+"""Uploads, file by file: pictures, sounds, lists of captions, and archives of them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _BLOCK = 1 << 18  # bytes unpacked between two looks at the limit
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing to embed.
+    """One item to embed.
 
     Attributes:
-        name: As the visitor calls it: a file, with its folders if it came in an archive, or a table.
+        name: The visitor's name for its file or table, with folders if it came in an archive.
         modality: ``image``, ``audio`` or ``text``.
-        value: Path of the file here, or the text.
-        caption: What to show for it.
+        value: Path of the file, or the text.
+        caption: Text shown with it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One thing that cannot be used, and why: the rest of a sentence that begins with its name, or a whole one."""
+    """One unusable item and the reason: a whole sentence, or the rest of one that begins with its name."""
 
     name: str
     reason: str
@@ -67,7 +67,7 @@ class LeftOut:
 
 @dataclass
 class Incoming:
-    """What :func:`read` found."""
+    """Result of :func:`read`."""
 
     pieces: list[Piece] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -97,12 +97,12 @@ def read(
 
     Args:
         uploads: Paths of the visitor's files.
-        folder: Empty; archives are unpacked here, under numbers: no name of theirs becomes a path.
-        max_bytes: Of all together, unpacked; what is beyond is left out.
-        stopped: Asked between two files; when true, the rest is not looked at.
+        folder: Empty; archives are unpacked here under random names, so no name in an archive becomes a path.
+        max_bytes: Limit of all files together, unpacked; what exceeds it is left out.
+        stopped: Called between files; once it returns True, the rest is skipped.
 
     Returns:
-        Pieces in the order given, and what was left out.
+        Pieces in the given order, and what was left out.
     """
     found = Incoming()
     files = _unpacked(uploads, folder, found, max_bytes, stopped)
@@ -118,9 +118,9 @@ def read(
         elif kind in TABLES or kind == ".txt":
             tables.append(file)
         elif kind == ".zip":
-            found.left_out.append(LeftOut(file.name, "is an archive in an archive; send it by itself"))
+            found.left_out.append(LeftOut(file.name, "is an archive inside an archive; upload it on its own"))
         else:
-            found.left_out.append(LeftOut(file.name, f"is of a kind not taken here ({kind or 'no ending'})"))
+            found.left_out.append(LeftOut(file.name, f"is not a supported file type ({kind or 'no extension'})"))
     named: dict[str, str] = {}
     for table in tables:
         try:
@@ -136,7 +136,7 @@ def read(
 def _unpacked(
     uploads: Sequence[str | Path], folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
 ) -> list[_File]:
-    """Take the uploads one by one, archives unpacked; what cannot be used is noted in ``found``."""
+    """Unpack archives among the uploads; note unusable files in ``found``."""
     files: list[_File] = []
     for upload in uploads:
         path = Path(upload)
@@ -145,7 +145,7 @@ def _unpacked(
             break
         try:
             if not path.is_file():
-                raise _Refused("did not arrive; send it again")
+                raise _Refused("did not arrive; please upload it again")
             if path.suffix.lower() != ".zip":
                 _count(found, path.stat().st_size, max_bytes)
                 files.append(_File(name, path, path.name))
@@ -157,31 +157,31 @@ def _unpacked(
 
 
 def _key(name: str) -> str:
-    """One spelling of a file's name: Windows writes other separators, macOS takes letters and accents apart."""
+    """Normalise a file name: Windows separators become slashes, decomposed accents (macOS) are composed."""
     return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
 
 
 def _count(found: Incoming, size: int, max_bytes: int) -> None:
     if found.n_bytes + size > max_bytes:
-        raise _Refused(f"is beyond the {max_bytes / 1e6:,.0f} MB taken here in all")
+        raise _Refused(f"exceeds the limit of {max_bytes / 1e6:,.0f} MB in total")
     found.n_bytes += size
 
 
 def _unpack(
     path: Path, archive: str, folder: Path, found: Incoming, max_bytes: int, stopped: Callable[[], bool]
 ) -> Iterator[_File]:
-    """The members of an archive, written to numbered files."""
+    """Yield the members of an archive, written to files with random names."""
     _check_directory(path)
     try:
         opened = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _Refused("is not a zip archive that can be read, or damaged") from error
+        raise _Refused("is damaged or not a zip archive") from error
     with opened:
         members = [member for member in opened.infolist() if not member.is_dir() and not _is_litter(member.filename)]
         room = MAX_MEMBERS - found.n_members
         if len(members) > room:
             rest = len(members) - room
-            found.left_out.append(LeftOut(archive, f"holds {rest:,} files beyond the {MAX_MEMBERS:,} looked at"))
+            found.left_out.append(LeftOut(archive, f"holds {rest:,} files more than the limit of {MAX_MEMBERS:,}"))
         found.n_members += min(len(members), room)
         for member in members[:room]:
             if stopped():
@@ -190,7 +190,7 @@ def _unpack(
             pure = PurePosixPath(member.filename.replace("\\", "/"))
             try:
                 if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-                    raise _Refused("has a name that leads out of the archive")
+                    raise _Refused("has a path that leads outside the archive")
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise _Refused("is a link, not a file")
                 kind = pure.suffix.lower()
@@ -206,7 +206,7 @@ def _unpack(
 def _write_member(
     opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, found: Incoming, max_bytes: int
 ) -> None:
-    """Unpack one file, counting what really comes out: the size an archive states may be a lie."""
+    """Unpack one file, counting the bytes that come out: the size stated in an archive may be false."""
     try:
         with opened.open(member) as source, open(target, "wb") as out:
             while block := source.read(_BLOCK):
@@ -214,7 +214,7 @@ def _write_member(
                 out.write(block)
     except RuntimeError as error:  # what zipfile raises without a password, and for methods it does not know
         target.unlink(missing_ok=True)
-        raise _Refused("is protected by a password, or packed in a way not read here") from error
+        raise _Refused("is protected by a password or uses an unsupported compression") from error
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
         target.unlink(missing_ok=True)
         raise _Refused("is damaged inside the archive") from error
@@ -234,29 +234,29 @@ def _check_directory(path: Path) -> None:
         tail = handle.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        raise _Refused("is not a zip archive that can be read, or damaged")
+        raise _Refused("is damaged or not a zip archive")
     if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
         raise _Refused("is a Zip64 archive; pack fewer or smaller files into an ordinary one")
     if int.from_bytes(tail[end + 12 : end + 16], "little") > MAX_DIRECTORY_BYTES:
-        raise _Refused("lists far too many files; pack fewer")
+        raise _Refused("lists too many files; pack fewer")
 
 
 def _is_litter(name: str) -> bool:
-    """What operating systems add to archives."""
+    """Return whether an operating system added this file to the archive."""
     pure = PurePosixPath(name.replace("\\", "/"))
     return pure.parts[:1] == ("__MACOSX",) or pure.name.startswith(".") or pure.name in ("Thumbs.db", "desktop.ini", "")
 
 
 def _captions(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> list[Piece]:
-    """A piece per distinct caption; captions of files go into ``named`` as well, by the key of their name."""
+    """Return a piece per distinct caption; store captions of files in ``named``, by the key of their name."""
     if table.path.stat().st_size > MAX_TABLE_BYTES:
-        raise _Refused(f"is larger than the {MAX_TABLE_BYTES / 1e6:.0f} MB taken of a table or list")
+        raise _Refused(f"is larger than {MAX_TABLE_BYTES / 1e6:.0f} MB, the limit for tables and lists")
     if table.path.suffix.lower() == ".txt":
         try:
             with open_text(table.path) as handle:
                 lines = handle.read().splitlines()
         except UnicodeDecodeError as error:
-            raise _Refused("is not text in UTF-8; save it as UTF-8") from error
+            raise _Refused("is not UTF-8 text; save it as UTF-8") from error
         texts = [line.strip() for line in lines]
     else:
         texts = _column(table, named, left_out)
@@ -277,7 +277,7 @@ def _column(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> lis
     column = next((name for name in CAPTION_COLUMNS if name in frame.columns), None)
     if column is None:
         has = f" (it has {', '.join(map(str, frame.columns))})" if len(frame.columns) else ""
-        raise _Refused(one_line(f"has no column of captions{has}; call one {' or '.join(CAPTION_COLUMNS)}", 200))
+        raise _Refused(one_line(f"has no caption column{has}; name one {' or '.join(CAPTION_COLUMNS)}", 200))
     captions: dict[str, str] = {}  # key of a file -> its first caption
     for files in FILE_COLUMNS:
         for cell, text in zip(frame[files], frame[column], strict=True) if files in frame.columns else ():
@@ -293,7 +293,7 @@ def _column(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> lis
 
 
 def _name_dropped(table: _File, captions: dict[str, str], named: dict[str, str]) -> Iterator[LeftOut]:
-    """Captions for files without their folders; those that several files could claim are left out."""
+    """Match captions to files by name alone; leave out those that several files share."""
     by_name: dict[str, list[str]] = {}
     for key in captions:  # Gradio takes some characters out of the names of uploads
         name = _key(strip_invalid_filename_characters(PurePosixPath(key).name))
@@ -302,12 +302,12 @@ def _name_dropped(table: _File, captions: dict[str, str], named: dict[str, str])
         if len(keys) == 1:
             named.setdefault(name, captions[keys[0]])
         else:
-            what = f"names {len(keys)} files called {one_line(name)}; pack it with them and their folders into a .zip"
+            what = f"names {len(keys)} files called {one_line(name)}; zip the table together with their folders"
             yield LeftOut(table.name, what)
 
 
 def _check_columns(path: Path) -> None:
-    """Refuse a table of very many columns before it is read: each costs more than many rows."""
+    """Refuse a table with very many columns before reading it: a column costs more than many rows."""
     names: set[str] = set()
     with open(path, encoding="utf-8", errors="replace", newline="") as handle:
         try:
@@ -320,6 +320,6 @@ def _check_columns(path: Path) -> None:
                     )
                 count = len(names)
         except (csv.Error, ValueError, RecursionError):
-            return  # whoever reads the table says what is wrong with it
+            return  # read_table says what is wrong with it
     if count > MAX_COLUMNS:
-        raise _Refused(f"has {count:,} columns, more than the {MAX_COLUMNS} taken here")
+        raise _Refused(f"has {count:,} columns, more than the limit of {MAX_COLUMNS}")

@@ -1,4 +1,4 @@
-"""Why these results: HTML of what the query is near to, what each part of it did, and how far the hits stand out."""
+"""Explanation of the results as HTML: closest captions, the effect of each part, and how clear the match is."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PARTS = {"text": "words", "image": "picture", "audio": "sound", "minus_text": "
 
 
 def why(answer: Answer, service: Service, shown: dict[str, int]) -> str:
-    """The whole panel.
+    """Return the whole panel as HTML; empty if the answer has no embedding.
 
     Args:
-        answer: With its embedding and parts.
-        service: Holds the embeddings of the items.
+        answer: Answer with its embedding and parts.
+        service: Service with the embeddings of the items.
         shown: Modality -> number of hits on the page.
     """
     if answer.embedding is None:
@@ -35,7 +35,7 @@ def why(answer: Answer, service: Service, shown: dict[str, int]) -> str:
     )
     return (
         f"{_captions(answer.hits.get('text', []))}{_parts(answer, service)}"
-        f'<h2>How far they stand out</h2><div class="fm-plots">{plots}</div>'
+        f'<h2>How clear the match is</h2><div class="fm-plots">{plots}</div>'
     )
 
 
@@ -46,11 +46,11 @@ def _captions(hits: Sequence[Hit]) -> str:
         f"<li>{escape(str(hit.item.get('text', '')))} <span>{hit.similarity:.2f}</span></li>"
         for hit in hits[:_CAPTIONS]
     )
-    return f'<h2>In words it knows</h2><ol class="fm-words">{lines}</ol>'
+    return f'<h2>Closest captions</h2><ol class="fm-words">{lines}</ol>'
 
 
 def contributions(answer: Answer, service: Service, hit: Hit) -> dict[str, float]:
-    """Part -> its share of a hit's similarity; they add up to the similarity.
+    """Split a hit's similarity into one summand per part of the query.
 
     The query is q = sum(w_i e_i) / c, so its cosine with a hit h is sum(w_i (e_i . h)) / c.
     """
@@ -63,7 +63,7 @@ def contributions(answer: Answer, service: Service, hit: Hit) -> dict[str, float
 
 
 def _parts(answer: Answer, service: Service) -> str:
-    """What each part of a blended query gives to the first hits; nothing for a plain query."""
+    """Return a table of what each part of a blended query adds to the first hits; "" for a plain query."""
     if len(answer.parts) < 2:
         return ""
     rows = ""
@@ -78,8 +78,8 @@ def _parts(answer: Answer, service: Service) -> str:
             )
     heads = "".join(f'<th scope="col">{_PARTS[part]} × {answer.weights[part]:g}</th>' for part in answer.parts)
     return (
-        '<h2>What each part gives</h2><div class="fm-scroll" tabindex="0" role="region" '
-        'aria-label="What each part of the query gives"><table class="fm-parts"><thead><tr><th scope="col">result</th>'
+        '<h2>What each part adds</h2><div class="fm-scroll" tabindex="0" role="region" '
+        'aria-label="What each part of the query adds"><table class="fm-parts"><thead><tr><th scope="col">result</th>'
         f'{heads}<th scope="col">similarity</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -94,7 +94,7 @@ def _signed_bar(value: float, part: str) -> str:
 
 
 def histogram(modality: str, similarities: np.ndarray, hits: Sequence[float]) -> str:
-    """How many items are how near, as SVG; the hits are marked.
+    """Draw a histogram of similarities as SVG, with the hits marked.
 
     Args:
         modality: Of the items.
@@ -116,13 +116,13 @@ def histogram(modality: str, similarities: np.ndarray, hits: Sequence[float]) ->
     )
     mean, spread = float(similarities.mean()), float(similarities.std())
     away = (hits[0] - mean) / spread if spread > 1e-9 else 0.0
-    said = (
-        f"{len(similarities):,} {_NOUNS.get(modality, modality)}: similarity {mean:.2f} on average, "
-        f"{hits[0]:.2f} the nearest ({away:.1f} standard deviations above)"
+    summary = (
+        f"{len(similarities):,} {_NOUNS.get(modality, modality)}: similarity {mean:.2f} on average and "
+        f"{hits[0]:.2f} for the best match ({away:.1f} standard deviations higher)"
     )
     return (
-        f'<figure class="fm-plot"><svg viewBox="0 0 {reach} 84" role="img" aria-label="{said}">'
+        f'<figure class="fm-plot"><svg viewBox="0 0 {reach} 84" role="img" aria-label="{summary}">'
         f'<g class="fm-all">{bars}</g><g class="fm-hits">{marks}</g>'
         f'<text x="0" y="83">{low:.2f}</text><text x="{reach}" y="83" text-anchor="end">{high:.2f}</text></svg>'
-        f"<figcaption>{said}</figcaption></figure>"
+        f"<figcaption>{summary}</figcaption></figure>"
     )

@@ -1,12 +1,11 @@
-"""FuseMix: a multimodal model out of frozen unimodal encoders, on one small machine.
+"""FuseMix: a multimodal model built from frozen unimodal encoders on one small machine.
 
-The way of the data is the layout::
+The packages follow the data::
 
     pairs -> encoders -> latents -> mixup / adapters -> losses -> train -> evaluate
           -> index -> retrieve / generate
 
-Importing this package is light; each heavy library is imported by the one module
-that needs it. The public names below are loaded on first use.
+Importing this package is fast: the public names below and heavy libraries are loaded on first use.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ _PUBLIC = {
     "load_encoder": "fusemix.encoders",
     "EmbeddingIndex": "fusemix.search.index",
     "Retriever": "fusemix.search.retriever",
+    "train": "fusemix.training.trainer",
     "fusemix": "fusemix.training.mixup",
     "info_nce": "fusemix.training.losses",
 }

@@ -1,4 +1,4 @@
-"""Several training processes: whole negatives with gradients, summed gradients, one voice.
+"""Training in several processes: all negatives with gradients, averaged gradients, one writer.
 
 Nothing here starts processes: ``torchrun`` does, and accelerate joins them (gloo on CPUs, NCCL on GPUs).
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# its functions keep the group of the moment of their import as a default: imported later, they would keep gloo's
+# its functions take the process group at import as a default: imported later, they would keep gloo's
 # threads alive after _leave
 import torch.distributed.nn.functional
 from accelerate import Accelerator, PartialState
@@ -23,18 +23,18 @@ from torch import distributed as dist
 
 
 def join_processes(mixed_precision: str) -> Accelerator:
-    """An Accelerator that has joined all the processes that were started.
+    """Return an Accelerator that joined all started processes.
 
     Raises:
-        RuntimeError: If the environment promises more processes than joined. Without this check
-            each would train alone, on its own, and say nothing.
+        RuntimeError: If the environment names more processes than joined. Without this check
+            each would train alone, silently.
     """
     promised = int(os.environ.get("WORLD_SIZE", 1))
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
-        # accelerate keeps the first precision for the life of the process, and would refuse a second training
+        # accelerate keeps the first precision of the process and would refuse a second training
         # (a notebook's, the app's) at another; the processes stay joined
         AcceleratorState._reset_state(reset_partial_state=False)
-    # accelerate joins processes without a GPU only when told that they run on the processor
+    # accelerate joins processes without a GPU only if told to use the CPU
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=promised > 1 and not torch.cuda.is_available())
     if accelerator.num_processes != promised:
         raise RuntimeError(
@@ -47,17 +47,17 @@ def join_processes(mixed_precision: str) -> Accelerator:
 
 
 def share_of_work() -> tuple[int, int, Callable[[], None]]:
-    """This process's number, how many there are, and a wait for all of them; alone without torchrun.
+    """Return this process's rank, the number of processes, and a barrier; a single process without torchrun.
 
-    For work that is cut into pieces and exchanges nothing but files.
+    For work that is divided into pieces and exchanges only files.
 
     Raises:
-        RuntimeError: If the environment promises more processes than joined.
+        RuntimeError: If the environment names more processes than joined.
     """
     promised = int(os.environ.get("WORLD_SIZE", 1))
     if promised == 1:
         return 0, 1, lambda: None
-    state = PartialState(cpu=True, timeout=timedelta(days=30))  # how far one may be ahead of the others
+    state = PartialState(cpu=True, timeout=timedelta(days=30))  # how long one may wait for the others
     if state.num_processes != promised:
         raise RuntimeError(
             f"{promised} processes were started but {state.num_processes} joined; start them by torchrun."
@@ -67,13 +67,13 @@ def share_of_work() -> tuple[int, int, Callable[[], None]]:
 
 
 def _leave() -> None:
-    """Close the connections before the interpreter goes: a gloo thread that outlives it aborts the process."""
+    """Close the connections before the interpreter exits: a gloo thread that outlives it aborts the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def row_counts(x: Tensor) -> list[int]:
-    """Rows that every process holds, in order of rank."""
+    """Return the number of rows in every process, in order of rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [len(x)]
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
@@ -82,10 +82,10 @@ def row_counts(x: Tensor) -> list[int]:
 
 
 def gather(x: Tensor, counts: list[int]) -> Tensor:
-    """Rows of all processes, in order of rank: (n, D) -> (N, D); gradients flow back to their process.
+    """Gather the rows of all processes in order of rank: (n, D) -> (N, D); gradients flow back to their process.
 
     ``accelerator.gather`` and ``torch.distributed.all_gather`` cut the gradient: negatives of other
-    processes would then push nothing.
+    processes would then contribute nothing.
 
     Args:
         x: This process's rows.
@@ -133,7 +133,7 @@ def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process; a signal may reach one of them a step before the others."""
+    """Return whether the flag is set in any process; a signal may reach one of them a step before the others."""
     if accelerator.num_processes == 1:
         return flag
     votes = torch.tensor([float(flag)], device=accelerator.device)

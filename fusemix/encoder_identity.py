@@ -1,4 +1,4 @@
-"""Who made a latent: comparing the identities that stores and checkpoints record of their encoders."""
+"""Comparison of the encoder identities that stores and checkpoints record."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FOLDER = re.compile(r"(hub-\w+:)(?:\.|/|~)[^?]*?([^/?]*)/*(?=\?| \+\+ |$)")  # 
 
 
 def portable_name(name: str) -> str:
-    """An encoder's name without the path of a machine: of a local folder only what it is itself called, ``./name``."""
+    """Return an encoder's name without a local path: for a folder only its own name, ``./name``."""
     return _FOLDER.sub(r"\1./\2", name)
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's configuration as saved, its encoders' names (and its members') without the path of a machine."""
+    """Return a model's configuration with encoder names (its members' too) that hold no local path."""
     names = {
         modality: {key: portable_name(value) if key == "name" else value for key, value in info.items()}
         for modality, info in config.get("encoders", {}).items()
@@ -27,7 +27,7 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_encoder(a: Any, b: Any) -> bool:
-    """Whether two identities are of one encoder, wherever a local folder of it lies and whatever that is called."""
+    """Return whether two identities are of one encoder, whatever the path and the name of its folder."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return False
     return {**a, "name": _placeless(a.get("name"))} == {**b, "name": _placeless(b.get("name"))}
@@ -42,8 +42,8 @@ def check_encoder(modality: str, recorded: Mapping[str, EncoderInfo], info: Enco
         info: ``Encoder.info()`` of what made the latents.
 
     Raises:
-        ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded. Where a local folder
-            lies, and what it is called, does not matter: its weights and its processor are compared by content.
+        ValueError: If name, weights, preprocessing or width differ, or no encoder is recorded. The path and
+            name of a local folder do not matter: its weights and its processor are compared by content.
     """
     expected = recorded.get(modality)
     if expected is None:

@@ -1,4 +1,4 @@
-"""Optional libraries: one sentence names the extra that brings a missing one."""
+"""Optional libraries: an error names the extra that installs a missing one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def extra(name: str, purpose: str, *libraries: str) -> Iterator[None]:
     """Import optional libraries inside this block.
 
     Args:
-        name: The extra of this package that brings them, such as ``audio``.
+        name: The extra of this package that installs them, such as ``audio``.
         purpose: What they are for, as the beginning of a sentence: ``Reading sounds``.
-        libraries: Those that are only looked for, because importing them takes long.
+        libraries: Libraries that are only looked up, because importing them is slow.
 
     Raises:
         ImportError: If one of them is not installed, in one sentence with the line that installs it.
@@ -31,7 +31,7 @@ def extra(name: str, purpose: str, *libraries: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         library = error.name or "a library"
         if library.partition(".")[0] == "fusemix":
-            raise  # a fault of ours, not of the installation
+            raise  # a bug here, not a missing library
         raise ImportError(
             f'{purpose} needs {library}, which is not installed; run: pip install "fusemix[{name}]"', name=error.name
         ) from error

@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk never leaves a torn one."""
+"""Atomic file writes: a crash or a full disk never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for one writing process; a killed process lets go of it by itself.
+    """Lock a folder for one writing process; the lock of a killed process is released.
 
     Raises:
         ValueError: If another process is writing there.
@@ -80,16 +80,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _is_about(path: Path, error: OSError) -> bool:
-    """Whether an error says that ``path`` could not be written, not that something else could not be read."""
+    """Return whether an error is about writing ``path``, not about reading another file."""
     if error.errno is None:
-        return False  # a sentence of ours
+        return False  # a message of this module
     if error.filename is not None:
         return Path(os.fsdecode(error.filename)).parent == path.parent
     return error.errno != errno.ENOENT or not path.parent.is_dir()  # other libraries name no file
 
 
 def _not_written(path: Path, error: Exception) -> str:
-    """What failed, where, and what to do."""
+    """Describe what failed, where, and what to do."""
     number = getattr(error, "errno", None)
     reason = os.strerror(number) if number else str(error)
     if number in _FULL:
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
 
 
 def bytes_of(size: str) -> int:
-    """Bytes from a number with a unit, e.g. ``1GB``, ``512MiB`` or ``0``.
+    """Convert a number with a unit to bytes, e.g. ``1GB``, ``512MiB`` or ``0``.
 
     Raises:
         ValueError: If it is not one.
@@ -136,7 +136,7 @@ def bytes_of(size: str) -> int:
 
 
 def sha256_of(*paths: Path) -> str:
-    """Hex SHA-256 over the bytes of the files, in order."""
+    """Return the hex SHA-256 over the bytes of the files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as handle:

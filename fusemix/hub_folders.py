@@ -1,4 +1,4 @@
-"""A folder here or a repository on the Hugging Face Hub: one rule for what a name means, and one for what failed."""
+"""Resolution of names that are a local folder or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def local_folder(source: str | Path, what: str) -> Path | None:
-    """The folder of that name, or None where the name is one of the Hub's.
+    """Return the folder of that name, or None if the name is a Hub id.
 
     Args:
-        source: A folder, or a Hub id such as ``owner/name``; what is both is the folder.
+        source: A folder, or a Hub id such as ``owner/name``; a folder takes precedence.
         what: What is looked for, for the message: ``checkpoint``, ``decoder``, ``encoder``.
 
     Raises:
-        FileNotFoundError: If there is no such folder and the name can be none of the Hub's.
+        FileNotFoundError: If there is no such folder and the name cannot be a Hub id.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -27,15 +27,15 @@ def local_folder(source: str | Path, what: str) -> Path | None:
 
 
 def resolve(source: str | Path, what: str, download: Callable[[str], str | Path]) -> Path:
-    """The local folder of a checkpoint or decoder, fetched from the Hub if it is not a folder.
+    """Return the local folder of a checkpoint or decoder, fetched from the Hub if it is not a folder.
 
     Args:
-        source: See :func:`local_folder`; a Hub id has an owner here.
-        what: See there.
-        download: Fetches a Hub id and says where it lies.
+        source: As for :func:`local_folder`; a Hub id must have an owner.
+        what: As for :func:`local_folder`.
+        download: Fetches a Hub id and returns its folder.
 
     Raises:
-        FileNotFoundError: If it is neither a folder nor can be had from the Hub.
+        FileNotFoundError: If it is neither a folder nor available on the Hub.
     """
     if folder := local_folder(source, what):
         return folder

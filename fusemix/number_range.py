@@ -1,4 +1,4 @@
-"""Checking numbers before they are written: finite, and still themselves in the type they are stored in."""
+"""Check of numbers before they are stored: finite, and within the range of the stored dtype."""
 
 from __future__ import annotations
 
@@ -6,11 +6,40 @@ from collections.abc import Callable
 
 import numpy as np
 
+LEAST_SPREAD = 1e-6  # difference of two latents over their size, below which they count as equal
+SAMPLE = 64  # latents from all over, which nearly always differ
+CHUNK = 8192  # of the others, read at once
 MOST_LOST = 0.01  # of the values' length (L2) that storing them in a narrower type may lose
 
 
-def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callable[[int], str]) -> None:
-    """Refuse values that are not finite, or that a narrower type turns to infinity or to nothing.
+def check_varied(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, name: str) -> None:
+    """Refuse latents that are all equal, from which nothing can be learned.
+
+    Args:
+        read: Gives latents by their numbers, (n,) int64 -> (n, D); called until two latents differ.
+        rows: (N,) int64, numbers of the latents to compare.
+        name: What to call them in the message.
+
+    Raises:
+        ValueError: If each value of every latent differs from the first latent's by at most :data:`LEAST_SPREAD`
+            of that latent's root mean square.
+    """
+    if not len(rows):
+        return
+    first = read(rows[:1]).astype(np.float64)
+    least = LEAST_SPREAD * np.sqrt(np.mean(first**2))
+    sample = rows[:: -(-len(rows) // SAMPLE)]
+    for some in (sample, *(rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))):
+        if not np.abs(read(some) - first).max() <= least:
+            return
+    raise ValueError(
+        f"{name} are all equal ({len(rows):,} were compared), so nothing can be learned from them; the encoder "
+        "answers every item alike: check its files and what it was given."
+    )
+
+
+def check_finite(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callable[[int], str]) -> None:
+    """Refuse values that are not finite, or that a narrower type turns to infinity.
 
     Args:
         given: The values as computed, (N, ...), floating point.
@@ -29,6 +58,11 @@ def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callabl
             f"{name(at[0])} holds {given[at]:.6g}, which {dtype} turns to infinity (its largest number is "
             f"{_largest(dtype):.6g}); store it as float32."
         )
+
+
+def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callable[[int], str]) -> None:
+    """Refuse what :func:`check_finite` does, and values of which a narrower type loses more than :data:`MOST_LOST`."""
+    check_finite(given, stored, dtype, name)
     if str(given.dtype) == dtype or not (largest := float(np.abs(given).max(initial=0))):
         return
     length = float(np.linalg.norm(given / largest))

@@ -1,5 +1,5 @@
-"""The end of a computation that was asked to stop."""
+"""The exception of a computation that was asked to stop."""
 
 
 class Stopped(Exception):
-    """Raised by a computation that was asked to stop before its end; its docstring says what is left of it."""
+    """Raised by a computation that was asked to stop early; the function's docstring says what remains."""

@@ -1,4 +1,4 @@
-"""How many threads one small computation takes, and which."""
+"""Threads for small computations: one per computation, a few in all."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 
 T = TypeVar("T")
 
-_GIVING_WAY = 5  # of 19 steps of niceness on Linux: a third of the share of a thread that does not
+_GIVING_WAY = 5  # of Linux's 19 nice levels: a third of the CPU share of a normal thread
 
 
 @contextmanager
 def one_thread(limit: bool = True) -> Iterator[None]:
-    """One thread inside, for this thread of the program alone.
+    """Limit torch to one thread inside the block, for the calling thread only.
 
-    Two threads gain a single query or a small picture little on an idle machine, and wait for each
-    other on a busy one: with one of two cores taken, a query by picture needed 454 ms with two threads and
-    51 ms with one. Other threads keep their number; one that computes for the very first time meanwhile begins with
-    one as well, and keeps it, because torch hands the number set last to threads it has not seen.
+    On an idle machine a second thread hardly speeds up a single query or a small picture; on a busy one the two
+    wait for each other: with one of two cores taken, a query by picture needed 454 ms with two threads and 51 ms
+    with one. Other threads keep their number; a thread that computes for the first time meanwhile also starts with
+    one and keeps it, because torch gives new threads the number set last.
 
     Args:
-        limit: Whether to limit at all.
+        limit: False leaves the number of threads as it is.
     """
     before = torch.get_num_threads()
     if limit:
@@ -38,27 +38,27 @@ def one_thread(limit: bool = True) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """From here on this thread computes in the time that others leave it, and in a third of a share of the rest.
+    """Lower the priority of this thread for good, to a third of the CPU share of a normal thread.
 
-    Nothing changes while a processor is idle. There is no way back: this is for threads that never do anything in a
-    hurry. Linux alone has it for a single thread; elsewhere nothing happens.
+    Nothing changes while a processor is idle. It cannot be undone: use it for background threads only. On systems
+    other than Linux it does nothing.
     """
     if sys.platform == "linux":
         os.nice(_GIVING_WAY)  # of the calling thread
 
 
 class Workers:
-    """A few threads that do all computations given to them, each with :func:`one_thread`.
+    """A pool of a few threads that runs computations, each with :func:`one_thread`.
 
-    The C library keeps what a thread has freed for that thread. A web server answers with any of some forty, and
-    each that has once run a network holds on to what that took: 400 MB more than with two workers.
+    The C library keeps memory that a thread has freed for that thread. A web server answers in any of some forty
+    threads, and each that has once run a network keeps its memory: 400 MB more than with two workers.
     """
 
     def __init__(self, count: int, *, giving_way: bool = False) -> None:
-        """Start none yet; each starts when it is needed.
+        """Prepare the pool; threads start when they are needed.
 
         Args:
-            count: How many computations run at a time; more wait.
+            count: Computations at a time; further ones wait.
             giving_way: Whether they :func:`give_way` to other threads.
         """
         start = give_way if giving_way else None
@@ -66,8 +66,8 @@ class Workers:
         self._process = os.getpid()
 
     def run(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns or raises; do not call it from inside another computation."""
-        if os.getpid() != self._process:  # forked, as ZeroGPU does: the threads stayed behind
+        """Return what ``compute`` returns or raise its error; do not call it from inside another computation."""
+        if os.getpid() != self._process:  # after a fork (ZeroGPU) the threads are gone
             return _limited(compute)
         return self._pool.submit(_limited, compute).result()
 

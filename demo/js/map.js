@@ -6,7 +6,7 @@ const GLIDE_MS = 700;
 const REACH = 12; // pixels from the pointer within which a dot is found
 const RADIUS = { image: 1.9, text: 1.9, audio: 3.2 };
 let data = null; // { views, groups: [{ modality, points: { view: [[x, y]] }, names, files, ids }] }
-let view = 'as it is';
+let view = 'true positions';
 let blend = 0; // 0: the first view, 1: the second; in between while they glide
 let frame = { zoom: 1, x: 0, y: 0 };
 let marker = null; // where the query is drawn, gliding after props.value
@@ -226,7 +226,7 @@ new IntersectionObserver(async (entries) => {
     canvas.dataset.ready = 'true';
   } catch {
     asked = false;
-    element.querySelector('.fm-map-note').textContent = 'The map did not arrive; open the tab again.';
+    element.querySelector('.fm-map-note').textContent = 'The map did not load; please open the tab again.';
   }
   draw();
   land();

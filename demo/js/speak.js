@@ -23,7 +23,7 @@
     } catch (error) {
       const denied = error?.name === 'NotAllowedError';
       say(denied ? 'The microphone is blocked for this page; allow it in the browser, or type your words.'
-        : 'No microphone was found; type your words, or give a sound file.');
+        : 'No microphone was found; type your words, or upload a sound file.');
       return;
     }
     document.querySelector('#fm-fields').classList.add('fm-open');

@@ -1,1 +1,1 @@
-"""The tabs of the app, one module each: layout and events, no models."""
+"""Tabs of the app, one module each: layout and events, no models."""

@@ -1,4 +1,4 @@
-"""The "Explore" tab: a map of the shared space, in which every query lands."""
+"""The "Explore" tab: a map of the shared space with the positions of queries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fusemix.media import MediaError
 logger = logging.getLogger(__name__)
 
 JS = Path(__file__).parents[1] / "js"
-HITS = 4  # lines from the query to its nearest items of each kind
-_PLACES = 4  # decimals of a place on the map: finer than a pixel
+HITS = 4  # nearest items of each modality, linked to the query by a line
+_PLACES = 4  # decimals of a position on the map: finer than a pixel
 
 
 class Explorer:
-    """The map of a service's gallery, made when somebody first looks at it."""
+    """Map of a service's gallery, computed when it is first shown."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -38,12 +38,12 @@ class Explorer:
 
     @property
     def map(self) -> SpaceMap:
-        """The planes and the places in them."""
+        """The two planes and the positions of all items."""
         with self._lock:
             return self._map
 
     def points(self) -> dict[str, Any]:
-        """Everything the page draws, as plain values: places, names and files of every item."""
+        """Return positions, names and files of every item as plain values for the page."""
         groups = [
             {
                 "modality": modality,
@@ -59,15 +59,15 @@ class Explorer:
         return {"views": list(VIEWS), "groups": groups, "base": base, "nouns": nouns, "note": self.note()}
 
     def note(self) -> str:
-        """How much two directions show."""
+        """Describe how much of the variance the map shows."""
         first, second = (self.map.planes[view].explained for view in VIEWS)
         return (
-            f"Two of {self.service.retriever.index.embed_dim} directions (PCA): they show {first:.0%} of the spread "
-            f"as it is, {second:.0%} with the gap closed. What looks near here may be far in the others."
+            f"This map shows two of {self.service.retriever.index.embed_dim} directions (PCA): {first:.0%} of the "
+            f"variance in true positions, {second:.0%} overlaid. Dots that look close may be far apart in the others."
         )
 
     def place(self, answer: Answer, asked: str) -> dict[str, Any] | None:
-        """Where a query lands and what it is nearest to, for the map's JavaScript."""
+        """Return the position and the nearest items of a query, for the map's JavaScript."""
         if answer.embedding is None:
             return None
         shares: dict[str, float] = {}
@@ -83,7 +83,7 @@ class Explorer:
 
 
 def map_component(explorer: Explorer) -> gr.HTML:
-    """The canvas, not yet on the page: its value is what :meth:`Explorer.place` returns."""
+    """Create the canvas, not yet on the page; its value is what :meth:`Explorer.place` returns."""
 
     def points(_: Any) -> dict[str, Any]:
         return explorer.points()
@@ -121,25 +121,25 @@ def _template(counts: dict[str, int]) -> str:
     and minus zoom, 0 resets. The nearest items to a query are listed below the map."></canvas>
   <div class="fm-tip" hidden></div>
 </div>
-<p class="fm-map-note" role="status">The map is being drawn …</p>
+<p class="fm-map-note" role="status">Drawing the map …</p>
 """
 
 
-def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
+def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
     """Lay out the tab and wire its own text field; call inside a ``gr.Tab``.
 
     Args:
-        explorer: Makes the map.
-        here: Of :func:`map_component`; rendered here.
+        explorer: Source of the map.
+        map_view: Result of :func:`map_component`; rendered here.
 
     Returns:
-        The list of nearest items under the map, for whoever else moves the query.
+        The list of nearest items under the map, for the other tabs to update.
     """
     gr.HTML(
-        '<p class="fm-lead">Every picture, sound and caption of the gallery is a dot; near means alike. '
-        "<strong>Type, and watch your words land.</strong> Hover a dot to see it, click it to search with it. "
-        "Each kind lies in a cloud of its own: this is the <em>modality gap</em>, which training leaves because only "
-        "the order of similarities within a kind is asked for; “gap closed” moves the clouds onto each other.</p>"
+        '<p class="fm-lead">Every picture, sound and caption in the gallery is a dot; similar things are close. '
+        "<strong>Type, and watch your words land.</strong> Hover over a dot to see it; click it to search with it. "
+        "Pictures, sounds and captions form separate clouds: the <em>modality gap</em>. Training leaves it because it "
+        "only ranks items of the same kind. “Overlaid” moves the clouds on top of each other.</p>"
     )
     text = gr.Textbox(
         label="Words to place on the map",
@@ -150,12 +150,12 @@ def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
         max_length=2000,
         elem_id="fm-land",
     )
-    here.render()
+    map_view.render()
     nearest = gr.HTML(elem_id="fm-nearest")
     text.input(
         lambda words: land(explorer, words),
         text,
-        [here, nearest],
+        [map_view, nearest],
         trigger_mode="always_last",
         show_progress="hidden",
         api_visibility="private",
@@ -165,22 +165,22 @@ def build_explore_tab(explorer: Explorer, here: gr.HTML) -> gr.HTML:
 
 
 def land(explorer: Explorer, words: str) -> tuple[Any, str]:
-    """Where words fall, and what is nearest; an empty field takes the query off the map."""
+    """Return the position of words and the nearest items; an empty field removes the query from the map."""
     try:
         query = Query(text=words)
         if not query.parts():
             return None, ""
         answer = explorer.service.search(query, top_k=HITS)
-        return explorer.place(answer, query.said()), nearest_html(answer, query.said())
+        return explorer.place(answer, query.describe()), nearest_html(answer, query.describe())
     except MediaError as error:
         return None, f"<p>{html.escape(str(error))}</p>"
     except Exception:
         logger.exception("A query on the map failed.")
-        return None, "<p>Something went wrong on our side and was noted; please try other words.</p>"
+        return None, "<p>Something went wrong on our side, and we have logged it. Please try other words.</p>"
 
 
 def nearest_html(answer: Answer, asked: str) -> str:
-    """The nearest items in words: what the map shows, for those who do not see it."""
+    """List the nearest items in words, for visitors who cannot see the map."""
     lines = "".join(
         f"<li><strong>{NOUNS[modality].capitalize()}:</strong> "
         + "; ".join(html.escape(str(h.item.get("caption") or h.item.get("text") or "")) for h in found[:HITS])

@@ -1,4 +1,4 @@
-"""Fields that hand on uploaded files, undecoded."""
+"""Input fields that pass on uploaded files undecoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio as gr
 
 
 def _uploaded_path(self: gr.Image, payload: Any) -> str | None:
-    """The path of the upload: decoding, and its limits, belong to ``fusemix.media``.
+    """Return the path of the upload; ``fusemix.media`` decodes it and sets the limits.
 
     ``gr.Image`` opens the file itself first, so that a text file or a bomb named .png would
     fail inside Gradio, without a sentence for the visitor.
@@ -17,7 +17,7 @@ def _uploaded_path(self: gr.Image, payload: Any) -> str | None:
     if payload is None:
         return None
     if not payload.path:
-        raise gr.Error("The picture did not arrive; send it again.", print_exception=False)
+        raise gr.Error("The picture did not arrive; please upload it again.", print_exception=False)
     return str(payload.path)
 
 
@@ -32,7 +32,7 @@ PictureInput: type[gr.Image] = ABCMeta.__new__(
 
 
 def _uploaded_paths(self: gr.File, payload: Any) -> list[str]:
-    """The paths of the uploads; ``gr.File`` would leave an empty file behind for each."""
+    """Return the paths of the uploads; ``gr.File`` would leave an empty file behind for each."""
     files = getattr(payload, "root", payload) or []
     return [str(file.path) for file in (files if isinstance(files, list) else [files])]
 

@@ -1,4 +1,4 @@
-"""The "Search" tab: its widgets, and what happens between them."""
+"""The "Search" tab: its widgets and their events."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from fusemix.search.retriever import DEFAULT_WEIGHTS
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parents[1]
-SORRY = "Something went wrong on our side and was noted; please try another query."
-GONE = "This item is not here any more; please search again."
+SORRY = "Something went wrong on our side, and we have logged it. Please try another query."
+GONE = "This item is no longer here; please search again."
 
 TEXT_EXAMPLES = (
     "a cat asleep",
@@ -37,7 +37,7 @@ TEXT_EXAMPLES = (
     "a fast car",
     "fresh fruit",
 )
-# Pictures, and no sounds: of these the ears that ship find too little (docs/results.md); a voice is understood.
+# Pictures and speech only: the audio encoder finds too little for other sounds (docs/results.md).
 PICTURE_EXAMPLES = (
     ("openclipart-recreation-holiday-sailing-sunset", "sailing"),
     ("tuxpaint-hobbies-music-string-violin", "violin"),
@@ -53,7 +53,7 @@ _VERBS = {
 MOSAIC_SIZE = 24  # pictures shown before the first query
 FILES = ("image", "audio")  # parts that are files
 
-# Notes when a visitor asked, and whether by typing on.
+# Note when a visitor asked, and whether by typing.
 _ASKED_NOW = "(...values) => { window.fmAsked = performance.now(); window.fmTyping = false; return values; }"
 _TYPED_NOW = "(...values) => { window.fmAsked = performance.now(); window.fmTyping = true; return values; }"
 
@@ -66,19 +66,19 @@ Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
 
 
 class SearchTab:
-    """The widgets of the search page and the events between them."""
+    """Widgets of the search page and their events."""
 
-    def __init__(self, service: Service, explorer: Explorer, here: gr.HTML) -> None:
+    def __init__(self, service: Service, explorer: Explorer, map_view: gr.HTML) -> None:
         """Lay out the tab; call inside a ``gr.Tab``, then :meth:`wire` once the other tabs are there.
 
         Args:
-            service: Answers the queries.
-            explorer: Says where a query lands on the map.
-            here: The map, of ``explore_tab.map_component``.
+            service: Service that answers the queries.
+            explorer: Source of a query's position on the map.
+            map_view: The map, from :func:`demo.tabs.explore.map_component`.
         """
         self.service = service
         self.explorer = explorer
-        self.here = here
+        self.map_view = map_view
         self.examples = {name: query for name, _, query, _ in self._examples()}
         self._ask()
         with gr.Column(elem_id="fm-fields"):
@@ -94,7 +94,7 @@ class SearchTab:
         self.answer = gr.State(None)
 
     def _ask(self) -> None:
-        """The field for words, and the buttons beside it."""
+        """Lay out the field for words and the buttons beside it."""
         understood = self.service.understood
         with gr.Row(elem_id="fm-ask"):
             self.text = gr.Textbox(
@@ -126,7 +126,7 @@ class SearchTab:
         gr.HTML('<p id="fm-notice" class="fm-apology" role="alert" hidden></p>')
 
     def _files(self) -> None:
-        """The fields for a picture and a sound, folded away until they are asked for."""
+        """Lay out the fields for a picture and a sound, hidden until they are needed."""
         with gr.Row(equal_height=True):
             self.picture = PictureInput(
                 label="Show a picture",
@@ -151,7 +151,7 @@ class SearchTab:
             )
 
     def _mix(self) -> None:
-        """The switch that adds the fields up, and a weight for each."""
+        """Lay out the switch that adds up the fields, and a weight for each."""
         self.mix = gr.Checkbox(False, label="Mix: add and subtract words, a picture and a sound", elem_id="fm-mix")
         with gr.Group(visible=False, elem_id="fm-weights") as self.panel:
             names = {"text": "the words", "image": "the picture", "audio": "the sound", "minus_text": "“without”"}
@@ -167,7 +167,7 @@ class SearchTab:
                 self.weights["minus_text"] = _slider("minus_text", names["minus_text"])
 
     def _examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
-        """Name, verb, query and icon of every example that this gallery can show and this model understands."""
+        """Yield name, verb, query and icon of every example that suits this gallery and model."""
         return (example for example in self._all_examples() if set(example[2].parts()) <= self.service.understood)
 
     def _all_examples(self) -> Iterable[tuple[str, str, Query, Path | None]]:
@@ -182,20 +182,20 @@ class SearchTab:
             yield name, _VERBS["speech"], query, HERE / "icons/speech.svg"
 
     def _file_of(self, modality: str, identity: str) -> Path | None:
-        """The file of a gallery item or a spoken example; None if there is no such one."""
+        """Return the file of a gallery item or a spoken example; None if it does not exist."""
         if modality == "audio" and identity in dict(SPOKEN_EXAMPLES):
             return HERE / "examples" / identity
         row = self.service.row_of(modality, identity)
         return None if row is None else self.service.path_of(self.service.items(modality)[row])
 
     def _chips(self) -> dict[str, gr.Button]:
-        """A button per example."""
+        """Lay out a button per example."""
         gr.HTML('<p class="fm-label">Try one:</p>')
         with gr.Row(elem_classes="fm-chips"):
             return {name: gr.Button(name, size="sm", icon=icon) for name, _, _, icon in self._examples()}
 
     def _opening(self) -> str:
-        """What is alive before the first query: examples with their answers, and pictures to tap."""
+        """Return the page before the first query: examples with their answers, and pictures to tap."""
         verbs = {name: verb for name, verb, _, _ in self._examples()}
         slides = [
             (verbs[name], name, self.service.search(self.examples[name], top_k=SHOWN["image"]))
@@ -208,19 +208,19 @@ class SearchTab:
 
     @property
     def inputs(self) -> list[Any]:
-        """What every event reads, in the order of :meth:`_read`."""
+        """Widgets that every event reads, in the order of :meth:`_read`."""
         return [self.text, self.picture, self.sound, self.minus_text, *self.weights.values(), self.ids, self.mix]
 
     @property
     def outputs(self) -> list[Any]:
-        """What every event may change."""
+        """Widgets that an event may change."""
         return [*self.inputs, self.panel, self.status, self.results, self.answer]
 
     def wire(self, demo: gr.Blocks, nearest: gr.HTML) -> None:
         """Connect the events.
 
         Args:
-            demo: The page; its load event reads the link.
+            demo: The page, whose load event reads the link.
             nearest: The list under the map.
         """
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -244,21 +244,21 @@ class SearchTab:
             gr.on([self.sound.upload, self.sound.stop_recording], partial(self.by_file, "audio"), **slow),
             self.sound.clear(partial(self.by_file, "audio"), **slow),
             self.results.select(self.by_item, **quick),
-            self.here.select(self.by_item, **quick),
+            self.map_view.select(self.by_item, **quick),
             self.status.select(self.by_item, **quick),
             *(button.click(partial(self.by_example, name), **quick) for name, button in self.buttons.items()),
             demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUICK, **private),
         ]
         for event in events:
             event.then(None, js=_js("after_search.js"), **private)
-            explained = [self.why_box, self.why, self.here, nearest]
+            explained = [self.why_box, self.why, self.map_view, nearest]
             event.then(self.explain, self.answer, explained, show_progress="hidden", **QUICK, **private)
         self.mix.input(lambda on: gr.update(visible=on), self.mix, self.panel, queue=False, **private)
         self.speak.click(None, js=_js("speak.js"), **private)
         self.show.click(None, js=_js("show.js"), **private)
 
     def _read(self, values: tuple[Any, ...]) -> tuple[Query, bool]:
-        """The widgets' values as a query, and whether they are to be mixed; what no widget can hold is left out."""
+        """Read the widgets' values as a query, and whether to mix them; drop values that no widget can hold."""
         text, picture, sound, minus_text, *weights, ids, mix = values
         read = {part: read_weight(part, weight) for part, weight in zip(self.weights, weights, strict=True)}
         query = Query(
@@ -272,7 +272,7 @@ class SearchTab:
         return query, bool(mix)
 
     def by_text(self, *values: Any) -> Page:
-        """Search by the words, mixed with the rest if asked for; without words, by the picture or sound on the page."""
+        """Search by the words, mixed with the rest if chosen; without words, by the picture or sound on the page."""
         query, mix = self._read(values)
         if not mix:
             words = bool(query.text.strip())
@@ -280,7 +280,7 @@ class SearchTab:
         return self._page(query, mix)
 
     def by_typing(self, *values: Any) -> Page:
-        """Search by the words typed so far, and leave the fields alone; without words nothing happens."""
+        """Search by the words typed so far without changing the fields; do nothing without words."""
         query, mix = self._read(values)
         query = query if mix else Query(text=query.text)
         if not query.text.strip() or query.brings_file:
@@ -289,15 +289,15 @@ class SearchTab:
         return {self.status: line, self.results: markup, self.answer: answer}
 
     def by_weight(self, *values: Any) -> Page:
-        """A weight was moved: search again, if there is anything to weigh."""
+        """Search again after a weight was moved, if there is a mix."""
         query, mix = self._read(values)
         return self._page(query, mix) if mix and query.parts() else {self.status: gr.skip()}
 
     def by_file(self, part: str, *values: Any) -> Page:
-        """A picture or sound of the visitor's own came or went."""
+        """Search after the visitor added or removed a picture or sound."""
         query, mix = self._read(values)
         query = replace(query, ids={name: value for name, value in query.ids.items() if name != part})
-        if getattr(query, part) is None and not (mix and query.parts()):  # cleared: what is on the page stays
+        if getattr(query, part) is None and not (mix and query.parts()):  # cleared: the results stay
             return {self.ids: dict(query.ids)}
         alone = Query.of_file(part, str(getattr(query, part)), None)
         return self._page(query if mix else alone, mix, came=part)
@@ -308,7 +308,7 @@ class SearchTab:
         return self._join(query, mix, self.examples[name])
 
     def by_item(self, event: gr.EventData, *values: Any) -> Page:
-        """Search with a result: its picture, its sound or its words; in a mix it joins the rest."""
+        """Search with a result's picture, sound or words; in a mix, add it to the rest."""
         modality, identity = str(getattr(event, "modality", "")), str(getattr(event, "id", ""))
         query, mix = self._read(values)
         if modality == "words":  # heard, and perhaps corrected
@@ -327,37 +327,37 @@ class SearchTab:
         return self._join(query, mix, Query.of_file(modality, str(path), identity))
 
     def _join(self, query: Query, mix: bool, new: Query) -> Page:
-        """Search with one new part, which in a mix takes its place among the others."""
+        """Search with one new part, which in a mix joins the others."""
         return self._page(query.joined_by(new) if mix else new, mix, shown=new.parts())
 
     def by_link(self, request: gr.Request) -> Page:
-        """What a link asks for; nothing happens without one."""
+        """Search with the page's link; do nothing without a query in it."""
         return self._by_address(request.query_params) or {self.status: gr.skip()}
 
     def _by_address(self, values: Mapping[str, Any]) -> Page:
-        """What an address asks for; nothing if it asks for nothing."""
+        """Search with the values of an address; return an empty page if they hold no query."""
         query = Query.from_link(values)
         files = {modality: self._file_of(modality, identity) for modality, identity in query.ids.items()}
         if None in files.values():
-            return {self.status: apology("The picture or sound of this link is not here any more; please search anew.")}
+            return {self.status: apology("The picture or sound in this link is no longer here; please search again.")}
         for modality, path in files.items():
             query = query.joined_by(Query.of_file(modality, str(path), query.ids[modality]))
         return self._page(query, len(query.parts()) > 1 or bool(query.weights), shown=FILES) if query.parts() else {}
 
     def _start(self) -> Page:
-        """The page as it was before the first search."""
+        """Return the page to its state before the first search."""
         page: Page = {self.status: "", self.results: self.opening, self.answer: None, self.ids: {}, self.mix: False}
         page |= {self.panel: gr.update(visible=False), self.text: "", self.minus_text: ""}
         return page | {self.picture: None, self.sound: None}
 
     def _page(self, query: Query, mix: bool, *, shown: Iterable[str] = (), came: str | None = None) -> Page:
-        """Search, and say how the page looks then.
+        """Search, and return the new state of the page.
 
         Args:
-            query: What to search with.
-            mix: Whether the fields are added up; otherwise those not in the query are emptied.
-            shown: Files to put into their fields.
-            came: The file that the visitor just gave: it leaves its field if it cannot be used.
+            query: Query to search with.
+            mix: Whether the fields are added up; otherwise those not in the query are cleared.
+            shown: Parts whose files are put into their fields.
+            came: Part that the visitor just added; its field is cleared if the file cannot be used.
         """
         line, markup, answer = answer_page(self.service, query)
         page: Page = {self.status: line, self.results: markup, self.answer: answer, self.ids: dict(query.ids)}
@@ -373,7 +373,7 @@ class SearchTab:
         return page
 
     def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any]:
-        """Whether there is a reason to show, the reason, the query's place on the map, what is nearest to it."""
+        """Update the explanation, the query's position on the map and the list of nearest items."""
         if answer is None:  # nothing was searched, or it failed
             return gr.update(visible=False), "", None, ""
         asked = answer.asked
@@ -388,12 +388,12 @@ def _slider(part: str, name: str, *, visible: bool = True) -> gr.Slider:
 
 
 def answer_page(service: Service, query: Query, *, typing: bool = False) -> tuple[str, str, Answer | None]:
-    """The status line and the results for the page; a failure is one sentence in the status line.
+    """Return the status line and the results; a failure is one sentence in the status line.
 
     Args:
-        service: Answers.
-        query: To ask.
-        typing: Whether words are still being typed: then nobody asks what half a word was meant to be.
+        service: Service that answers.
+        query: Query to answer.
+        typing: Whether words are still being typed; then no spelling is suggested for half a word.
 
     Returns:
         HTML of the status line, HTML of the results (empty after a failure), and the answer (None then).
@@ -401,7 +401,7 @@ def answer_page(service: Service, query: Query, *, typing: bool = False) -> tupl
     try:
         answer = service.search(query, top_k=max(SHOWN.values()))
         if typing:
-            answer = replace(answer, meant="", doubt="")
+            answer = replace(answer, suggestion="", doubt="")
         line = status(answer, answer.asked, query.to_link(), correct=True)
         return line, found(answer, service.path_of), answer
     except MediaError as error:

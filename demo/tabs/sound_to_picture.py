@@ -1,4 +1,4 @@
-"""The "Sound to picture" tab: from a sound, and if you like words or a picture, to a new picture, step by step."""
+"""The "Sound to picture" tab: draws a picture from a sound, words, a picture or a blend, step by step."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SPOKEN_EXAMPLES = (
     ("spoken-car.mp3", "“a red racing car”"),
     ("spoken-cake.mp3", "“a birthday cake”"),
 )
-SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # of which the gallery's nearest pictures are that thing
+SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # sounds whose nearest gallery pictures show their source
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
-SORRY = "Something went wrong on our side and was noted; please try again."
+SORRY = "Something went wrong on our side, and we have logged it. Please try again."
 
 
 def waveform_html(audio: str) -> str:
@@ -49,13 +49,13 @@ def waveform_html(audio: str) -> str:
 
 
 def progress_html(frame: Frame) -> str:
-    """A frame's sentence, with a bar while it draws, and what is repainted."""
+    """Return a frame's sentence, a progress bar while it draws, and the pictures repainted."""
     bar = "" if frame.done else f'<progress max="1" value="{frame.share:.3f}" aria-label="Drawn"></progress>'
     return f'<div class="fm-progress">{bar}<p>{html.escape(frame.sentence)}</p></div>{_starts_html(frame)}'
 
 
 def _starts_html(frame: Frame) -> str:
-    """The pictures of the gallery that are repainted, small, each with its title and whose it is."""
+    """Return the gallery pictures that are repainted, small, with title and credit."""
     if not frame.starts:
         return ""
     items = "".join(
@@ -67,7 +67,7 @@ def _starts_html(frame: Frame) -> str:
 
 
 def heard_html(answer: Answer) -> str:
-    """The captions nearest to a sound, and the words heard in it, as HTML."""
+    """Return the words heard in a sound and its nearest captions as HTML."""
     hits = answer.hits.get("text", [])
     if not hits:
         return ""
@@ -80,11 +80,11 @@ def heard_html(answer: Answer) -> str:
     return f"{words}<p>Closest captions, with their similarity to the sound:</p><ol>{lines}</ol>"
 
 
-Shown = tuple[Any, str, Any]  # what was heard, a sentence, pictures
+Shown = tuple[Any, str, Any]  # captions and words of the sound, status, pictures
 
 
 def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[Shown]:
-    """What the tab shows while it draws.
+    """Yield the contents of the tab while it draws.
 
     Raises:
         gr.Error: In one sentence, if nothing can be drawn.
@@ -93,7 +93,7 @@ def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[Shown
         heard = ""
         yield heard, progress_html(Frame("Listening …" if request.audio else "Getting ready …")), []
         if request.audio:
-            heard = waveform_html(request.audio) + heard_html(studio.heard(request.audio))
+            heard = waveform_html(request.audio) + heard_html(studio.listen(request.audio))
         for frame in studio.draw(request, visitor):
             yield heard, progress_html(frame), frame.images or gr.skip()
     except (MediaError, FileNotFoundError, ValueError) as error:
@@ -104,7 +104,7 @@ def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[Shown
 
 
 def calm_pages(studio: Studio, visitor: str, values: tuple[Any, ...]) -> Iterator[Shown]:
-    """The same for the page, where an error is a sentence in its place and the pictures before it stay."""
+    """Yield the same for the page; an error becomes the status, and earlier pictures stay."""
     try:
         yield from pages(studio, request_of(*values), visitor)
     except gr.Error as error:
@@ -116,8 +116,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     """Lay out the tab and wire it; call inside a ``gr.Tab``.
 
     Args:
-        service: As the search tab's.
-        studio: By default one with the decoder of the environment; a fake one in tests.
+        service: Service of the search tab.
+        studio: Drawing service; by default with the decoder of the environment.
     """
     studio = studio or Studio(service)
     forks = on_zero_gpu()  # a process for every drawing
@@ -162,7 +162,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
 
     def ask(page: gr.Request) -> str:
         studio.ask(page.session_hash or "")
-        return progress_html(Frame("Waiting for its turn …"))
+        return progress_html(Frame("Waiting for other drawings to finish …"))
 
     def stop_drawing(page: gr.Request) -> Any:
         if not studio.stop(page.session_hash or ""):
@@ -175,7 +175,7 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
         drawings.append(chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private))
-    # Here a drawing ends by itself at its next step; one in another process hears nothing and has to be cut off.
+    # A drawing in this process ends by itself at its next step; one in another process must be cancelled.
     stopping: dict[str, Any] = {"cancels": drawings if forks else None, "queue": False, "show_progress": "hidden"}
     stop.click(stop_drawing, None, sentence, **stopping, **private)
     gr.Button(visible=False).click(
@@ -209,22 +209,22 @@ async def _load(studio: Studio) -> None:
 
 
 def _choose(file: str) -> tuple[str, str, None]:
-    """The widgets of an example: its sound alone."""
+    """Set the widgets for an example: its sound alone."""
     return file, "", None
 
 
 def _lead(studio: Studio) -> str:
-    """What one does here and what comes of it."""
+    """Describe the input and the result of the tab."""
     made = (
-        "The gallery's nearest pictures are repainted to fit what the model hears."
+        "The model repaints the closest gallery pictures to match what it hears."
         if studio.from_gallery
-        else "A picture is drawn of what the model hears."
+        else "The model draws a picture of what it hears."
     )
-    return f"Say something, or play a sound. {made}"
+    return f"Say something or play a sound. {made}"
 
 
 def offered_examples(studio: Studio) -> list[tuple[str, str]]:
-    """Files of sounds to tap, with a name each: spoken sentences, and sounds whose picture is what they are named."""
+    """Return file and name of each example: spoken sentences, and sounds whose pictures show their source."""
     examples = [(str(EXAMPLES / file), name) for file, name in SPOKEN_EXAMPLES]
     if studio.from_gallery:
         service = studio.service
@@ -237,7 +237,7 @@ def offered_examples(studio: Studio) -> list[tuple[str, str]]:
 
 
 def _chips(examples: list[tuple[str, str]]) -> dict[str, gr.Button]:
-    """A button per example, by its file."""
+    """Lay out a button per example, by its file."""
     gr.HTML('<p class="fm-label">Try one:</p>')
     icons = {True: HERE / "icons/speech.svg", False: HERE / "icons/note.svg"}
     with gr.Row(elem_classes="fm-chips"):
@@ -259,10 +259,10 @@ def request_of(
     strength: float,
     steering: float = 0.0,
 ) -> Request:
-    """The widgets' values as a request.
+    """Read the widgets' values as a request.
 
     Raises:
-        gr.Error: If a number is none, in one sentence.
+        gr.Error: If a value is not a number, in one sentence.
     """
     return Request(
         audio=audio,
@@ -282,7 +282,7 @@ def request_of(
 
 
 def _number(name: str, value: Any) -> float:
-    """A finite number from a widget; whole numbers stay whole."""
+    """Check that a widget's value is a finite number; integers stay integers."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -294,7 +294,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _main_inputs(understood: frozenset[str]) -> tuple[gr.Audio, gr.Textbox]:
-    """A sound and words."""
+    """Lay out the fields for a sound and words."""
     audio = gr.Audio(
         label="A sound",
         sources=["microphone", "upload"],
@@ -315,7 +315,7 @@ def _main_inputs(understood: frozenset[str]) -> tuple[gr.Audio, gr.Textbox]:
 
 
 def _more_inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
-    """The other widgets, folded away, in the order of :func:`request_of`."""
+    """Lay out the other widgets, folded away, in the order of :func:`request_of`."""
     with gr.Accordion("Blend in a picture", open=False, visible="image" in understood):
         image = PictureInput(
             label="A picture to blend in",
@@ -326,28 +326,26 @@ def _more_inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
         )
     with gr.Accordion("Settings", open=False):
         share = gr.Slider(
-            0, 1, 0.5, step=0.05, label="Share of the sound in a blend (without one, of the words); the rest is divided"
+            0, 1, 0.5, step=0.05, label="Share of the sound in a blend, or of the words if there is no sound"
         )
         gallery = gr.Checkbox(
-            studio.from_gallery, label="Repaint the gallery's nearest pictures instead of beginning from noise"
+            studio.from_gallery, label="Repaint the closest gallery pictures instead of starting from noise"
         )
         strength = gr.Slider(
-            0.1, 1, STRENGTH, step=0.05, label="How freely to repaint them (0.1: hardly, 1: next to nothing stays)"
+            0.1, 1, STRENGTH, step=0.05, label="How freely to repaint (0.1: barely, 1: almost completely)"
         )
         count = gr.Slider(1, 8, 4, step=1, label="Pictures to show")
-        candidates = gr.Slider(
-            1, 16, 4, step=1, label="Pictures to draw; of these the nearest to your request are shown"
-        )
-        steps = gr.Slider(5, 100, 25, step=1, label="Steps: more take longer and bring out more detail")
-        guidance = gr.Slider(1, 12, 3, step=0.5, label="Guidance: how closely to follow the request (1: least)")
+        candidates = gr.Slider(1, 16, 4, step=1, label="Pictures to draw; the best matches are shown")
+        steps = gr.Slider(5, 100, 25, step=1, label="Steps: more steps take longer and add detail")
+        guidance = gr.Slider(1, 12, 3, step=0.5, label="Guidance: how closely to follow your request (1: least)")
         steering = gr.Slider(
             0,
             0.5,
             studio.steering,
             step=0.01,
-            label="Steering: how far the image encoder moves every second step towards the request (0: not at all)",
+            label="Steering: how strongly the image encoder pulls the picture towards your request (0: not at all)",
             visible=studio.steering > 0,
         )
-        noise = gr.Slider(0, 600, 0, step=10, label="Noise on the embedding: the more, the less of the request is kept")
-        seed = gr.Number(0, label="Seed: another number gives other pictures", precision=0)
+        noise = gr.Slider(0, 600, 0, step=10, label="Noise: more noise follows your request less closely")
+        seed = gr.Number(0, label="Seed: a different number gives different pictures", precision=0)
     return [image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering]

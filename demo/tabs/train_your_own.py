@@ -1,4 +1,4 @@
-"""The "Train your own" tab: two files of latents become adapters, with a live curve and a checkpoint to take home."""
+"""The "Train your own" tab: trains adapters on two files of latents, with a live curve and a checkpoint to download."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fusemix.media import MediaError, shown
 logger = logging.getLogger(__name__)
 
 EXAMPLE = {name: Path(__file__).parents[1] / "examples" / f"latents-{name}.npy" for name in ("image", "text")}
-SORRY = "Something went wrong on our side and was noted; please try again."
+SORRY = "Something went wrong on our side, and we have logged it. Please try again."
 TRAINING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}  # search never waits for it
-_PAUSE_S = 0.25  # between two looks of the page while training
+_PAUSE_S = 0.25  # between two updates of the page while training
 _COLOURS = ("#0d9488", "#d97706")  # legible on light and dark
 _COLUMNS = ["epoch", "recall@1", "direction"]
 
@@ -32,14 +32,14 @@ Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
 
 
 def stage_html(stage: Stage) -> str:
-    """The sentence, with a bar until the end."""
+    """Return the stage's sentence, with a progress bar until the end."""
     value = f' value="{stage.share:.3f}"' if stage.share else ""
     bar = "" if stage.done else f'<progress max="1"{value} aria-label="Trained"></progress>'
     return f'<div class="fm-progress">{bar}<p role="status">{escape(stage.sentence)}</p></div>'
 
 
 def curve(stage: Stage) -> pd.DataFrame:
-    """Recall by epoch and direction, a line per value."""
+    """Return recall by epoch and direction, a row per value."""
     rows = [
         (entry["epoch"], value, direction.replace("_", " "))
         for entry in stage.history
@@ -50,12 +50,12 @@ def curve(stage: Stage) -> pd.DataFrame:
 
 
 def colours(stage: Stage) -> dict[str, str]:
-    """Direction -> the colour of its line."""
+    """Return direction -> colour of its line."""
     return dict(zip(dict.fromkeys(curve(stage)["direction"]), _COLOURS, strict=False))
 
 
 def legend_html(stage: Stage) -> str:
-    """Which line is which: Gradio's own legend shows no names."""
+    """Return a legend for the lines; Gradio's own shows no names."""
     parts = "".join(
         f'<span><i style="background:{colour}"></i>{escape(direction)}</span>'
         for direction, colour in colours(stage).items()
@@ -64,27 +64,27 @@ def legend_html(stage: Stage) -> str:
 
 
 class TrainingTab:
-    """The widgets of the tab and the events between them."""
+    """Widgets of the tab and their events."""
 
     def __init__(self, demo: gr.Blocks, trainings: Visitors[Training] | None = None) -> None:
         """Lay out the tab and wire it; call inside a ``gr.Tab``.
 
         Args:
-            demo: The page; when it is closed, the visitor's training goes.
-            trainings: By default in a folder of Gradio's for uploads, which alone it serves besides the gallery.
+            demo: The page; closing it deletes the visitor's training.
+            trainings: Trainings by visitor; by default in Gradio's upload folder, which it serves.
         """
         self.trainings = Visitors(Training, Path(get_upload_folder()) / "trainings") if trainings is None else trainings
         gr.HTML(
-            '<p class="fm-lead">Bring latents of your own: two files (.npy, .safetensors or .parquet), one latent a '
-            "row, row i of both being one pair. Small adapters are trained on them with FuseMix, here, on one "
-            f"processor core. <span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} "
-            "minutes; very wide latents spend the first of them in the closed form. Your files are let go "
-            "once read, the result a minute after you close the page, or after an hour.</span></p>"
+            '<p class="fm-lead">Upload two files of latents (.npy, .safetensors or .parquet), one latent per row; '
+            "row 1 pairs with row 1. FuseMix then trains small adapters on them, here, on one processor core. "
+            f"<span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} minutes; very wide "
+            "latents spend the first minutes in the closed form. Your files are deleted once they are read, the "
+            "result a minute after you close the page, or after an hour.</span></p>"
         )
         with gr.Row(equal_height=True):
             self.fields = [self._latents("First", "image", "a"), self._latents("Second", "text", "b")]
         self.epochs = gr.Slider(1, MAX_EPOCHS, 20, step=1, label="Epochs")
-        self.plain = gr.Checkbox(False, label="The paper's adapters alone, without a closed form beside them")
+        self.plain = gr.Checkbox(False, label="Only the paper's adapters, without a closed form")
         with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
             self.go = gr.Button("Train on my files", size="sm", elem_id="fm-train")
             self.example = gr.Button(
@@ -100,7 +100,7 @@ class TrainingTab:
             color_title=" ",
             y_lim=[0, None],
             height=320,
-            label="Recall@1 on pairs held out",
+            label="Recall@1 on held-out pairs",
             visible=False,
             elem_id="fm-train-curve",
         )
@@ -113,7 +113,7 @@ class TrainingTab:
 
     @staticmethod
     def _latents(order: str, name: str, mark: str) -> tuple[gr.Textbox, gr.File]:
-        """A name and a file."""
+        """Lay out a name and a file."""
         with gr.Column(min_width=260):
             modality = gr.Textbox(name, label=f"{order} kind", max_lines=1, max_length=30)
             file = FilesInput(label=f"{order} file", file_count="single", height=130, elem_id=f"fm-latents-{mark}")
@@ -137,20 +137,20 @@ class TrainingTab:
     def arrive(
         self, name_a: str, file_a: list[str] | None, name_b: str, file_b: list[str] | None, page: gr.Request
     ) -> Page:
-        """Two files came: they are the training's from now on, and wait for their turn."""
+        """Take two uploaded files, which then wait for their turn."""
         (_, field_a), (_, field_b) = self.fields
         if not file_a or not file_b:
-            return self._refused("Choose two files of latents and let them arrive, or train on the example.")
+            return self._refused("Upload two files of latents first, or train on the example.")
         names = [str(name_a or "").strip(), str(name_b or "").strip()]
         files = dict(zip(names, (Path(file_a[0]), Path(file_b[0])), strict=True))
         return self._take(page, files, link=True) | {field_a: None, field_b: None}
 
     def arrive_example(self, page: gr.Request) -> Page:
-        """The latents that ship with the app instead."""
+        """Take the example latents that ship with the app."""
         return self._take(page, EXAMPLE, link=False)
 
     def _take(self, page: gr.Request, files: dict[str, Path], *, link: bool) -> Page:
-        """Take files in; a failure is one sentence, and nothing is trained then."""
+        """Take files; a failure is one sentence, and nothing is trained."""
         try:
             self.trainings.open(page.session_hash).arrive(files, link=link)
         except MediaError as error:
@@ -158,11 +158,11 @@ class TrainingTab:
         except Exception:
             logger.exception("A visitor's latents could not be taken in.")
             return self._refused(SORRY)
-        waiting = Stage("Your latents are here; one visitor trains at a time …")
+        waiting = Stage("Your latents have arrived; one visitor trains at a time …")
         return {
             self.progress: stage_html(waiting),
             self.cancel: gr.update(interactive=True),
-            self.panel: gr.update(visible=False),  # the checkpoint before goes
+            self.panel: gr.update(visible=False),  # the earlier checkpoint is deleted
             self.ready: True,
         }
 
@@ -170,7 +170,7 @@ class TrainingTab:
         return {self.progress: apology(sentence), self.ready: False}
 
     def train(self, ready: bool, epochs: float, plain: bool, page: gr.Request) -> Iterator[Page]:
-        """Train on what arrived, showing how far it is; nothing happens if nothing did."""
+        """Train on the files that arrived, showing the progress; do nothing if none arrived."""
         over = {self.cancel: gr.update(interactive=False)}
         if not ready:
             yield over
@@ -217,12 +217,12 @@ class TrainingTab:
         }
 
     def leave(self, page: gr.Request) -> None:
-        """The page was closed, or its connection lost."""
+        """Handle a closed page or a lost connection."""
         self.trainings.leave(page.session_hash)
 
 
 def download_html(training: Training) -> str:
-    """A link to the checkpoint, if there is one, and how to load it."""
+    """Return a link to the checkpoint, if there is one, and how to load it."""
     path = training.download
     if path is None:
         return ""

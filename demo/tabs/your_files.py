@@ -1,4 +1,4 @@
-"""The "Your files" tab: a visitor's own pictures, sounds and captions, embedded, searched, downloaded, deleted."""
+"""The "Your files" tab: upload, search, download and delete your own pictures, sounds and captions."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fusemix.media import MediaError
 logger = logging.getLogger(__name__)
 
 JS = Path(__file__).parents[1] / "js"
-SORRY = "Something went wrong on our side and was noted; please try again."
+SORRY = "Something went wrong on our side, and we have logged it. Please try again."
 EMBEDDING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "corpus"}  # search never waits for it
-EXAMPLES = {"image": 24, "audio": 6}  # of the gallery, for those who only want to see it work
+EXAMPLES = {"image": 24, "audio": 6}  # gallery items in the example
 MOST_LEFT_OUT = 100  # listed
-_PAUSE_S = 0.25  # between two looks of the page while embedding
+_PAUSE_S = 0.25  # between two updates of the page while embedding
 _NAMES = {"index": "Download the index (.zip)", "latents": "Download latents and embeddings (.zip)"}
 
 Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
 
 
 def progress_html(step: Step) -> str:
-    """The sentence, with a bar until the end."""
+    """Return the step's sentence, with a progress bar until the end."""
     bar = ""
     if not step.finished:
         value = f' value="{step.done}"' if step.total else ""
@@ -46,7 +46,7 @@ def progress_html(step: Step) -> str:
 
 
 def left_out_html(left_out: list[LeftOut]) -> str:
-    """What could not be used, folded up."""
+    """Return a folded list of unusable items with their reasons."""
     if not left_out:
         return ""
     lines = "".join(f"<li>{escape(entry.sentence)}</li>" for entry in left_out[:MOST_LEFT_OUT])
@@ -56,15 +56,15 @@ def left_out_html(left_out: list[LeftOut]) -> str:
 
 
 def holdings_html(corpus: Corpus) -> str:
-    """What can be searched, and until when."""
+    """Describe what can be searched, and until when."""
     return (
-        f'<p class="fm-own-note">You can search {escape(describe_counts(corpus.counts))} of your own. Nobody else can. '
-        f"All of it is deleted a minute after you close this page, and at {corpus.until:%H:%M} UTC at the latest.</p>"
+        f'<p class="fm-own-note">You can now search {escape(describe_counts(corpus.counts))} of your own; nobody else '
+        f"can. Everything is deleted a minute after you close this page, at {corpus.until:%H:%M} UTC at the latest.</p>"
     )
 
 
 def downloads_html(corpus: Corpus) -> str:
-    """Links to the archives."""
+    """Return links to the archives."""
     links = "".join(
         f'<a href="{escape(file_url(path))}" download="{path.name}">{_NAMES[name]}</a>'
         for name, path in corpus.downloads.items()
@@ -73,19 +73,19 @@ def downloads_html(corpus: Corpus) -> str:
 
 
 class CorpusTab:
-    """The widgets of the tab and the events between them."""
+    """Widgets of the tab and their events."""
 
     def __init__(self, service: Service, demo: gr.Blocks, corpora: Visitors[Corpus] | None = None) -> None:
         """Lay out the tab and wire it; call inside a ``gr.Tab``.
 
         Args:
-            service: Its model and encoders embed; its gallery lends the example.
-            demo: The page; when it is closed, the visitor's corpus goes.
-            corpora: By default in a folder of Gradio's for uploads, which alone it serves besides the gallery.
+            service: Service whose model and encoders embed, and whose gallery provides the example.
+            demo: The page; closing it deletes the visitor's corpus.
+            corpora: Corpora by visitor; by default in Gradio's upload folder, which it serves.
         """
         self.service = service
         self.corpora = (
-            Visitors(partial(Corpus, service.retriever, lanes=service.lanes), Path(get_upload_folder()) / "corpora")
+            Visitors(partial(Corpus, service.retriever, pools=service.pools), Path(get_upload_folder()) / "corpora")
             if corpora is None
             else corpora
         )
@@ -95,24 +95,24 @@ class CorpusTab:
         self._wire(demo)
 
     def _bring(self) -> None:
-        """Where files come in, and how far they are."""
+        """Lay out the upload field and the progress."""
         gr.HTML(
             '<p class="fm-lead">Drop your own pictures and sounds, a table with a <code>text</code> column (CSV, TSV, '
-            "JSONL), a .txt with one caption a line, or a .zip of them. They are embedded here and then searched like "
-            f"the gallery. <span>Up to {MAX_ITEMS:,} items, {MAX_BYTES / 1e6:.0f} MB (120 MB a file) and "
-            f"{MAX_SECONDS / 60:.0f} minutes. Thumbnails, a 16 kHz copy of sounds and embeddings are kept, for you "
-            "alone and an hour at most; nothing is learnt from them.</span></p>"
+            "JSONL), a .txt with one caption per line, or a .zip of them. Then search them like the gallery. "
+            f"<span>Up to {MAX_ITEMS:,} items, {MAX_BYTES / 1e6:.0f} MB (120 MB per file) and "
+            f"{MAX_SECONDS / 60:.0f} minutes. Only you can search them. We keep thumbnails, 16 kHz copies of sounds "
+            "and embeddings for an hour at most, and train nothing on them.</span></p>"
         )
         self.files = FilesInput(label="Your files", file_count="multiple", height=170, elem_id="fm-own-files")
         with gr.Row(elem_classes="fm-chips"):
-            self.example = gr.Button("Try it with 30 files of the gallery", size="sm", elem_id="fm-own-example")
+            self.example = gr.Button("Try it with 30 files from the gallery", size="sm", elem_id="fm-own-example")
             self.cancel = gr.Button("Cancel", variant="stop", size="sm", elem_id="fm-own-cancel", interactive=False)
         self.ready = gr.State(False)
         self.progress = gr.HTML(elem_id="fm-own-progress")
         self.left_out = gr.HTML(elem_id="fm-own-left-out")
 
     def _search(self) -> None:
-        """The fields to search with, and what is found."""
+        """Lay out the search fields and the results."""
         self.holdings = gr.HTML()
         with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
             self.downloads = gr.HTML()
@@ -181,11 +181,11 @@ class CorpusTab:
         demo.unload(self.leave)
 
     def arrive(self, files: list[str] | None, page: gr.Request) -> Page:
-        """Files came: they are the corpus's from now on, and wait for their turn."""
+        """Take uploaded files, which then wait for their turn."""
         return self._take(page, list(files or []), link=True) | {self.files: None}
 
     def arrive_example(self, page: gr.Request) -> Page:
-        """Some files of the gallery instead."""
+        """Take some files of the gallery."""
         paths = []
         for modality, count in EXAMPLES.items():
             items = self.service.items(modality)
@@ -201,11 +201,11 @@ class CorpusTab:
         except Exception:
             logger.exception("A visitor's files could not be taken in.")
             return {self.progress: apology(SORRY), self.ready: False}
-        waiting = Step(0, 0, "Your files are here; they are embedded one visitor at a time …")
+        waiting = Step(0, 0, "Your files have arrived; one visitor's files are processed at a time …")
         return {self.progress: progress_html(waiting), self.cancel: gr.update(interactive=True), self.ready: True}
 
     def embed(self, ready: bool, page: gr.Request) -> Iterator[Page]:
-        """Embed what arrived, showing how far it is; nothing happens if nothing did."""
+        """Embed the files that arrived, showing the progress; do nothing if none arrived."""
         if not ready:
             yield {self.cancel: gr.update(interactive=False)}
             return
@@ -231,14 +231,16 @@ class CorpusTab:
         return page
 
     def stop(self, page: gr.Request) -> str:
-        """End the embedding; what was embedded stays."""
+        """End the embedding; keep what is embedded."""
         self.corpora.stop(page.session_hash)
-        return progress_html(Step(0, 0, "Stopping after the items in hand …"))
+        return progress_html(Step(0, 0, "Stopping after the current items …"))
 
     def remove(self, page: gr.Request) -> Page:
         """Delete everything of this visitor."""
         self.corpora.delete(page.session_hash)
-        gone = '<div class="fm-progress"><p role="status">Your files, their index and latents are deleted.</p></div>'
+        gone = (
+            '<div class="fm-progress"><p role="status">Your files and everything made from them are deleted.</p></div>'
+        )
         empty = [self.left_out, self.holdings, self.downloads, self.status, self.results, self.text]
         page_: Page = dict.fromkeys(empty, "") | {self.picture: None, self.sound: None}
         return page_ | {
@@ -248,7 +250,7 @@ class CorpusTab:
         }
 
     def leave(self, page: gr.Request) -> None:
-        """The page was closed, or its connection lost."""
+        """Handle a closed page or a lost connection."""
         self.corpora.leave(page.session_hash)
 
     def by_text(self, text: str, page: gr.Request) -> tuple[str, str]:
@@ -256,7 +258,7 @@ class CorpusTab:
         return self._answer(page, lambda _: Query(text=text))
 
     def by_picture(self, picture: str | None, page: gr.Request) -> tuple[Any, Any]:
-        """Search by a picture; nothing happens when it is taken away."""
+        """Search by a picture; do nothing when it is removed."""
         if picture is None:
             return gr.skip(), gr.skip()
         return self._answer(page, lambda _: Query(image=picture))
@@ -273,7 +275,7 @@ class CorpusTab:
         return self._answer(page, lambda corpus: corpus.query_of(modality, identity))
 
     def _answer(self, page: gr.Request, query_in: Callable[[Corpus], Query]) -> tuple[str, str]:
-        """The status line and the results; a failure is one sentence."""
+        """Return the status line and the results; a failure is one sentence."""
         try:
             corpus = self.corpora.of(page.session_hash)
             answer = corpus.search(query_in(corpus))

@@ -1,4 +1,4 @@
-"""The command ``fusemix`` with all its commands. Nothing heavy is imported before a command runs."""
+"""The command ``fusemix`` with all its subcommands; heavy libraries are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from fusemix import __version__
 from fusemix.cli import terminal
-from fusemix.cli.command import Command, call, help_of
+from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
 from fusemix.cli.deploy_space import deploy_space
 from fusemix.cli.diagnose import diagnose
@@ -25,7 +25,7 @@ from fusemix.cli.reproduce import reproduce
 from fusemix.cli.search import search
 from fusemix.cli.subset import subset
 from fusemix.cli.table import table
-from fusemix.cli.train import SetCommand, train
+from fusemix.cli.train import train
 
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {
@@ -65,7 +65,7 @@ def fusemix(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fusemix`` on these words, by default those of the process; give its exit code."""
+    """Run ``fusemix`` on these words, by default those of the process; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return call(app, words or ["--help"], "fusemix")
 

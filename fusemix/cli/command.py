@@ -1,7 +1,7 @@
-"""What all commands share: several values behind one flag, one guard against bad input, one way to be called.
+"""Shared parts of all commands: flags with several values, handling of bad input, and entry points.
 
 A command is a function whose parameters are its flags (Typer reads them) and which returns nothing when it succeeds,
-or an exit code. Exit codes are 0 for success, 2 for bad input, in one sentence, and 130 for a run that was stopped.
+or an exit code. Exit codes are 0 for success, 2 for bad input (with one sentence) and 130 for a stopped run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from typer.core import TyperCommand
@@ -22,16 +22,22 @@ from typer.exceptions import TyperException
 from fusemix.cli import terminal
 
 _EXPECTED = (ValueError, OSError, ImportError, KeyError, MemoryError)
-Entry = Callable[[Sequence[str] | None], int]
+
+
+class Entry(Protocol):
+    """The ``main`` of one command."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command on these words, by default those of the process; give its exit code."""
 
 
 class Command(TyperCommand):
     """A command whose repeatable flags take several values at once: ``--splits train val``."""
 
-    bare: Mapping[str, str] = {}  # flags that may stand without a value, and what they mean then
+    bare: Mapping[str, str] = {}  # flags that may have no value -> their value then
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Write ``--splits train val`` as ``--splits train --splits val``, then read as ever."""
+        """Rewrite ``--splits train val`` as ``--splits train --splits val``, then parse."""
         several = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts if name[:2] == "--"}
         words = [word for words in _spread(args, several) for word in words]
         for place in reversed(range(len(words))):
@@ -41,7 +47,7 @@ class Command(TyperCommand):
 
 
 class SetCommand(Command):
-    """A command whose ``--latents`` stands once for every set of pairs and keeps its values together."""
+    """A command with one ``--latents`` per set of pairs, whose values stay together."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Join the values of each ``--latents`` by NUL, which no argument can hold."""
@@ -53,7 +59,7 @@ class SetCommand(Command):
 
 
 def _spread(args: list[str], several: set[str]) -> Iterator[list[str]]:
-    """Each word alone, and each flag of ``several`` with its values, the flag repeated before every further one."""
+    """Yield each word, and each flag of ``several`` repeated before every one of its values."""
     words = list(args)
     while words:
         word = words.pop(0)
@@ -69,11 +75,11 @@ def _spread(args: list[str], several: set[str]) -> Iterator[list[str]]:
 def guarded(
     *, stopped: str = "Stopped; run the same command again.", words: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
-    """Turn what a user can get wrong into one red sentence and exit code 2, and Ctrl-C into 130.
+    """Turn users' mistakes into one red sentence and exit code 2, and Ctrl-C into 130.
 
     Args:
-        stopped: What Ctrl-C leaves behind, in one sentence.
-        words: How the library's words read on the command line, where an argument and its flag differ in name.
+        stopped: Sentence to print after Ctrl-C.
+        words: Argument in the library's messages -> its flag, if their names differ.
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -96,10 +102,10 @@ def guarded(
 
 
 def entry(name: str, function: Callable[..., int], kind: type[Command] = Command) -> Entry:
-    """Make the ``main(argv) -> exit code`` of one command: of its module, of ``scripts/`` and of torchrun."""
+    """Make the ``main(argv) -> exit code`` of one command, for its module, ``scripts/`` and torchrun."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        """Run the command on these words, by default those of the process; give its exit code."""
+        """Run the command on these words, by default those of the process; return its exit code."""
         app = typer.Typer(add_completion=False)
         app.command(name, cls=kind, help=help_of(function))(function)
         return call(app, argv, f"fusemix {name}")
@@ -108,7 +114,7 @@ def entry(name: str, function: Callable[..., int], kind: type[Command] = Command
 
 
 def help_of(function: Callable[..., Any]) -> str:
-    """Make a command's help of its docstring: each paragraph one line, to be wrapped to the terminal."""
+    """Make a command's help from its docstring: each paragraph on one line, for wrapping to the terminal."""
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"))
 
 
@@ -130,7 +136,7 @@ def named(pieces: Sequence[str], form: str, *, empty: bool = False) -> list[tupl
 
     Args:
         pieces: The words.
-        form: What they look like, such as ``--latents MODALITY=DIR``.
+        form: Their form for the message, such as ``--latents MODALITY=DIR``.
         empty: Whether a value may be empty.
 
     Raises:
@@ -146,10 +152,10 @@ def named(pieces: Sequence[str], form: str, *, empty: bool = False) -> list[tupl
 
 
 def named_once(pieces: Sequence[str], form: str, *, empty: bool = False) -> dict[str, str]:
-    """Split ``NAME=VALUE`` words of which every name stands once.
+    """Split ``NAME=VALUE`` words with distinct names.
 
     Raises:
-        ValueError: As :func:`named`, and if a name stands twice.
+        ValueError: As :func:`named`, and if a name occurs twice.
     """
     pairs = named(pieces, form, empty=empty)
     if len(dict(pairs)) != len(pairs):
@@ -158,7 +164,7 @@ def named_once(pieces: Sequence[str], form: str, *, empty: bool = False) -> dict
 
 
 def _sentence(error: BaseException) -> str:
-    """What an error says, as a sentence; those of the operating system hold a number and a file name only."""
+    """Format an error as a sentence; errors of the operating system hold only a number and a file name."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
@@ -172,7 +178,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _texts(values: Iterable[Any]) -> Iterator[str]:
-    """Every text and path among the values of flags, also within lists and behind ``NAME=``."""
+    """Yield every text and path among the values of flags, also within lists and after ``NAME=``."""
     for value in values:
         if isinstance(value, list):
             yield from _texts(value)
@@ -182,7 +188,7 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
 
 
 def _as_flags(sentence: str, flags: Mapping[str, str], values: Sequence[str], words: Mapping[str, str]) -> str:
-    """Write ``batch_size`` and ``the argument key`` as ``--batch-size`` and ``--key``, outside of the given values."""
+    """Replace ``batch_size`` and ``the argument key`` by ``--batch-size`` and ``--key``, except in given values."""
     telling = [name for name in flags if "_" in name] + [*words, "argument "]
     given = sorted({value for value in values if any(word in value for word in telling)}, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, given))})", sentence) if given else [sentence]

@@ -1,4 +1,4 @@
-"""``fusemix conditioner``: a checkpoint and a Stable unCLIP -> a conditioner that lets sounds and words drive it."""
+"""``fusemix conditioner``: a checkpoint and a Stable unCLIP -> a conditioner from sounds and words to pictures."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def conditioner(
 def _split(
     table: PairTable, split: str, limit: int, model: FusionModel, encoders: dict[str, Encoder], pipeline: Any
 ) -> tuple[Tensor, dict[str, Pairs]]:
-    """CLIP's embeddings of a split's pictures, and the shared space's of what belongs to them."""
+    """Embed a split's pictures with CLIP, and the pictures, captions and sounds of their groups in the shared space."""
     from fusemix.generation.clip_target import clip_image_embeds
     from fusemix.media import load_image
 
@@ -137,7 +137,7 @@ def _split(
 def embed(
     table: PairTable, split: str, row_of: dict[int, int], model: FusionModel, encoders: dict[str, Encoder]
 ) -> dict[str, Pairs]:
-    """Shared-space embeddings of the pictures, captions and sounds that belong to the given pictures' groups."""
+    """Embed the pictures, captions and sounds of the given pictures' groups in the shared space."""
     import numpy as np
 
     found: dict[str, Pairs] = {}
@@ -154,7 +154,7 @@ def embed(
 
 
 def tabulate(conditioner: Conditioner) -> Table:
-    """Every kind's recall; the chosen one is marked."""
+    """Tabulate every kind's recall; the chosen one is marked."""
     table = Table(title="held-out pictures found in CLIP's space, %", title_justify="left")
     for column in ("modality", "map", "R@1", "R@10", "cosine", "queries", "candidates"):
         table.add_column(column)

@@ -1,4 +1,4 @@
-"""``fusemix diagnose``: which encoders fit together, before anything is trained."""
+"""``fusemix diagnose``: comparison of encoders before training."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def diagnose(
         list[str] | None,
         typer.Option(
             metavar="MODALITY=ENCODER ...",
-            help="The encoders to run on the table; a modality may stand several times.",
+            help="The encoders to run on the table; a modality may occur several times.",
             rich_help_panel=SOURCE,
         ),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", metavar="PAIRS", help="How many pairs to look at, one of every group.")
+        int, typer.Option("--n", metavar="PAIRS", help="How many pairs to compare, one of every group.")
     ] = 5000,
     split: flags.Split = None,
     seed: flags.Seed = 0,
@@ -77,7 +77,7 @@ def diagnose(
     from fusemix.files import write_json
 
     if plot:
-        with extra("plots", "Drawing the figures", "matplotlib"):  # before anything is computed
+        with extra("plots", "Drawing the figures", "matplotlib"):  # fail before anything is computed
             pass
     closing = ""
     if pairs is None:
@@ -109,7 +109,7 @@ def diagnose(
 
 
 def tabulate(result: dict[str, Any]) -> tuple[Table, Table]:
-    """One table of the combinations, one of the encoders."""
+    """Make a table of the combinations and one of the encoders."""
     combinations = Table("encoders", "CCA recall@1", "± 1 s.e.", "mutual k-NN", "CKA")
     for c in result["combinations"]:
         figures = (c[key] for key in ("cca_recall_at_1", "cca_recall_error", "mutual_knn", "cka"))

@@ -21,10 +21,10 @@ def ensemble(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="The type of the stored weights.")] = "float32",
     max_shard_size: flags.MaxShardSize = "5GB",
 ) -> None:
-    """Put several checkpoints on the same latents side by side, in one that searches with all of them.
+    """Join several checkpoints trained on the same latents into one that searches with all of them.
 
-    Nothing is trained. The embedding is as wide as theirs together, and a query costs as much as with all of them; the
-    encoders, which cost most, run once.
+    Nothing is trained. The width of the embedding is the sum of theirs, and a query runs all adapters; the encoders,
+    which cost most, run once.
 
     Example: fusemix ensemble runs/a runs/b --out checkpoints/both
     """
@@ -46,7 +46,7 @@ def ensemble(
 
 
 def _card(source: str) -> str:
-    """What a member's card says; nothing where it has none."""
+    """Read a member's card; empty if it has none."""
     path = Path(source) / "README.md"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 

@@ -29,8 +29,8 @@ FORM = "--latents MODALITY=DIR"
 @guarded(stopped="Stopped; nothing was measured.")
 def evaluate(
     checkpoint: flags.Checkpoint,
-    query: Annotated[str, typer.Option(metavar="NAME", help="The column that is searched with, such as text.")],
-    gallery: Annotated[str, typer.Option(metavar="NAME", help="The column that is searched in, such as image.")],
+    query: Annotated[str, typer.Option(metavar="NAME", help="The column of the queries, such as text.")],
+    gallery: Annotated[str, typer.Option(metavar="NAME", help="The column to search, such as image.")],
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +53,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A store of latents of the query column; its training split counts, none of it is asked.",
+            help="A store of latents of the query column; its training split is used to correct hubness.",
             rich_help_panel=flags.HUBS,
         ),
     ] = None,
@@ -62,8 +62,8 @@ def evaluate(
 ) -> None:
     """Measure how well one modality finds another: recall@1, 5 and 10 and median rank, with 95 % intervals.
 
-    All items of a row's group are right answers. Without a table the stores know which rows, groups and splits their
-    latents belong to.
+    All items of a row's group are right answers. Without a table, rows, groups and splits are read from the
+    stores.
 
     Example: fusemix evaluate --checkpoint checkpoints/mine --pairs pairs.csv --query text --gallery image --split test
     """
@@ -108,7 +108,7 @@ def evaluate(
 
 
 def tabulate(values: Mapping[str, Any]) -> Table:
-    """The figures as a table."""
+    """Tabulate the figures."""
     title = f"{values['query']} -> {values['gallery']}" + (f", {values['split']}" if values["split"] else "")
     table = Table(title=title)
     for name in ("queries", "gallery", "R@1", "R@5", "R@10", "median rank"):
@@ -124,7 +124,7 @@ def tabulate(values: Mapping[str, Any]) -> Table:
 def _pairs(
     pairs: Path | None, columns: list[str], split: str | None, folders: Mapping[str, str]
 ) -> tuple[Any, dict[str, LatentStore]]:
-    """The table, or what the stores know of it, and the stores."""
+    """Return the table, or the pairs recorded in the stores, and the stores."""
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.pairs import PairTable
     from fusemix.evaluation.evaluate import StoredPairs
@@ -136,7 +136,7 @@ def _pairs(
         return StoredPairs({column: stores[column] for column in columns}), stores
     table = PairTable.read(pairs, own=columns)
     for column in columns:
-        table.rows(column, split)  # early answer to a wrong column or split
+        table.rows(column, split)  # fail early on a wrong column or split
     for store in stores.values():
         if store.manifest["table"] not in (None, table.fingerprint):
             raise ValueError(f"{store.folder} was extracted from another table than --pairs; extract it from this one.")
@@ -144,7 +144,7 @@ def _pairs(
 
 
 def _bank(folder: Path, model: FusionModel, table: PairTable | StoredPairs, query: str, split: str | None) -> Tensor:
-    """Embeddings of the bank's training queries, known not to be those that are asked."""
+    """Embed the bank's training queries, after checking that they are not the evaluated queries."""
     from fusemix.data.latent_store import LatentStore
     from fusemix.encoder_identity import check_encoder
     from fusemix.search.hubness import bank_items
@@ -160,7 +160,7 @@ def _bank(folder: Path, model: FusionModel, table: PairTable | StoredPairs, quer
 
 
 def _encoding(model: FusionModel, column: str, device: str, folder: str | None, bar: Any) -> Embed:
-    """An Embed that runs a column's frozen encoder with a progress bar."""
+    """Make an Embed that runs a column's frozen encoder with a progress bar."""
     from fusemix.evaluation.evaluate import encode_items
 
     encoder = _encoder(model, column, device, folder)

@@ -15,7 +15,7 @@ from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded
 
 
-@guarded(stopped="Interrupted; run the same command again to go on.", words={"skip_errors=True": "--on-error skip"})
+@guarded(stopped="Interrupted; run the same command again to continue.", words={"skip_errors=True": "--on-error skip"})
 def extract(
     pairs: flags.Pairs,
     column: Annotated[
@@ -25,7 +25,7 @@ def extract(
         str,
         typer.Option(metavar="NAME", help="The frozen encoder, such as minilm-l6 or hub-image:facebook/dinov2-base."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the store to write or to go on with.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the store to write or to continue.")],
     split: flags.Split = None,
     on_error: Annotated[
         Literal["stop", "skip"],
@@ -40,7 +40,7 @@ def extract(
 ) -> None:
     """Encode one column of a table of pairs with a frozen encoder, and keep the latents in a folder.
 
-    Run the same command again to go on after a kill; at most the shard in the making is lost.
+    Run the same command again to continue after a kill; at most one unfinished shard is lost.
 
     Several processes, each with its share: torchrun --standalone --nproc_per_node 2 -m fusemix.cli.extract --pairs ...
     With --device cuda each of them takes a GPU of its own.
@@ -48,13 +48,13 @@ def extract(
     Example: fusemix extract --pairs pairs.csv --column image --encoder efficientnet-lite0 --out latents/image
     """
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as at Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as on Ctrl-C
     from fusemix.data.extract import extract as write
     from fusemix.data.pairs import PairTable
     from fusemix.encoders import load_encoder
 
     table = PairTable.read(pairs, own=(column,))
-    table.rows(column, split)  # early answer to a wrong column or split
+    table.rows(column, split)  # fail early on a wrong column or split
     processes = int(os.environ.get("WORLD_SIZE", 1))
     own = device == "cuda" and processes > 1
     loaded = load_encoder(encoder, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if own else device)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-REPOSITORY = Path(__file__).resolve().parents[2]  # in a clone; an installed package has no files there
+REPOSITORY = Path(__file__).resolve().parents[2]  # exists in a clone, not in an installed package
 
 Checkpoint = Annotated[
     str, typer.Option(metavar="FOLDER|ID", help="The trained model: a checkpoint folder or a Hugging Face Hub id.")
@@ -39,27 +39,27 @@ Encoders = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MODALITY=FOLDER ...",
-        help="Where the folders of the checkpoint's encoders lie here, if it was trained on folders elsewhere; "
+        help="Local folders of the checkpoint's encoders, if it was trained with folders of another machine; "
         "they are checked by content.",
     ),
 ]
 FOLDERS = "--encoders MODALITY=FOLDER"
-Seed = Annotated[int, typer.Option(metavar="N", help="The seed of everything that is drawn at random.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="The seed of all random choices.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this JSON file.")]
 MaxShardSize = Annotated[
     str,
     typer.Option(metavar="SIZE", help="The largest weight file, such as 9MB to suit a plain git push."),
 ]
 
-HUBS = "Correction of hubs, off without a bank"
+HUBS = "Correction of hubness, off without a bank"
 Neighbours = Annotated[
     int,
     typer.Option(
-        metavar="N", help="How many of the bank's most similar queries count for an item.", rich_help_panel=HUBS
+        metavar="N", help="How many of the bank's nearest queries are averaged for an item.", rich_help_panel=HUBS
     ),
 ]
 Weight = Annotated[
     float,
-    typer.Option(metavar="W", help="How strongly the correction counts, as a share of a cosine.", rich_help_panel=HUBS),
+    typer.Option(metavar="W", help="The weight of the correction; 0 changes nothing.", rich_help_panel=HUBS),
 ]
 NEIGHBOURS, WEIGHT = 128, 0.5  # of fusemix.search.hubness, which would import torch

@@ -63,19 +63,19 @@ def generate(
     steps: Annotated[int, _flag(DRAWING, "N", "How many denoising steps to take.")] = 25,
     guidance: Annotated[
         float | None,
-        _flag(DRAWING, "SCALE", "How strongly the condition guides; 1 for not at all.", show_default="the decoder's"),
+        _flag(DRAWING, "SCALE", "The scale of classifier-free guidance; 1 is none.", show_default="the decoder's"),
     ] = None,
-    noise_level: Annotated[int, _flag(DRAWING, "0..999", "How much noise is put on the condition.")] = 0,
+    noise_level: Annotated[int, _flag(DRAWING, "0..999", "The noise level of the condition.")] = 0,
     seed: Annotated[int, _flag(DRAWING, "N", "The seed of the noise.")] = 0,
     candidates: Annotated[
-        int, _flag(DRAWING, "N", "Draw so many and keep the one that the image encoder finds nearest.")
+        int, _flag(DRAWING, "N", "Draw so many pictures and keep the one nearest to the input by the image encoder.")
     ] = 1,
     steering: Annotated[
         float | None,
         _flag(
             DRAWING,
             "0..2",
-            "How far every second step is moved towards what the image encoder would call your input.",
+            "How far every second step is moved towards the input, by the image encoder's gradient.",
             show_default="0.12 with a small decoder, else 0",
         ),
     ] = None,
@@ -83,24 +83,30 @@ def generate(
         Scheduler | None,
         _flag(DRAWING, "NAME", "The sampler: ddim, dpm++, unipc, euler or euler-a.", show_default="the decoder's"),
     ] = None,
-    prompt: Annotated[str, _flag(DRAWING, "WORDS", "A text prompt beside, for a decoder with a text encoder.")] = "",
-    negative_prompt: Annotated[str, _flag(DRAWING, "WORDS", "What to keep away from, for such a decoder.")] = "",
+    prompt: Annotated[
+        str, _flag(DRAWING, "WORDS", "A text prompt in addition, for a decoder with a text encoder.")
+    ] = "",
+    negative_prompt: Annotated[
+        str, _flag(DRAWING, "WORDS", "A text prompt to avoid, for a decoder with a text encoder.")
+    ] = "",
     device: flags.Device = "cpu",
     offload: Annotated[
-        bool, typer.Option("--offload", help="Keep only the part of the decoder that works on the GPU.")
+        bool, typer.Option("--offload", help="Keep only the active part of the decoder on the GPU.")
     ] = False,
     start: Annotated[
-        Path | None, _flag(START, "FILE", "Begin from this picture, noised, instead of from noise alone.")
+        Path | None, _flag(START, "FILE", "Start from this picture, noised, instead of from pure noise.")
     ] = None,
     from_gallery: Annotated[
         Path | None,
         _flag(
             START,
             "[DIR]",
-            "Begin from the pictures of this index that are nearest to the input; without a folder from demo/index.",
+            "Start from the pictures of this index nearest to the input; without a folder, of demo/index.",
         ),
     ] = None,
-    strength: Annotated[float, _flag(START, "SHARE", "How much is drawn over that start, above 0 to 1.")] = 0.6,
+    strength: Annotated[
+        float, _flag(START, "SHARE", "The share of the steps that is drawn over the start, above 0 to 1.")
+    ] = 0.6,
     size: Annotated[
         int | None,
         _flag(WRITTEN, "PIXELS", "The side of the saved picture, 16 to 4096.", show_default="the decoder's"),
@@ -161,7 +167,7 @@ def generate(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is to be drawn, in the shared space."""
+    """Query of a drawing, in the shared space."""
 
     model: FusionModel
     eyes: Encoder | None  # the image encoder, where the model has one
@@ -190,18 +196,18 @@ class _Asked:
         return cls(model, eyes, embeddings, blend_weights(list(queries), weight))
 
     def condition(self, generator: Generator) -> Tensor:
-        """The decoder's condition."""
+        """Compute the decoder's condition."""
         return generator.condition(self.embeddings, self.weights)
 
     @functools.cached_property
     def wanted(self) -> np.ndarray:
-        """The embedding of the blend, (D,), unit length."""
+        """Embedding of the blend, (D,), unit length."""
         from fusemix.search.retriever import blend
 
         return blend({name: row.numpy() for name, row in self.embeddings.items()}, self.weights)
 
     def steering(self, strength: float) -> Steering | None:
-        """The steering towards the blend; None for a strength of 0."""
+        """Make the steering towards the blend; None for a strength of 0."""
         import torch
 
         from fusemix.generation.guidance import Steering
@@ -211,7 +217,7 @@ class _Asked:
         return Steering(self.model, self.eyes, torch.from_numpy(self.wanted), strength)
 
     def best(self, images: list[Image.Image]) -> tuple[Image.Image, str]:
-        """The only picture, or the one nearest to the blend, and why."""
+        """Return the only picture, or the one nearest to the blend, and the reason."""
         if len(images) == 1 or self.eyes is None:
             return images[0], ""
         from fusemix.generation.generator import rank_images
@@ -228,7 +234,7 @@ def _check(
     start: Path | None,
     from_gallery: Path | None,
 ) -> None:
-    """Raise ValueError, before anything is loaded, for what cannot be drawn or written."""
+    """Check the arguments before anything is loaded; ValueError if a picture cannot be drawn or written."""
     if not queries:
         raise ValueError("Give at least one of --audio, --text and --image to draw from.")
     if out.suffix.lower() not in FORMATS:
@@ -246,7 +252,7 @@ def _check(
 def _start(
     start: Path | None, from_gallery: Path | None, asked: _Asked, candidates: int
 ) -> tuple[list[Image.Image] | None, str]:
-    """The pictures to begin from, and how that reads behind the note."""
+    """Return the pictures to start from, and a text about them for the note."""
     from fusemix.media import load_image
 
     if start is not None:
@@ -263,7 +269,7 @@ def _start(
 
 
 def _save(image: Image.Image, path: Path, size: int | None) -> None:
-    """Write the picture, enlarged if asked, whole or not at all."""
+    """Write the picture atomically, enlarged if ``size`` is given."""
     from PIL import Image as Pillow
 
     from fusemix.files import write_atomic
@@ -274,7 +280,7 @@ def _save(image: Image.Image, path: Path, size: int | None) -> None:
 
 
 class GenerateCommand(Command):
-    """``--from-gallery`` may stand without a folder."""
+    """A command whose ``--from-gallery`` may have no folder."""
 
     bare = {"--from-gallery": GALLERY}
 

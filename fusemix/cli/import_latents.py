@@ -11,7 +11,7 @@ import typer
 from fusemix.cli import terminal
 from fusemix.cli.command import entry, guarded
 
-TABLE = "Which pairs they belong to; without a table latent i of every modality is pair i"
+TABLE = "The pairs of the latents; without a table, latent i of every modality is pair i"
 
 
 @guarded(stopped="Interrupted; nothing was written.")
@@ -45,7 +45,7 @@ def import_latents(
         ),
     ] = None,
 ) -> None:
-    """Copy latents you already have into a store, to be trained, evaluated and searched like any other.
+    """Copy existing latents into a store, for training, evaluation and search like any other.
 
     Example: fusemix import --from clips.npy --modality video --name my-encoder --out latents/video --pairs pairs.csv
     """

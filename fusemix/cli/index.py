@@ -105,7 +105,7 @@ def index(
 
 
 def _begin(server: str | None, model: FusionModel, root: Path) -> EmbeddingIndex | PostgresIndex:
-    """The empty index, in memory or on the server."""
+    """Create an empty index, in memory or on the server."""
     if server is None:
         from fusemix.search.index import EmbeddingIndex
 

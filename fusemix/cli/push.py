@@ -41,7 +41,7 @@ def push(
     check_repo_id(repo_id)
     upload = Upload.of(folder)
     if "model_index.json" not in upload.files:
-        FusionModel.from_pretrained(folder)  # what does not load is not worth sending
+        FusionModel.from_pretrained(folder)  # do not send a checkpoint that does not load
     terminal.show(tabulate(upload, repo_id))
     terminal.result(f"card: {json.dumps(upload.card, ensure_ascii=False)}")
     if "license" not in upload.card:
@@ -53,7 +53,7 @@ def push(
 
 
 def tabulate(upload: Upload, repo_id: str) -> Table:
-    """Every file and its size."""
+    """Tabulate the files and their sizes."""
     table = Table(title=f"{upload.folder} -> {repo_id}", title_justify="left", title_style="bold")
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")

@@ -94,7 +94,7 @@ def reproduce(
     """Run an experiment of the paper, or print it as commands of fusemix.
 
     The --root holds the folders coco, visual-genome, sbu, cc3m, flickr30k, audiocaps and clotho, as far as the
-    experiment needs them. What has been done is not done again: run the same command after a kill. flickr8k trains on
+    experiment needs them. Finished steps are skipped: run the same command again after a kill. flickr8k trains on
     its split train, where a fiftieth of the photos chooses the epoch, and reports on its split dev, beside a closed
     form.
 
@@ -130,7 +130,7 @@ def reproduce(
 
 
 def _roots(root: Path, data: list[str] | None) -> dict[str, Path]:
-    """Dataset -> its folder."""
+    """Map datasets to their folders."""
     from fusemix.datasets.paper_recipes import MODALITIES
 
     roots = {name: root / name for name in MODALITIES}
@@ -142,7 +142,7 @@ def _roots(root: Path, data: list[str] | None) -> dict[str, Path]:
 
 
 def _do(command: Any, number: int, total: int) -> None:
-    """Say a command and run it unless what it makes is there."""
+    """Print a command and run it unless its result exists."""
     terminal.note(f"[{number}/{total}] {command}")
     if command.makes is not None and command.makes.exists():
         terminal.note(f"    done before: {command.makes}")
@@ -158,7 +158,7 @@ def _write(target: Path, figures: dict[str, Any]) -> None:
 
 
 def _paper(experiment: str, setting: Any, target: Path, *, dry_run: bool) -> int:
-    """One of the paper's: check, print, run, tell."""
+    """Run an experiment of the paper: check the data, print or run the commands, report."""
     from fusemix.datasets import paper_recipes as paper
 
     recipe = paper.RECIPES[experiment]
@@ -187,7 +187,7 @@ def _paper(experiment: str, setting: Any, target: Path, *, dry_run: bool) -> int
 
 
 def tabulate(runs: Sequence[dict[str, Any]]) -> Table:
-    """The figures of all seeds, in percent."""
+    """Tabulate the figures of all seeds, in percent."""
     table = Table()
     for name in ("seed", "test split", "queries", "gallery", "R@1", "R@5", "R@10"):
         table.add_column(name)
@@ -201,7 +201,7 @@ def tabulate(runs: Sequence[dict[str, Any]]) -> Table:
 
 @dataclass(frozen=True)
 class Small:
-    """flickr8k: the paper's recipe scaled to a small machine, beside closed-form CCA."""
+    """Experiment flickr8k: the paper's recipe scaled to a small machine, compared with closed-form CCA."""
 
     given: Path | None  # its table; made from ``root`` if there is none
     root: Path
@@ -212,11 +212,11 @@ class Small:
 
     @property
     def pairs(self) -> Path:
-        """The table of pairs."""
+        """Table of pairs."""
         return self.given or self.work / "pairs.csv"
 
     def store(self, modality: str, split: str) -> Path:
-        """Where the latents of a split go."""
+        """Return the folder for the latents of a split."""
         return self.work / f"{modality}-{split}"
 
     def run(self, target: Path, *, dry_run: bool) -> int:
@@ -253,7 +253,7 @@ class Small:
         return 0
 
     def preparations(self) -> list[Any]:
-        """The table (if it is to be made) and the extractions."""
+        """List the commands that make the table (if needed) and the latents."""
         from fusemix.datasets.paper_recipes import Command
 
         words = ("flickr8k", "--root", str(self.root), "--out", str(self.pairs))
@@ -270,7 +270,7 @@ class Small:
         ]  # fmt: skip
 
     def trainings(self, seed: int) -> list[Any]:
-        """A seed's training and evaluations."""
+        """List a seed's training and evaluations."""
         from fusemix.datasets.paper_recipes import Command
 
         out = self.work / f"seed{seed}"
@@ -287,7 +287,7 @@ class Small:
         return commands
 
     def cca(self) -> dict[str, Any]:
-        """The closed form's figures on split dev, and its seconds."""
+        """Measure CCA on split dev, and its time in seconds."""
         import torch
 
         from fusemix.data.latent_store import LatentStore

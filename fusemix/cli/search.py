@@ -72,9 +72,9 @@ def search(
     retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
     started = time.perf_counter()
     if fuse:
-        items = retriever.search(**query, top_k=top_k, where=conditions, fuse=True)
+        items = retriever.search(text=text, image=image, audio=audio, top_k=top_k, where=conditions, fuse=True)
     else:
-        results = retriever.search(**query, top_k=top_k, where=conditions)
+        results = retriever.search(text=text, image=image, audio=audio, top_k=top_k, where=conditions)
     elapsed = time.perf_counter() - started
     if json:
         write_json(json, items_to_json(query, items) if fuse else to_json(query, results))
@@ -84,7 +84,7 @@ def search(
 
 
 def tabulate(modality: str, hits: list[Hit]) -> Table:
-    """The hits of one modality as a table for the terminal."""
+    """Tabulate the hits of one modality."""
     table = Table(title=modality, title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("similarity", justify="right")
@@ -99,7 +99,7 @@ def tabulate(modality: str, hits: list[Hit]) -> Table:
 
 
 def tabulate_items(found: list[FusedHit]) -> Table:
-    """The items of a fused search as a table for the terminal."""
+    """Tabulate the items of a fused search."""
     table = Table(title="items", title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("found by")
@@ -114,13 +114,13 @@ def tabulate_items(found: list[FusedHit]) -> Table:
 
 
 def items_to_json(query: dict[str, str], found: list[FusedHit]) -> dict[str, Any]:
-    """JSON-ready items of a fused search: rank, score and the face that found each, beside its metadata."""
+    """Convert the items of a fused search to JSON values: rank, score, best face and metadata."""
     items = [{"rank": hit.rank, "score": hit.score, "found_by": hit.found_by, **hit.item} for hit in found]
     return {"query": query, "items": items}
 
 
 def to_json(query: dict[str, str], results: dict[str, list[Hit]]) -> dict[str, Any]:
-    """JSON-ready results: rank and similarity beside each item's metadata."""
+    """Convert hits to JSON values: rank, similarity and metadata."""
     hits = {
         modality: [{"rank": hit.rank, "similarity": hit.similarity, **hit.item} for hit in found]
         for modality, found in results.items()

@@ -1,4 +1,4 @@
-"""``fusemix subset``: which pairs to train on."""
+"""``fusemix subset``: latents -> a subset of pairs to train on."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def subset(
         ),
     ] = None,
 ) -> None:
-    """Choose which pairs to train on: a diverse, a good or a random subset.
+    """Choose a subset of pairs to train on: diverse, of high quality, or random.
 
     Candidates are the rows that have latents of every modality given. Rows of the same items (five captions of a
-    picture, with --latents image=DIR alone) are one candidate, kept or left with all its rows.
+    picture, with --latents image=DIR alone) are one candidate, kept or dropped with all its rows.
 
     Example: fusemix subset --latents image=latents/image text=latents/text -k 500 --pairs pairs.csv --out subset.csv
     """
@@ -136,7 +136,7 @@ def _all(candidates: Candidates) -> np.ndarray:
 def _quality(
     candidates: Candidates, table: PairTable | None, column: str | None, checkpoint: str | None, *, factors: bool
 ) -> np.ndarray | None:
-    """One number a candidate: of the table's column, or the cosine of its embeddings; as a factor above 0."""
+    """Return each candidate's quality: the table's column, or the cosine of its embeddings as a factor above 0."""
     import numpy as np
 
     if column and checkpoint:

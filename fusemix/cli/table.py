@@ -28,13 +28,13 @@ def table(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help=f"One of {', '.join(DATASETS)}.")],
     root: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the dataset lies; for huggingface also a Hub id, owner/name@revision."),
+        typer.Option(metavar="DIR", help="The dataset's folder; for huggingface also a Hub id, owner/name@revision."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The table to write: .csv, .tsv or .parquet.")
     ] = None,
     about: Annotated[
-        bool, typer.Option("--about", help="Say what the dataset needs, its protocol and known traps, and stop.")
+        bool, typer.Option("--about", help="Print the dataset's files, protocol and known traps, and stop.")
     ] = False,
     captions: Annotated[int | None, _flag("N", "Keep only the first N captions of an item.")] = None,
     annotations: Annotated[
@@ -62,10 +62,10 @@ def table(
     text_column: Annotated[str | None, _flag("NAME", "huggingface: the text column, where it is not clear.")] = None,
     audio_column: Annotated[str | None, _flag("NAME", "huggingface: the sound column, where it is not clear.")] = None,
 ) -> None:
-    """Make a table of pairs of a standard dataset, or of a folder of your own pictures, sounds and captions.
+    """Make a table of pairs from a standard dataset, or from a folder of your own pictures, sounds and captions.
 
-    Nothing is downloaded, a Hugging Face id given as --root excepted. Files that the annotations name and that are not
-    there are counted, left out and listed in OUT.missing.txt. docs/datasets.md says what each dataset needs.
+    Nothing is downloaded, except a Hugging Face id given as --root. Files that the annotations name but that do
+    not exist are counted, left out and listed in OUT.missing.txt. docs/datasets.md says what each dataset needs.
 
     Example: fusemix table flickr30k --root /data/flickr30k --out /data/flickr30k/pairs.csv
     """
@@ -86,7 +86,7 @@ def table(
 
 
 def _write(dataset: str, root: Path, out: Path, options: dict[str, Any]) -> None:
-    """Read and write with a count of the pairs so far, and say what was written and what was left out."""
+    """Read and write pairs with a progress count, and report what was written and left out."""
     from fusemix.datasets import DATASETS as READERS
     from fusemix.datasets import Tally, write_table
 
@@ -104,7 +104,7 @@ def _write(dataset: str, root: Path, out: Path, options: dict[str, Any]) -> None
 
 
 def _options(dataset: str, flags: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The flags that were given, as the reader's arguments; a flag it does not take is a ValueError."""
+    """Convert the given flags to the reader's arguments; an unsupported flag is a ValueError."""
     from fusemix.datasets import DATASETS as READERS
 
     takes = set(inspect.signature(READERS[dataset]).parameters) - {"root", "tally"}

@@ -1,7 +1,7 @@
-"""Print for people. Everything that a command prints passes here, so that it appears as it is.
+"""Printing to the terminal. All output of commands passes through here, so that it appears verbatim.
 
-Rich reads ``[brackets]`` as styles and ``:words:`` as emoji; paths and captions hold both. The consoles below read
-neither, in lines, tables, bars or titles.
+Rich interprets ``[brackets]`` as styles and ``:words:`` as emoji; paths and captions may hold both. The consoles
+below interpret neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
-RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
+RANK = int(os.environ.get("RANK", 0))  # of this process under torchrun
 RESULTS = Console(quiet=RANK > 0, **_AS_IT_IS)  # standard output
 NOTES = Console(stderr=True, quiet=RANK > 0, **_AS_IT_IS)
 _ERRORS = Console(stderr=True, **_AS_IT_IS)  # of every process
@@ -28,12 +28,12 @@ def result(text: str) -> None:
 
 
 def note(text: str, *, style: str = "") -> None:
-    """Print a line for the person at the terminal on standard error, unwrapped."""
+    """Print a line for the user on standard error, unwrapped."""
     _line(NOTES, text, style)
 
 
 def fail(sentence: str) -> None:
-    """Print why a command stops, in red on standard error."""
+    """Print the reason why a command fails, in red on standard error."""
     _line(_ERRORS, f"error: {sentence}", "red")
 
 
@@ -62,7 +62,7 @@ def waiting(text: str) -> Status:
 
 
 def cell(text: str) -> Text:
-    """Make a table's cell that shows a text as it is."""
+    """Make a table cell that shows a text verbatim."""
     return Text(text)
 
 

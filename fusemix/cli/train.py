@@ -103,7 +103,7 @@ def train(
     ] = None,
     frozen: Annotated[
         list[str] | None,
-        _flag(ADAPTERS, "MODALITY ...", "Keep these modalities' adapters of the starting checkpoint as they are."),
+        _flag(ADAPTERS, "MODALITY ...", "Do not train these modalities' adapters of the starting checkpoint."),
     ] = None,
     mixup_alpha: Annotated[
         float, _flag(MIX, "ALPHA", "The concentration of the Beta distribution that mixes pairs; 0 mixes none.")
@@ -116,7 +116,7 @@ def train(
         int, _flag(RUN, "PAIRS", "Pairs read in a step, by all processes together; mixing halves them.")
     ] = D.batch_size,
     multi_positive: Annotated[
-        bool, _flag(RUN, "", "Count the pairs of one group as right answers for one another.", "--multi-positive")
+        bool, _flag(RUN, "", "Treat the pairs of one group as right answers for one another.", "--multi-positive")
     ] = False,
     learning_rate: Annotated[float, _flag(RUN, "RATE", "The highest learning rate.")] = D.learning_rate,
     warmup_steps: Annotated[
@@ -124,20 +124,20 @@ def train(
     ] = D.warmup_steps,
     weight_decay: Annotated[float, _flag(RUN, "X", "AdamW's weight decay.")] = D.weight_decay,
     temperature: Annotated[
-        float, _flag(RUN, "T", "What divides the logits at the start; it is learned from there.")
+        float, _flag(RUN, "T", "The initial temperature, by which logits are divided; it is learned.")
     ] = D.temperature,
     val_fraction: Annotated[
-        float, _flag(RUN, "SHARE", "The share of groups kept for validation where no split is called val or dev.")
+        float, _flag(RUN, "SHARE", "The share of groups held out for validation if there is no split val or dev.")
     ] = D.val_fraction,
     eval_every: Annotated[int, _flag(RUN, "EPOCHS", "Validate after every so many epochs.")] = D.eval_every,
     save_every: Annotated[int, _flag(RUN, "EPOCHS", "Save the state after every so many epochs.")] = D.save_every,
     seed: Annotated[int, _flag(RUN, "N", "The seed of weights, order, mixing and validation groups.")] = D.seed,
     accumulate: Annotated[
-        int, _flag(MEMORY, "PIECES", "Embed a batch in so many pieces; it keeps all its negatives.")
+        int, _flag(MEMORY, "PIECES", "Embed a batch in so many pieces, to save memory; all negatives are kept.")
     ] = D.accumulate,
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
-        _flag(MEMORY, "TYPE", "The type that is multiplied in; auto takes bf16 where the processor is fast at it."),
+        _flag(MEMORY, "TYPE", "The precision of matrix products; auto is bf16 if the processor multiplies it fast."),
     ] = "auto",
     hold_latents: Annotated[
         str | None,
@@ -148,18 +148,18 @@ def train(
             show_default="512MiB, on a GPU half of its free memory",
         ),
     ] = None,
-    plan: Annotated[bool, _flag(LOOK, "", "Take ten steps, say what the run will need, and stop.", "--plan")] = False,
-    profile: Annotated[
-        bool, _flag(LOOK, "", "Take ten steps, say where their time goes, and stop.", "--profile")
+    plan: Annotated[
+        bool, _flag(LOOK, "", "Take ten steps, print the run's memory, disk and time, and stop.", "--plan")
     ] = False,
+    profile: Annotated[bool, _flag(LOOK, "", "Take ten steps, print their profile, and stop.", "--profile")] = False,
     tensorboard: Annotated[
         bool, _flag(LOOK, "", "Write TensorBoard events of every step to OUT/runs.", "--tensorboard")
     ] = False,
 ) -> int:
     """Train adapters that bring the latents of two or more modalities into one shared space.
 
-    Run the same command again to resume a run that was stopped or killed. A split column is respected: rows of val,
-    valid, validation or dev choose the epoch that is kept, rows of test are left out.
+    Run the same command again to resume a run that was stopped or killed. Rows of the splits val, valid,
+    validation and dev choose the epoch that is kept, rows of test are left out.
 
     Several processes: torchrun --standalone --nproc_per_node 2 -m fusemix.cli.train --latents ...
 
@@ -215,13 +215,13 @@ def train(
     if result.writer and result.finished:
         job.save(result, dtype=dtype, max_shard_size=max_shard_size)
     elif result.writer:
-        terminal.note(f"Interrupted and saved in {out}; run the same command again to go on.")
+        terminal.note(f"Interrupted and saved in {out}; run the same command again to continue.")
     return 0 if result.finished else 130
 
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of :func:`fusemix.training.trainer.train`, and what the command does with them."""
+    """A training with the arguments of :func:`fusemix.training.trainer.train`."""
 
     sets: list[PairSet]
     model: ModelConfig
@@ -238,17 +238,17 @@ class Job:
             raise ValueError(f"{self.out} already holds a finished checkpoint; choose another --out or remove it.")
 
     def data(self) -> list[str]:
-        """A line for each set of pairs."""
+        """Describe each set of pairs in a line."""
         return [f"{s.name}: {len(s):,} pairs, {len(set(s.groups.tolist())):,} groups" for s in self.sets]
 
     def plan(self) -> list[str]:
-        """What the run will need, a sentence each."""
+        """Estimate memory, disk and time of the run, a sentence each."""
         from fusemix.training.estimate import plan
 
         return plan(self.sets, self.model, self.config, hold_bytes=self.hold_bytes).sentences()
 
     def profile(self) -> list[str]:
-        """Where the time of ten steps goes, line by line."""
+        """Profile ten steps, and return the profile as lines."""
         from fusemix.training.profiling import profile
 
         trace = self.out / "trace.json"
@@ -283,7 +283,7 @@ class Job:
                     board.close()
 
     def save(self, result: Result, *, dtype: str, max_shard_size: str) -> None:
-        """Write the checkpoint and its curves, and say what was kept."""
+        """Write the checkpoint and its curves, and report the kept epoch."""
         import torch
 
         from fusemix.model.card import model_card
@@ -298,7 +298,7 @@ class Job:
         )
         try:
             plot(result.history, self.out / "training.png")
-        except ImportError as error:  # the curves are in history.json too
+        except ImportError as error:  # history.json holds the curves, too
             terminal.note(f"training.png was not drawn. {error}")
         (self.out / STATE_NAME).unlink(missing_ok=True)
         score = result.best["score"]
@@ -308,7 +308,7 @@ class Job:
 
 
 def _sets(latents: list[str]) -> list[PairSet]:
-    """Join the stores of each ``--latents``; a store that stands in several sets is opened once."""
+    """Join the stores of each ``--latents``; a store in several sets is opened once."""
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.pair_set import PairSet
 

@@ -1,4 +1,4 @@
-"""The pairs that a subset is chosen from: their rows, features and quality, and the table of the chosen ones."""
+"""Candidates for a subset: their rows, features and quality, and writing of the chosen rows."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fusemix.files import write_atomic
 from fusemix.model.adapters import FusionModel
 
 _PIECE = 65_536  # candidates read at once
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # of tables that write_rows writes
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # file endings that write_rows accepts
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of the same items, which are kept or left together.
+    """Groups of rows with the same items, which are kept or dropped together.
 
     Attributes:
         stores: Modality -> its latents.
-        rows: Columns ``row``, ``split`` and one item number per modality: the rows that every store has.
+        rows: Columns ``row``, ``split`` and one item number per modality, for rows that every store has.
         items: One item number per modality, each combination once.
     """
 
@@ -63,7 +63,7 @@ class Candidates:
         return len(self.items)
 
     def features(self) -> np.ndarray:
-        """The latents of all modalities side by side, each of unit length: (N, sum of widths), float32."""
+        """Return the latents of all modalities, each of unit length, concatenated: (N, sum of widths), float32."""
         out = np.empty((len(self), sum(store.dim for store in self.stores.values())), dtype=np.float32)
         start = 0
         for modality, store in self.stores.items():
@@ -76,7 +76,7 @@ class Candidates:
         return out
 
     def numbers(self, table: PairTable, column: str) -> np.ndarray:
-        """The numbers of a table's column in each candidate's first row, (N,), float64.
+        """Return the numbers of a table's column in each candidate's first row, (N,), float64.
 
         Raises:
             ValueError: If the table has no such column, or a cell is not a number.
@@ -91,7 +91,7 @@ class Candidates:
         return cells.to_numpy(dtype=np.float64)
 
     def cosines(self, model: FusionModel) -> np.ndarray:
-        """The cosine of each candidate's two embeddings, (N,), float64.
+        """Return the cosine of each candidate's two embeddings, (N,), float64.
 
         Raises:
             ValueError: If there are not two modalities, or the model was trained on other latents.
@@ -108,7 +108,7 @@ class Candidates:
         return np.concatenate(parts).astype(np.float64)
 
     def rows_of(self, chosen: np.ndarray) -> pd.DataFrame:
-        """The lines of :attr:`rows` that belong to the chosen candidates, by ascending row."""
+        """Return the lines of :attr:`rows` that belong to the chosen candidates, by ascending row."""
         return self.rows.merge(self.items.iloc[chosen], on=list(self.stores)).sort_values("row")
 
 
@@ -120,7 +120,7 @@ def check_table(table: PairTable, stores: Mapping[str, LatentStore]) -> None:
 
 
 def write_rows(table: PairTable, rows: np.ndarray, out: Path, *, keep_splits: Sequence[str] = ()) -> None:
-    """Write some rows of a table as a table, by its ending; files stay findable from where it lies.
+    """Write some rows of a table to a new table, with file paths that are valid from its folder.
 
     Args:
         table: The table.
@@ -128,7 +128,8 @@ def write_rows(table: PairTable, rows: np.ndarray, out: Path, *, keep_splits: Se
         out: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         keep_splits: Rows of these splits are written too.
     """
-    kept = np.isin(sides(table.splits(), table.path), [side_of(split) for split in keep_splits])
+    wanted = np.array([side_of(split) for split in keep_splits], dtype=object)
+    kept = np.isin(sides(table.splits(), table.path), wanted)
     numbers = np.union1d(rows, np.flatnonzero(kept))
     frame = table.frame.iloc[numbers].copy()
     if out.parent.resolve() != table.path.parent.resolve():

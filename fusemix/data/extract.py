@@ -1,4 +1,4 @@
-"""Encode a column of a table of pairs into a latent store; a kill loses at most the shard in the making."""
+"""Encoding a column of a table of pairs into a latent store; a kill loses at most one unfinished shard."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from fusemix.encoders.probe import latents_of, probe
 from fusemix.files import sole_writer
 from fusemix.media import MediaError
 
-SHARD_ITEMS = 1024  # items a shard; what a kill can cost is one shard in the making
-PROBE_ITEMS, PROBE_TRIED = 8, 32  # of a table: distinct usable items the encoder is probed with, and how many are tried
+SHARD_ITEMS = 1024  # items a shard; a kill costs at most one unfinished shard
+PROBE_ITEMS, PROBE_TRIED = 8, 32  # distinct usable items that the encoder is probed with, and items tried to find them
 
 Report = Callable[[int, int], None]  # items done, items in all
 
@@ -49,12 +49,12 @@ def extract(
     skip_errors: bool = False,
     report: Report | None = None,
 ) -> LatentStore:
-    """Encode every distinct item of a column into a store; call again after a kill to go on.
+    """Encode every distinct item of a column into a store; call again after a kill to continue.
 
-    Before a store is begun the encoder is probed with a few items of the table
-    (:func:`fusemix.encoders.probe.probe`). Started by torchrun, every process encodes its share of the shards (the
-    folder must be one that all see); the first one joins them. The store is the same, and any number of processes may
-    go on with it.
+    Before a store is started the encoder is probed with a few items of the table
+    (:func:`fusemix.encoders.probe.probe`). Under torchrun, every process encodes its share of the shards (in a
+    shared folder) and the first one joins them. The store does not depend on the number of processes, which may
+    change when it is continued.
 
     Args:
         table: The table of pairs.
@@ -65,7 +65,7 @@ def extract(
         split: Only rows of this split.
         dtype: ``float32`` or ``float16``.
         batch_size: Items per forward pass.
-        workers: Threads that decode.
+        workers: Decoding threads.
         skip_errors: Leave unusable items out and list them in the manifest, instead of raising.
         report: Called with (items done, items in all) after every batch; of this process, where there are several.
 
@@ -119,7 +119,7 @@ class _LeftOut:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is encoded, by whom, and where it goes."""
+    """An extraction: the items, their encoder and the store."""
 
     table: PairTable
     column: str
@@ -131,36 +131,36 @@ class _Work:
     skip_errors: bool
 
     def probe(self) -> None:
-        """Raise ValueError unless the encoder is fit to make a store of these items; see :func:`extract`."""
+        """Probe the encoder with some of the items; ValueError if it fails. See :func:`extract`."""
         usable: list[Item] = []
         prepared: list[Any] = []
-        n = len(self.items)  # from all over the table: neighbours are often alike
+        n = len(self.items)  # spread over the table: neighbours are often alike
         for number in np.random.default_rng(0).choice(n, min(n, PROBE_TRIED), replace=False):
             item = self.items[number]
             try:
                 prepared.append(self.encoder.prepare(item.value))
             except MediaError:
-                continue  # told with its row when its turn comes
+                continue  # reported with its row when its turn comes
             usable.append(item)
             if len(usable) == PROBE_ITEMS:
                 break
         if usable:
             latents = probe(self.encoder, prepared)
-            finite = np.flatnonzero(np.isfinite(latents).all(axis=1))  # the others are told with their rows, too
+            finite = np.flatnonzero(np.isfinite(latents).all(axis=1))  # the others are reported with their rows, too
             as_stored(latents[finite], self.dtype, name=lambda i: self._name(usable[finite[i]]))
 
     def _name(self, item: Item) -> str:
         return f"The latent of row {item.row} of {self.table.path}, column {self.column!r},"
 
     def usable(self, item: Item, number: int) -> Any:
-        """The prepared item, or the manifest's entry for one left out."""
+        """Return the prepared item, or the manifest's entry for one that is left out."""
         try:
             return self.encoder.prepare(item.value)
         except MediaError as error:
             return self.left_out(item, number, error)
 
     def left_out(self, item: Item, number: int, error: MediaError) -> _LeftOut:
-        """The manifest's entry for an item that cannot be used; raised as an error where none may be left out."""
+        """Return the manifest's entry for an unusable item; raise an error unless items may be left out."""
         if not self.skip_errors:
             raise ValueError(
                 f"{self.table.path}, {self.table.place(item.row)}, column {self.column}: {error} "
@@ -171,7 +171,7 @@ class _Work:
     def shard(
         self, start: int, pool: ThreadPoolExecutor, done: Callable[[int], None]
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The latents of one shard's items, and those left out; ``done`` is told of every batch."""
+        """Encode the items of one shard: its latents and the items left out; ``done`` is called after every batch."""
         part = self.items[start : start + SHARD_ITEMS]
         latents = np.zeros((len(part), self.encoder.dim), dtype=np.float32)
         left_out: list[_LeftOut] = []

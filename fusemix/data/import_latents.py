@@ -1,7 +1,7 @@
-"""Latents made elsewhere, of any modality by any encoder -> a latent store, checked on the way in.
+"""Import of latents of any modality, made by any encoder, into a latent store, with checks.
 
 Read from a file (.npy, .safetensors, .parquet), an array, or a generator of arrays; one piece is in memory at
-a time. With a table of pairs the store joins those that fusemix extract made from the same table.
+a time. With a table of pairs the store can be joined with stores that fusemix extract made from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusemix.data.latent_store import DTYPES, LatentStore
 from fusemix.data.latent_writer import row_index, write_latents
 from fusemix.data.pairs import PairTable
 
-PIECE_BYTES = 16 * 2**20  # what is read and stored at a time
+PIECE_BYTES = 16 * 2**20  # read and stored at a time
 ENDINGS = (".npy", ".safetensors", ".parquet")
 
 
@@ -35,7 +35,7 @@ class LatentFile:
     iterate: Callable[[int], Iterator[np.ndarray]]  # rows a piece -> pieces
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """All rows in order, shape (n, dim), about PIECE_BYTES each as float32."""
+        """Yield all rows in order in pieces (n, dim) of about PIECE_BYTES as float32."""
         return self.iterate(max(1, PIECE_BYTES // (4 * self.dim)))
 
 
@@ -52,19 +52,19 @@ def import_latents(
     dtype: str = "float32",
     report: Callable[[int, int | None], None] | None = None,
 ) -> LatentStore:
-    """Check latents and put them into a new store; the folder appears whole, or not at all.
+    """Check latents and write them to a new store; the folder appears complete or not at all.
 
     Args:
         source: A file, an array (N, dim), or arrays (n, dim) one after another; floating point, not normalised.
         folder: Of the new store.
-        modality: Any name: video, sensor, protein, ...; a modality of the models trained on it.
-        name: What made the latents, recorded as the encoder.
-        revision: Identity of its weights, if you know it.
+        modality: Any name: video, sensor, protein, ...; models trained on the store use it.
+        name: Name of what made the latents, recorded as the encoder.
+        revision: Identity of its weights, if known.
         table: The pairs the latents belong to; without one, latent i of every modality is pair i.
         column: The table's column that was encoded: the latents are those of its filled cells in table order,
-            or of its distinct items in order of first appearance, whichever their number says. Without a
+            or of its distinct items in order of first appearance, depending on their number. Without a
             column there is one latent per row of the table.
-        key: Which tensor (safetensors) or list column (parquet), where the file has several.
+        key: Tensor (safetensors) or list column (parquet) to read, if the file has several.
         dtype: Of the store: ``float32`` or ``float16``.
         report: Called with (latents done, in all or None).
 
@@ -85,7 +85,7 @@ def import_latents(
         raise ValueError(f"{folder} exists and is not empty; choose a new folder.")
     what, total, pieces = _open_source(source, key)
     if total is not None:
-        _index(table, column, total, what)  # an early answer to a wrong number
+        _index(table, column, total, what)  # fail early on a wrong number
 
     def checked() -> Iterator[np.ndarray]:
         done = 0
@@ -116,9 +116,9 @@ def open_latents(path: str | Path, key: str | None = None) -> LatentFile:
 
     Args:
         path: ``.npy`` (memory-mapped, nothing is unpickled), ``.safetensors`` (float16, bfloat16, float32,
-            float64) or ``.parquet`` (one list column, or columns of floating point side by side and nothing else: an
-            id is no dimension).
-        key: Which tensor or list column, where there are several.
+            float64) or ``.parquet`` (one list column, or floating-point columns and nothing else: an id
+            column is an error).
+        key: Tensor or list column to read, if there are several.
 
     Raises:
         FileNotFoundError: If nothing is there.
@@ -140,7 +140,7 @@ def open_latents(path: str | Path, key: str | None = None) -> LatentFile:
 def _open_source(
     source: str | Path | np.ndarray | Iterable[np.ndarray], key: str | None
 ) -> tuple[str, int | None, Iterable[Any]]:
-    """What to call it in a message, the number of latents if known, and its pieces."""
+    """Return the source's name for messages, the number of latents if known, and its pieces."""
     if isinstance(source, str | Path):
         opened = open_latents(source, key)
         return str(opened.path), opened.rows, opened.pieces()
@@ -160,7 +160,7 @@ def _check_shape(what: str, shape: Sequence[int]) -> None:
 
 
 def _check(piece: np.ndarray, what: str, start: int, dtype: str) -> np.ndarray:
-    """The piece in the store's dtype, once it is known to be finite floats."""
+    """Check that a piece holds finite floats, and convert it to the store's dtype."""
     _check_shape(what, piece.shape)
     if piece.dtype.kind != "f":
         raise ValueError(f"{what} holds {piece.dtype} values; latents are floating point, so convert them first.")
@@ -176,7 +176,7 @@ def _check(piece: np.ndarray, what: str, start: int, dtype: str) -> np.ndarray:
 
 
 def _index(table: PairTable | None, column: str | None, n: int, what: str) -> pd.DataFrame:
-    """A line per table row: row, item, group, split; the number of latents says what they belong to."""
+    """Make a line per table row: row, item, group, split; the number of latents decides what they belong to."""
     if table is None:
         number = np.arange(n)
         return pd.DataFrame({"row": number, "item": number, "group": number, "split": np.full(n, "", dtype=object)})
@@ -210,7 +210,7 @@ def _sliced(read: Callable[[int, int], np.ndarray], rows: int) -> Callable[[int]
 def _open_npy(path: Path) -> LatentFile:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:  # numpy's own words would advise unpickling
+    except (OSError, ValueError, EOFError) as error:  # numpy's message would suggest unpickling
         raise ValueError(
             f"{path} is not a plain .npy array, or damaged; write it with numpy.save(path, an array of floats)."
         ) from error
@@ -275,7 +275,7 @@ def _open_parquet(path: Path, key: str | None) -> LatentFile:
 
 
 def _matrix(path: Path, batch: Any, dim: int, done: int, *, flat: bool) -> np.ndarray:
-    """A parquet batch as (len(batch), dim)."""
+    """Convert a parquet batch to a matrix (len(batch), dim)."""
     for column in batch.columns:
         if column.null_count:
             raise ValueError(f"{path} has {column.null_count} empty cells among latents {done} to {done + len(batch)}.")
@@ -294,7 +294,7 @@ def _choose(path: Path, key: str | None, names: list[str], kind: str) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None:
-        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); say which by the argument key.")
+        raise ValueError(f"{path} holds {len(names)} {kind} ({', '.join(names[:10])}); choose one by the argument key.")
     if key not in names:
         raise ValueError(f"{path} has no {kind[:-1]} {key!r}; it holds {', '.join(names[:10]) or 'none'}.")
     return key

@@ -13,7 +13,6 @@ stores by an encoder, :mod:`fusemix.data.latent_writer` from latents that exist 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import mmap
 import os
 import resource
@@ -33,9 +32,9 @@ from fusemix.files import read_json
 MANIFEST_NAME = "manifest.json"
 ROWS_NAME = "rows.parquet"
 FORMAT_VERSION = 1
-OPEN_SHARDS = 4096  # files a store keeps open at most, and no more than an eighth of what a process may
-SHARDS_AT_ONCE = 64  # whose rows the disk is asked for together
-CHUNK_ITEMS = 8192  # items read at once where a whole store passes through memory
+OPEN_SHARDS = 4096  # most files a store keeps open, and at most an eighth of the process's limit
+SHARDS_AT_ONCE = 64  # rows prefetched from disk together
+CHUNK_ITEMS = 8192  # items read at once in a pass over the whole store
 BLOCK_BYTES = 4 * 2**20  # read at once while checking
 DTYPES = ("float32", "float16")
 _EXPONENT = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00)}  # all set: infinite or NaN
@@ -44,18 +43,6 @@ _ENCODER_KEYS = {"name": str, "modality": str, "dim": int, "revision": str, "fin
 _SHARD_KEYS = {"file": str, "items": int, "sha256": str}
 _SKIPPED_KEYS = {"item": int, "row": int, "reason": str}
 _ROW_COLUMNS = ("row", "item", "group", "split")
-_WRITERS = {
-    "extract": "fusemix.data.extract",
-    "row_index": "fusemix.data.latent_writer",
-    "write_latents": "fusemix.data.latent_writer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what writes stores on first use; it stands on this module."""
-    if name in _WRITERS:
-        return getattr(importlib.import_module(_WRITERS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class LatentStore:
@@ -71,21 +58,22 @@ class LatentStore:
         self.manifest = manifest
         self.rows = rows
         self._starts = np.cumsum([0, *(int(shard["items"]) for shard in manifest["shards"])])
-        # millions of items are thousands of files, more than a process may hold open
+        # millions of items are thousands of files, more than a process may open
         self._map = lru_cache(_shards_kept_open())(self._scattered)
         self._held: Tensor | None = None
         self._not_finite: np.ndarray | None = None
 
     def _shard(self, number: int) -> np.ndarray:
         path = self.folder / self.manifest["shards"][number]["file"]
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return shard
 
     def _scattered(self, number: int) -> _Scattered:
         return _Scattered(self._shard(number))
 
     @property
     def encoder(self) -> dict[str, Any]:
-        """Identity of the encoder that made the latents; older stores also name the machine's path of a folder."""
+        """Identity of the encoder that made the latents; older stores may hold a local path."""
         return {**self.manifest["encoder"], "name": portable_name(self.manifest["encoder"]["name"])}
 
     @property
@@ -104,16 +92,16 @@ class LatentStore:
 
     @property
     def held(self) -> bool:
-        """Whether :meth:`hold` was called."""
+        """Return whether :meth:`hold` was called."""
         return self._held is not None
 
     @property
     def n_bytes(self) -> int:
-        """Of all latents, as stored."""
-        return len(self) * self.dim * np.dtype(self.manifest["dtype"]).itemsize
+        """Size of all latents in bytes, as stored."""
+        return len(self) * self.dim * int(np.dtype(self.manifest["dtype"]).itemsize)
 
     def gather(self, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-        """Latents of the given items: shape (len(items), dim), float32, on a device.
+        """Return latents of the given items: shape (len(items), dim), float32, on a device.
 
         From memory if :meth:`hold` was called, otherwise from the memory map; the values are the same.
         """
@@ -123,10 +111,10 @@ class LatentStore:
         if self._held is not None:
             index = torch.from_numpy(items).to(self._held.device)
             return self._held.index_select(0, index).to(device).float()
-        return torch.from_numpy(self._from_map(items)).to(device).float()  # torch widens float16 faster than numpy
+        return torch.from_numpy(self._from_map(items)).to(device).float()  # torch converts float16 faster than numpy
 
     def _from_map(self, items: np.ndarray) -> np.ndarray:
-        order = np.argsort(items, kind="stable")  # each shard is visited once, front to back
+        order = np.argsort(items, kind="stable")  # each shard is read once, front to back
         ordered = items[order]
         out = np.empty((len(items), self.dim), dtype=self.manifest["dtype"])
         bounds = np.searchsorted(ordered, self._starts)
@@ -134,24 +122,24 @@ class LatentStore:
         for some in np.array_split(touched, -(-len(touched) // SHARDS_AT_ONCE)) if len(touched) else ():
             parts = {int(shard): slice(bounds[shard], bounds[shard + 1]) for shard in some}
             maps = {shard: self._map(shard) for shard in parts}
-            for shard, part in parts.items():  # the disk may answer in any order, all at once
+            for shard, part in parts.items():  # prefetch, so that the disk reads in parallel
                 maps[shard].expect(ordered[part] - self._starts[shard])
             for shard, part in parts.items():
                 out[order[part]] = maps[shard].values[ordered[part] - self._starts[shard]]
         return out
 
     def read(self, items: np.ndarray) -> np.ndarray:
-        """Latents of the given items: shape (len(items), dim), float32."""
+        """Return latents of the given items: shape (len(items), dim), float32."""
         return self.gather(items).numpy()
 
     def all(self) -> np.ndarray:
-        """Every latent: shape (len(self), dim), float32, in memory."""
+        """Return every latent: shape (len(self), dim), float32, in memory."""
         out = torch.empty((len(self), self.dim))
         self._copy(out)
         return out.numpy()
 
     def hold(self, device: str | torch.device = "cpu") -> None:
-        """Keep every latent in memory, as stored, on a device from now on."""
+        """Load every latent, as stored, into the memory of a device."""
         if self._held is None:
             held = torch.empty((len(self), self.dim), dtype=getattr(torch, self.manifest["dtype"]), device=device)
             self._copy(held)
@@ -165,14 +153,14 @@ class LatentStore:
                 out[start + first : start + first + len(piece)] = torch.from_numpy(piece)
 
     def not_finite(self) -> np.ndarray:
-        """Items whose latent holds NaN or an infinite number; looked for once, by reading everything."""
+        """Return the items whose latent is not finite; computed once by reading everything."""
         if self._not_finite is None:
             self._check(checksums=False)
         assert self._not_finite is not None
         return self._not_finite
 
     def _check(self, *, checksums: bool) -> None:
-        """Read every shard once, on all processors, for its checksum and for numbers that are not finite."""
+        """Read every shard once, in parallel, to find values that are not finite and to compare checksums."""
         manifest = self.manifest
 
         def look(number: int) -> np.ndarray:
@@ -180,7 +168,7 @@ class LatentStore:
             sha256, bad = look_through(self.folder / shard["file"])
             if checksums and sha256 != shard["sha256"]:
                 raise damaged(self.folder, shard, "has other bytes than the manifest's checksum")
-            return bad + self._starts[number]
+            return bad + int(self._starts[number])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(look, range(len(manifest["shards"]))))
@@ -227,10 +215,10 @@ def _shards_kept_open() -> int:
 
 
 class _Scattered:
-    """A shard mapped for rows here and there.
+    """A shard mapped for random access to rows.
 
-    The system is told not to read the megabytes around each row, and which rows come next: on a disk of this machine
-    2,048 rows that were not in memory took 0.18 s instead of 0.64 s, and a third of the processor's time.
+    The system is advised not to read the megabytes around each row, and which rows come next: 2,048 rows that were
+    not in memory took 0.18 s instead of 0.64 s on a local disk, and a third of the CPU time.
     """
 
     def __init__(self, shard: np.ndarray) -> None:
@@ -238,12 +226,12 @@ class _Scattered:
         self._memory = shard.base if isinstance(shard.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM") else None
         self._offset = getattr(shard, "offset", 0)
         if not self.values.flags.c_contiguous:
-            self._memory = None  # a row lies in as many places as it has numbers
+            self._memory = None  # Fortran order: the values of a row are scattered
         if self._memory is not None:
             self._memory.madvise(mmap.MADV_RANDOM)
 
     def expect(self, rows: np.ndarray) -> None:
-        """Let the disk begin to read these rows."""
+        """Prefetch these rows from disk."""
         if self._memory is None:
             return
         size = self.values.strides[0]
@@ -253,7 +241,7 @@ class _Scattered:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store, once every value that is relied on is known to be of its kind; else ValueError."""
+    """Read the manifest of a store and check the type of every value in use; ValueError if one is wrong."""
     manifest = read_json(folder / MANIFEST_NAME)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
         raise ValueError(f"{folder / MANIFEST_NAME} is not a latent store manifest of format {FORMAT_VERSION}.")
@@ -282,7 +270,7 @@ def _is(value: Any, kind: type, least: int) -> bool:
 
 
 def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
-    """Raise unless the shard's size, shape and type are what the manifest says; its bytes are not read."""
+    """Check a shard's size, shape and dtype against the manifest, without reading its data."""
     path, dim, dtype = folder / shard["file"], manifest["encoder"]["dim"], manifest["dtype"]
     if Path(shard["file"]).name != shard["file"] or not path.is_file():
         raise damaged(folder, shard, "is missing")
@@ -297,7 +285,7 @@ def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -
 
 
 def look_through(path: Path) -> tuple[str, np.ndarray]:
-    """One reading of a shard: its SHA-256, and the items that hold NaN or an infinite number."""
+    """Read a shard once; return its SHA-256 and the items that are not finite."""
     shard = np.load(path, mmap_mode="r", allow_pickle=False)
     (n, dim), offset, size, by_columns = shard.shape, shard.offset, shard.itemsize, not shard.flags.c_contiguous
     word, exponent = _EXPONENT[str(shard.dtype)]
@@ -306,7 +294,7 @@ def look_through(path: Path) -> tuple[str, np.ndarray]:
         digest.update(handle.read(offset))
         while count := handle.readinto(buffer):
             digest.update(buffer[:count])
-            count -= count % size  # never in the middle of a number but at a torn end, which the checksum tells
+            count -= count % size  # chunks end within a number only in a truncated file, which the checksum detects
             bits = np.frombuffer(buffer[:count], word) & exponent
             if bits.size and bits.max() == exponent:
                 at = place + np.flatnonzero(bits == exponent)
@@ -316,13 +304,13 @@ def look_through(path: Path) -> tuple[str, np.ndarray]:
 
 
 def damaged(folder: Path, shard: dict[str, Any], problem: str) -> ValueError:
-    """What to raise of a shard that is not as the manifest says."""
+    """Make the error for a shard that does not match the manifest."""
     return ValueError(
         f"The latent shard {folder / shard['file']} {problem}; nothing was changed. Remove {folder} and extract again."
     )
 
 
 def short(value: Any) -> str:
-    """A value of the manifest, cut to suit a sentence."""
+    """Shorten a value of the manifest for a message."""
     text = f"{value.get('name')} {str(value.get('revision'))[:12]}" if isinstance(value, dict) else str(value)
     return text if len(text) < 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Write a latent store so that a kill loses nothing: a shard first, and only then its line in the manifest."""
+"""Writer of latent stores that survives kills: each shard is written before its entry in the manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fusemix.encoder_identity import same_encoder
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.number_range import check_range
 
-_ASIDE = "latents-{:05d}.json"  # of a shard that is finished and not yet in the manifest
+_ASIDE = "latents-{:05d}.json"  # marks a finished shard that is not yet in the manifest
 
 
 def write_latents(
@@ -47,22 +47,22 @@ def write_latents(
     table: PairTable | None = None,
     dtype: str = "float32",
 ) -> LatentStore:
-    """Put latents you already have into a store; row i of every modality is one pair.
+    """Write existing latents to a store; row i of every modality is one pair.
 
     :func:`fusemix.data.import_latents.import_latents` does this for a file, with checks.
 
     Args:
-        folder: A new folder; what was written there is removed again if a piece is refused.
+        folder: A new folder; removed again if a piece is refused.
         batches: Shape (N, dim), or an iterator over such pieces; not normalised.
         modality: Any name; it becomes a modality of models trained on the store.
-        name: What made the latents, e.g. a model's name; recorded as the encoder.
+        name: Name of what made the latents, e.g. of a model; recorded as the encoder.
         rows: (N,) pair numbers, if not 0..N-1.
-        groups: Items of equal group are right answers for one another; default: each alone.
-        splits: Split name of every latent; ``val``/``dev`` validate, ``test`` is kept out.
-        revision: Identity of the weights that made them, if you know it.
-        index: Instead of rows, groups and splits: called with the number of latents, gives a line per
+        groups: Items of equal group are right answers for one another; default: one group each.
+        splits: Split name of every latent; ``val``/``dev`` validate, ``test`` is left out.
+        revision: Identity of the weights that made them, if known.
+        index: Instead of rows, groups and splits: called with the number of latents, returns a line per
             table row (row, item, group, split); several rows may share a latent.
-        table: The table that ``index`` or ``rows`` number, so that the store joins others made from it.
+        table: The table whose rows ``index`` or ``rows`` number, so that the store joins others made from it.
         dtype: ``float32`` or ``float16``.
 
     Raises:
@@ -94,7 +94,7 @@ def write_latents(
     }
     if (folder / MANIFEST_NAME).exists():
         raise ValueError(f"{folder} already holds a latent store; choose a new folder.")
-    stored = as_stored(first, dtype)  # refused before anything is written, where it can be
+    stored = as_stored(first, dtype)  # refuse before anything is written, if possible
     manifest = begin(folder, header)
     try:
         n = 0
@@ -108,7 +108,7 @@ def write_latents(
     except BaseException:
         for path in (MANIFEST_NAME, *(shard["file"] for shard in manifest["shards"])):
             (folder / path).unlink(missing_ok=True)
-        with suppress(OSError):  # it held something else
+        with suppress(OSError):  # it holds other files
             folder.rmdir()
         raise
     write_rows(folder, frame)
@@ -133,7 +133,7 @@ def _numbered(
 
 
 def row_index(table: PairTable, column: str, split: str | None = None) -> pd.DataFrame:
-    """A line per filled cell of a column: row, item (numbered by first appearance), group, split."""
+    """Make a line per filled cell of a column: row, item (numbered by first appearance), group, split."""
     cells = table.cells(column, split)
     number = {(item.value, item.group): i for i, item in enumerate(table.items(column, split))}
     names = table.splits()
@@ -148,7 +148,7 @@ def row_index(table: PairTable, column: str, split: str | None = None) -> pd.Dat
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ValueError unless a store can hold this type."""
+    """Raise ValueError unless a store can hold this dtype."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
 
@@ -156,16 +156,16 @@ def check_dtype(dtype: str) -> None:
 def as_stored(
     latents: np.ndarray, dtype: str, *, start: int = 0, name: Callable[[int], str] | None = None
 ) -> np.ndarray:
-    """Latents in the store's type, once it is known that none leaves its range.
+    """Convert latents to the store's dtype and check its range.
 
     Args:
         latents: Shape (n, dim).
         dtype: ``float32`` or ``float16``.
         start: Number of the first one, for the message.
-        name: What to call row i in the message; ``Latent 7`` by default.
+        name: Name of row i for the message; ``Latent 7`` by default.
 
     Raises:
-        ValueError: If a value is not finite, as it is or in that type, naming its row.
+        ValueError: If a value is not finite, as given or in that dtype, naming its row.
     """
     with np.errstate(over="ignore"):
         stored = latents.astype(dtype, copy=False)
@@ -174,10 +174,10 @@ def as_stored(
 
 
 def begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a new store, or of the unfinished one that lies there, once its shards are known to be whole.
+    """Start the manifest of a new store, or read that of an unfinished one and check its shards.
 
     Raises:
-        ValueError: If another encoder's, table's or type's store lies there, or it is damaged.
+        ValueError: If the folder holds a store of another encoder, table or dtype, or a damaged one.
     """
     if not (folder / MANIFEST_NAME).exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,23 +198,23 @@ def begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def append_shard(folder: Path, manifest: dict[str, Any], shard: np.ndarray) -> None:
-    """Write one shard and only then name it in the manifest: a kill between the two loses nothing."""
+    """Write one shard, then add it to the manifest: a kill between the two is harmless."""
     manifest["shards"].append(_write_shard(folder, len(manifest["shards"]), shard))
     write_json(folder / MANIFEST_NAME, manifest)
 
 
 def aside(folder: Path, number: int) -> Path:
-    """Where the process that made a shard leaves word of it, until the first process names it in the manifest."""
+    """Return the file in which a process announces a finished shard to the first process."""
     return folder / _ASIDE.format(number)
 
 
 def lay_aside(folder: Path, number: int, shard: np.ndarray, skipped: list[dict[str, Any]]) -> None:
-    """Write one shard that another process may name in the manifest."""
+    """Write one shard and announce it to the process that writes the manifest."""
     write_json(aside(folder, number), _write_shard(folder, number, shard) | {"skipped": skipped})
 
 
 def name_shard(folder: Path, manifest: dict[str, Any], number: int) -> None:
-    """Name a finished shard, which the process that made it has laid aside, in the manifest."""
+    """Add a shard that another process finished to the manifest."""
     shard = read_json(aside(folder, number))
     skipped = shard.pop("skipped")
     _check_bytes(folder, manifest, shard)
@@ -225,25 +225,25 @@ def name_shard(folder: Path, manifest: dict[str, Any], number: int) -> None:
 
 
 def write_rows(folder: Path, rows: pd.DataFrame) -> None:
-    """Write the store's line per table row."""
+    """Write the store's table of rows."""
     write_atomic(folder / ROWS_NAME, lambda temporary: rows.to_parquet(temporary, index=False))
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
-    """Say in the manifest that every shard is there."""
-    for left in folder.glob("latents-*.json"):  # named before a kill took it away
+    """Mark the store in the manifest as complete."""
+    for left in folder.glob("latents-*.json"):  # left by a kill after its shard was added
         left.unlink()
     manifest["complete"] = True
     write_json(folder / MANIFEST_NAME, manifest)
 
 
 def _write_shard(folder: Path, number: int, shard: np.ndarray) -> dict[str, Any]:
-    """Write one shard; what the manifest says of it."""
+    """Write one shard and return its entry for the manifest."""
     name = f"latents-{number:05d}.npy"
     buffer = io.BytesIO()
     np.save(buffer, shard, allow_pickle=False)
     write_atomic(folder / name, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-    # of what was to be written: a disk that kept something else is found out
+    # of the data in memory: this detects a disk that stored something else
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     return {"file": name, "items": len(shard), "sha256": digest}
 

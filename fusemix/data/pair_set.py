@@ -1,4 +1,4 @@
-"""Latents of several modalities joined into pairs, and which of them train, validate or are left alone."""
+"""Latents of several modalities joined into pairs, divided into training and validation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fusemix.data.latent_store import CHUNK_ITEMS, LatentStore
+from fusemix.data.latent_store import LatentStore
 from fusemix.datasets.splits import closing, sides
 from fusemix.model.config import TrainConfig
+from fusemix.number_range import check_varied
 
 MIN_PAIRS = 8
 
@@ -26,7 +27,7 @@ class PairSet:
         items: Modality -> (n_pairs,) item numbers in that store.
         groups: (n_pairs,) pairs of equal group are right answers for one another.
         splits: (n_pairs,) split names, possibly empty.
-        left_out: Reason -> table rows that are no pair.
+        left_out: Reason -> number of table rows that make no pair.
     """
 
     stores: dict[str, LatentStore]
@@ -58,7 +59,7 @@ class PairSet:
         for name in others:
             other = stores[name].rows[["row", "item"]].rename(columns={"item": name})
             if np.array_equal(rows["row"], other["row"]) and (np.diff(other["row"]) > 0).all():
-                rows[name] = other[name].to_numpy()  # the usual case; joining millions takes long and much memory
+                rows[name] = other[name].to_numpy()  # the usual case; a join of millions is slow and large
             else:
                 rows = rows.merge(other, on="row")
         if len(rows) < MIN_PAIRS:
@@ -67,7 +68,7 @@ class PairSet:
             )
         items = {name: rows[name].to_numpy(np.int64) for name in stores}
         code, split = pd.factorize(rows["split"], use_na_sentinel=False)
-        names = np.asarray(split, dtype=object)[code]  # one text for all rows of a split
+        names = np.asarray(split, dtype=object)[code]  # one string object for all rows of a split
         sides(names, " and ".join(str(store.folder) for store in stores.values()))
         alone = {f"with {name} latents alone": len(store.rows) - len(rows) for name, store in stores.items()}
         return cls(stores, items, rows["group"].to_numpy(np.int64), names, alone)
@@ -77,11 +78,11 @@ class PairSet:
 
     @property
     def name(self) -> str:
-        """E.g. ``image+text``."""
+        """Name of the set, e.g. ``image+text``."""
         return "+".join(self.stores)
 
     def latents(self, modality: str, items: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-        """Latents of items of a modality: shape (len(items), D_x), float32."""
+        """Return latents of items of a modality: shape (len(items), D_x), float32."""
         return self.stores[modality].gather(items, device)
 
     def check_finite(self) -> None:
@@ -95,27 +96,10 @@ class PairSet:
                     f"first in item {bad[0]}; extract them again."
                 )
 
-    def check_varied(self, pairs: np.ndarray) -> None:
-        """Raise ValueError if a modality's latents are all equal in these pairs: there is nothing to learn.
-
-        Args:
-            pairs: Numbers of pairs, at least one; latents are read only until two differ.
-        """
-        for modality, items in self.items.items():
-            used = items[pairs]
-            first = self.latents(modality, used[:1])
-            pieces = np.split(used, range(64, len(used), CHUNK_ITEMS))  # nearly always the first few differ
-            if all(bool((self.latents(modality, piece) == first).all()) for piece in pieces):
-                raise ValueError(
-                    f"All {len(np.unique(used)):,} {modality} latents to train on in {self.stores[modality].folder} "
-                    "are equal, so nothing can be told apart by them; look at the encoder that made them, and extract "
-                    "again."
-                )
-
     def divide(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Pair numbers (train, validation); pairs of a ``test`` split are in neither.
+        """Return pair numbers (train, validation); pairs of a ``test`` split are in neither.
 
-        Validation is what a split column calls so; without one, a fraction of the groups,
+        The validation pairs are those of the split ``val``; without one, a fraction of the groups,
         chosen by a hash so that sets of one table hold out the same groups.
 
         Raises:
@@ -125,7 +109,7 @@ class PairSet:
         test, validation = side == "test", side == "val"
         if not validation.any():
             groups = np.sort(self.groups)
-            groups = groups[np.diff(groups, prepend=groups[0] - 1) > 0]  # np.unique takes far longer for millions
+            groups = groups[np.diff(groups, prepend=groups[0] - 1) > 0]  # np.unique is far slower for millions
             held = [g for part in np.array_split(groups, 1 + len(groups) // 65536) for g in _held_out(part, config)]
             validation = np.isin(self.groups, held) & ~test
         train = np.flatnonzero(~validation & ~test)
@@ -134,17 +118,20 @@ class PairSet:
                 f"{self.name}: {len(train)} pairs to train on and {int(validation.sum())} to validate on are too few; "
                 f"give at least {MIN_PAIRS} training pairs and a validation split (or a larger val_fraction)."
             )
-        self.check_varied(train)
+        for modality, items in self.items.items():
+            store = self.stores[modality]
+            name = f"The {modality} latents of {store.encoder['name']} in {store.folder}"
+            check_varied(store.read, items[train], name)
         return train, np.flatnonzero(validation)
 
     def summary(self, config: TrainConfig) -> str:
-        """Say how many pairs train, validate, are kept out and were left out; see :meth:`divide`."""
+        """Write how many pairs train, validate and are left out; see :meth:`divide`."""
         train, validation = map(len, self.divide(config))
         counts = {"train": train, "val": validation, "test": len(self) - train - validation}
         return f"{self.name}: {closing(counts, self.left_out, what='pairs')}"
 
     def limit_groups(self, pairs: np.ndarray, limit: int) -> np.ndarray:
-        """Those of ``pairs`` (numbers of pairs) that belong to at most ``limit`` groups, always the same ones."""
+        """Restrict ``pairs`` (numbers of pairs) to at most ``limit`` groups, always the same ones."""
         groups = self.groups[pairs]
         distinct = np.unique(groups)
         if len(distinct) <= limit:

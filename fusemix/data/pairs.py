@@ -20,11 +20,11 @@ from fusemix.files import sha256_of
 
 @dataclass(frozen=True)
 class Item:
-    """One distinct thing of a column: a file, or a text within its group."""
+    """One distinct item of a column: a file, or a text within its group."""
 
     value: str  # absolute path, or the text
     group: int  # items of equal group are right answers for one another
-    row: int  # 0-based row of the table where it first stands
+    row: int  # 0-based row of the table where it first appears
 
 
 class PairTable:
@@ -32,8 +32,8 @@ class PairTable:
 
     Columns ``image``, ``audio`` and ``video`` hold paths relative to the table, ``text`` holds
     captions, and any further column may serve as a modality of your own. Cells may be empty. Rows
-    that name the same file, however they spell it, or the same ``group`` are one group: all its captions are right
-    answers for its picture.
+    that name the same file, in any spelling, or the same ``group`` are one group: all its captions are right answers
+    for its picture.
 
     Example:
         >>> table = PairTable.read("pairs.csv")
@@ -41,14 +41,14 @@ class PairTable:
         >>> photos = table.items("image", split="dev")  # each distinct file once
 
     Attributes:
-        frame: Every cell as text, empty if missing; a row per caption, where a cell held several.
+        frame: Every cell as text, empty if missing; a row per caption if a cell held several.
         source: (n_rows,) int64: the row of the file, from 0 on, that each row came from.
         groups: (n_rows,) int64: the lowest row of the group.
         tally: What was left out while reading.
     """
 
     def __init__(self, frame: pd.DataFrame, *, path: Path, fingerprint: str, tally: Tally | None = None) -> None:
-        """Take over what :func:`~fusemix.datasets.reader.read_table` gives; use :meth:`read`.
+        """Store the result of :func:`~fusemix.datasets.reader.read_table`; use :meth:`read`.
 
         Raises:
             ValueError: If a split is not known.
@@ -79,12 +79,11 @@ class PairTable:
         Args:
             path: The table.
             own: Columns of your own modalities; a table without image, audio, video and text needs one of them. Like
-                those of ``text``, their cells may hold lists of texts.
+                cells of ``text``, theirs may hold lists of texts.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be understood (with the line), has no rows, a split that is not known, or no
-                usable column.
+            ValueError: If it is invalid (with the line), has no rows, an unknown split, or no usable column.
         """
         path = Path(path)
         if not path.is_file():
@@ -105,17 +104,17 @@ class PairTable:
         return len(self.frame)
 
     def place(self, row: int) -> str:
-        """Where a row stands in the file: ``line 7`` (the header is line 1), in .parquet ``row 6`` (counted from 1)."""
+        """Return a row's location in the file: ``line 7`` (the header is line 1), in .parquet ``row 6`` (from 1)."""
         return f"{self._places.name or 'row'} {self._places[row]}"
 
     def splits(self) -> np.ndarray:
-        """Split name of every row in small letters, shape (n_rows,); empty strings without a ``split`` column."""
+        """Return every row's split name in lower case, shape (n_rows,); empty strings without a ``split`` column."""
         if "split" not in self.frame.columns:
             return np.full(len(self), "", dtype=object)
         return self.frame["split"].to_numpy(dtype=object)
 
     def rows(self, column: str, split: str | None = None) -> np.ndarray:
-        """0-based numbers of the rows whose cell of ``column`` is filled, within a split.
+        """Return 0-based numbers of the rows whose cell of ``column`` is filled, within a split.
 
         Raises:
             ValueError: If the column or the split does not exist, or no cell is filled.
@@ -129,7 +128,7 @@ class PairTable:
         return np.flatnonzero(keep)
 
     def has(self, column: str, split: str | None = None) -> bool:
-        """Whether a cell of the column is filled, within a split that the table has."""
+        """Return whether any cell of the column is filled, within an existing split."""
         return column in self.frame.columns and bool(self._filled(column, split).any())
 
     def _filled(self, column: str, split: str | None) -> np.ndarray:
@@ -143,13 +142,13 @@ class PairTable:
         kept: np.ndarray | None = None,
         why: str = "that could not be used",
     ) -> str:
-        """Say how many rows train, validate, are kept out and were left out, and why; every command ends with it.
+        """Write how many rows train, validate and are left out, and why; every command ends with it.
 
         Args:
-            columns: Those that were used: rows without a cell in one of them were left out.
+            columns: Columns in use: rows without a cell in one of them were left out.
             split: If only its rows were used.
-            kept: Numbers of the rows that remain of these; by default all.
-            why: The others do not.
+            kept: Numbers of the rows that remain; by default all.
+            why: Reason why the others were left out.
         """
         used = np.ones(len(self), dtype=bool)
         left: Counter[str] = Counter()
@@ -168,11 +167,11 @@ class PairTable:
         return " ".join([f"{self.path}: {closing(Counter(self.splits()[used].tolist()), left)}", *self.tally.notes])
 
     def value(self, column: str, row: int) -> str:
-        """A cell; for file columns the absolute path, of a link the file it leads to."""
+        """Return a cell; for file columns the absolute path, with links resolved."""
         return str(self._values(column)[row])
 
     def below(self, value: str) -> str:
-        """The path of a file as it is written in the table's folder, for an index whose root that folder is.
+        """Return a file's path relative to the table's folder, for an index with that folder as root.
 
         Raises:
             ValueError: If the file does not lie in it.
@@ -186,11 +185,11 @@ class PairTable:
         return path.relative_to(self._folder).as_posix()
 
     def cells(self, column: str, split: str | None = None) -> list[Item]:
-        """Every filled cell of a column, in table order."""
+        """Return every filled cell of a column, in table order."""
         return list(self._cells(column, split))
 
     def items(self, column: str, split: str | None = None) -> list[Item]:
-        """Every distinct item of a column: a file once, a text once per group, in table order."""
+        """Return every distinct item of a column: a file once, a text once per group, in table order."""
         seen: dict[tuple[str, int], Item] = {}
         for cell in self._cells(column, split):
             seen.setdefault((cell.value, cell.group), cell)
@@ -207,7 +206,7 @@ class PairTable:
 
 
 def _group_rows(n: int, columns: Sequence[Sequence[str]], source: np.ndarray) -> np.ndarray:
-    """Connected components of rows that share a cell of one of the columns, or came from one row of the file."""
+    """Group rows that share a cell of one of the columns or came from one row of the file (connected components)."""
     parent = np.arange(n)
 
     def root(row: int) -> int:

@@ -1,4 +1,4 @@
-"""Which file a cell of a table means: one path for all its spellings, links followed."""
+"""Resolution of the file cells of a table: one path for all spellings, links followed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 
 class RealFiles:
-    """Cells of file columns -> absolute paths, so that ``a.jpg``, ``./a.jpg``, ``sub/../a.jpg`` and a link are one.
+    """Map from cells to absolute paths, in which ``a.jpg``, ``./a.jpg``, ``sub/../a.jpg`` and a link are one.
 
-    Each folder is resolved once: resolving the paths of a table of millions one by one would take minutes. Where no
-    file has the very name of a cell, one is looked for with slashes for backslashes, and in another Unicode form (macOS
-    writes an accent as a character of its own). Capitals are never guessed.
+    Each folder is resolved once: resolving millions of paths one by one would take minutes. If no file has exactly the
+    name of a cell, backslashes are read as slashes, and names in another Unicode form are tried (macOS writes accents
+    as separate characters). Upper and lower case must match.
 
     Attributes:
-        respelled: Cells whose file was found so.
+        respelled: Cells whose file was found under such a name.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Start from a folder, resolved, that relative cells are below."""
+        """Take the resolved folder that relative cells refer to."""
         self.folder = folder
         self.respelled = 0
         self._known: dict[str, str] = {"": ""}
@@ -31,7 +31,7 @@ class RealFiles:
         self._names: dict[str, dict[str, list[str]]] = {}  # folder -> name in Unicode's NFC -> names on the disk
 
     def paths(self, cells: Iterable[str]) -> np.ndarray:
-        """The absolute path of every cell, shape (n,), object; empty where the cell is. Files need not exist."""
+        """Return the absolute path of every cell, shape (n,), object; empty for empty cells. Files need not exist."""
         found = []
         for cell in cells:
             if cell not in self._known:
@@ -59,7 +59,7 @@ class RealFiles:
         return os.path.realpath(path) if name in links else path
 
     def _spelled(self, cell: str) -> str | None:
-        """The file whose name differs from the cell at most in its Unicode form, if there is one."""
+        """Return the file whose name differs from the cell at most in its Unicode form, if there is one."""
         here = Path(cell).anchor or str(self.folder)
         for part in Path(cell).parts[bool(Path(cell).anchor) :]:
             there = os.path.join(here, part)  # noqa: PTH118

@@ -1,11 +1,11 @@
-"""Which pairs to train on: diverse, good or random subsets of N candidates, in memory linear in N.
+"""Selection of diverse, good or random subsets of N candidates, in memory linear in N.
 
 A k-DPP draws a subset S of k rows with probability proportional to det(L_S), L = B B^T with B = diag(quality) times
-the features: subsets whose rows point different ways, and whose rows are good, are likely. Everything here
+the features: subsets of diverse, good rows are likely. Everything here
 works on the D x D matrix B^T B (the dual form), never on L; it reads the features k + 2 times in blocks of rows.
 
 L has rank at most D, so a k-DPP of plain features has at most D rows. For more, divide the candidates into random
-blocks and choose within each (:func:`in_blocks`); the union is then no exact k-DPP of the whole.
+blocks and choose within each (:func:`in_blocks`); the union is then not an exact k-DPP of all candidates.
 
 Source:
     Kulesza and Taskar, Determinantal Point Processes for Machine Learning (2012): k-DPPs, elementary symmetric
@@ -28,7 +28,7 @@ Choose = Callable[[np.ndarray, int], np.ndarray]  # (candidate numbers, k) -> po
 
 
 def uniform(n: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    """K of n rows, each subset equally likely: (k,) int64, ascending.
+    """Draw k of n rows, each subset equally likely: (k,) int64, ascending.
 
     Raises:
         ValueError: If k is not between 1 and n.
@@ -38,7 +38,7 @@ def uniform(n: int, k: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
-    """The k rows with the highest scores, the first of equal ones: (k,) int64, ascending.
+    """Return the k rows with the highest scores, the first of equal ones: (k,) int64, ascending.
 
     Args:
         scores: (N,) numbers, higher is better.
@@ -63,9 +63,9 @@ def sample_kdpp(
 ) -> np.ndarray:
     """Draw k rows from the k-DPP of the features, exactly.
 
-    First k eigenvectors of B^T B are drawn by elementary symmetric polynomials, then one row after another in
-    proportion to what the chosen ones leave of its length within their span. O(N D k) time, O(N + D^2) memory
-    beside the features.
+    First k eigenvectors of B^T B are drawn by elementary symmetric polynomials, then rows one by one, with probability
+    proportional to the squared length that remains after projecting out the rows chosen before. O(N D k) time,
+    O(N + D^2) memory beside the features.
 
     Args:
         features: (N, D), float32 or float64; may be memory-mapped. Arithmetic over rows keeps this precision.
@@ -101,7 +101,7 @@ def greedy_map(
     unit_length: bool = True,
     report: Report | None = None,
 ) -> np.ndarray:
-    """Look for the most likely subset of the k-DPP greedily: each row adds most to log det(L_S), the first of equals.
+    """Maximise the k-DPP's probability greedily: each row adds most to log det(L_S), the first of equal ones.
 
     Args:
         features: As in :func:`sample_kdpp`.
@@ -117,7 +117,7 @@ def greedy_map(
         ValueError: As :func:`sample_kdpp`.
     """
     scale = _row_scale(features, k, quality, unit_length)
-    _eigen(features, scale, k)  # refuses a k beyond the rank
+    _eigen(features, scale, k)  # raises if k exceeds the rank
     return _choose_rows(features, scale, np.eye(features.shape[1]), k, lambda left: int(np.argmax(left)), report)
 
 
@@ -157,11 +157,11 @@ def _choose_rows(
     pick: Callable[[np.ndarray], int],
     report: Report | None,
 ) -> np.ndarray:
-    """Pick k rows one after another by the squared length that the rows picked before leave of each.
+    """Pick k rows one by one, by the squared length of each outside the span of the rows picked before.
 
     Works on y_i = scale_i features_i span, which is never stored: beside the features it holds N numbers and a basis
-    of the rows picked. Those N numbers have the features' precision; a row of which nothing is left but rounding is
-    recognised in float64 and passed over.
+    of the rows picked. Those N numbers have the features' precision; a row with nothing left but rounding is
+    recognised in float64 and skipped.
     """
     left = _squared_lengths(features, scale, span)  # (N,)
     basis = np.zeros((k, span.shape[1]))
@@ -172,7 +172,7 @@ def _choose_rows(
         row = pick(left)
         y = (np.asarray(features[row], dtype=np.float64) * scale[row]) @ span
         whole = y @ y
-        for _ in range(2):  # twice is enough for orthogonality to rounding
+        for _ in range(2):  # a second pass gives orthogonality up to rounding
             y -= basis[: len(rows)].T @ (basis[: len(rows)] @ y)
         if y @ y <= RANK_TOLERANCE * whole:
             left[row] = 0
@@ -190,7 +190,7 @@ def _choose_rows(
 
 
 def _eigen(features: np.ndarray, scale: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The positive eigenvalues of B^T B, (R,), and their vectors, (D, R); k > R is a ValueError."""
+    """Return the positive eigenvalues of B^T B, (R,), and their vectors, (D, R); k > R is a ValueError."""
     values, vectors = np.linalg.eigh(_gram(features, scale))
     positive = values > RANK_TOLERANCE * values[-1]
     if k > positive.sum():
@@ -199,7 +199,7 @@ def _eigen(features: np.ndarray, scale: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def _draw_eigenvectors(values: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """K of the eigenvalues, a set J in proportion to the product of its values."""
+    """Draw k eigenvalues: a set J with probability proportional to the product of its values."""
     log_e = _log_elementary(values, k)
     chosen, wanted = [], k
     for n in range(len(values), 0, -1):
@@ -213,7 +213,7 @@ def _draw_eigenvectors(values: np.ndarray, k: int, rng: np.random.Generator) -> 
 
 
 def _log_elementary(values: np.ndarray, k: int) -> np.ndarray:
-    """Log e_l of the first n values, shape (k + 1, n + 1): the sums of products of l of them."""
+    """Compute log e_l of the first n values, shape (k + 1, n + 1): the sums of products of l of them."""
     table = np.full((k + 1, len(values) + 1), -np.inf)
     table[0] = 0.0
     for n, log_value in enumerate(np.log(values), start=1):
@@ -222,7 +222,7 @@ def _log_elementary(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def _row_scale(features: np.ndarray, k: int, quality: np.ndarray | None, unit_length: bool) -> np.ndarray:
-    """(N,) factors of the rows, once everything is known to be usable."""
+    """Check the arguments and return the factors of the rows, (N,)."""
     if features.ndim != 2 or features.dtype.kind != "f":
         raise ValueError(f"features must be floats of shape (N, D), got {features.dtype} {features.shape}.")
     _check_size(k, len(features))
@@ -272,7 +272,7 @@ def _product(rows: Any, vector: np.ndarray) -> np.ndarray:
 
 
 def _gram(features: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """B^T B, (D, D), float64."""
+    """Compute B^T B, (D, D), float64."""
     gram = np.zeros((features.shape[1],) * 2)
     for part in _parts(features):
         rows = np.asarray(features[part], dtype=np.float64) * scale[part, None]
@@ -281,7 +281,7 @@ def _gram(features: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _squared_lengths(features: np.ndarray, scale: np.ndarray, span: np.ndarray) -> np.ndarray:
-    """|scale_i features_i span|^2, (N,), float64."""
+    """Compute |scale_i features_i span|^2, (N,), float64."""
     lengths = np.empty(len(features))
     for part in _parts(features):
         rows = (np.asarray(features[part], dtype=np.float64) * scale[part, None]) @ span

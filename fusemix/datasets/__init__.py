@@ -1,7 +1,7 @@
-"""Standard datasets, as people have them on disk -> our table of pairs (image, audio, text, split, group).
+"""Readers of standard datasets on disk: they make a table of pairs (image, audio, text, split, group).
 
-Nothing here downloads pictures or sounds. Each reader takes a folder and a tally, yields pairs, and says in its
-docstring what its protocol is and which traps are known. A new dataset is one function and one line here.
+Nothing here downloads pictures or sounds. Each reader takes a folder and a tally and yields pairs; its
+docstring states the protocol and the known traps. A new dataset is one function and one line here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DATASETS: dict[str, Callable[..., Iterator[Pair]]] = {
     "folder": folder,
 }
 
-# where each comes from; nothing here fetches it
+# the source of each; nothing here downloads it
 SOURCES = {
     "coco": COCO_SOURCE,
     "flickr30k": FLICKR30K_SOURCE,

@@ -1,4 +1,4 @@
-"""What the readers of datasets share: a pair, a tally of what was left out, finding files and laying them down."""
+"""Shared parts of the dataset readers: pairs, a tally of what was left out, finding and writing files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ _MAGIC = (
     (b"MM\0*", ".tif"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"),
     (b"\xff\xf1", ".aac"), (b"\xff\xf9", ".aac"), (b"\x1aE\xdf\xa3", ".webm"),
 )  # fmt: skip
-_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 _BOXES = {b"avif": ".avif", b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"M4A ": ".m4a"}
 
 
@@ -45,13 +44,13 @@ class Pair(NamedTuple):
 
 @dataclass
 class Tally:
-    """What a reader met and did not turn into pairs; filled while its pairs are read.
+    """Counts of what a reader left out; filled while its pairs are read.
 
     Attributes:
         wanted: Split -> files that the annotations name.
-        missing: (split, file or address) that are not on the disk.
+        missing: (split, file or URL) that are not on the disk.
         left_out: Reason -> how many captions, regions or samples.
-        notes: Sentences a reader of the table should know.
+        notes: Sentences that users of the table should know.
     """
 
     wanted: Counter[str] = field(default_factory=Counter)
@@ -60,7 +59,7 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def found(self, split: str, path: Path | None, name: str) -> bool:
-        """Count a file that is wanted; note its name when it is not there (or None)."""
+        """Count a file that the annotations name, and record it as missing if it is; return whether it exists."""
         self.wanted[split] += 1
         if path is not None and path.is_file():
             return True
@@ -68,7 +67,7 @@ class Tally:
         return False
 
     def sentences(self) -> list[str]:
-        """Everything that was noted, in words."""
+        """Return everything recorded as sentences."""
         lost = Counter(split for split, _ in self.missing)
         lines = []
         for split, number in lost.items():
@@ -80,19 +79,19 @@ class Tally:
         return lines + self.notes
 
     def summary(self, counts: Mapping[str, int]) -> str:
-        """How many pairs of each side there are and how many things were left out, in the words of every reader."""
+        """Say in one sentence how many pairs each split has and how many items were left out."""
         lost = Counter({"files that are missing": len(self.missing)})
         return closing(counts, lost + self.left_out, what="pairs")
 
 
 def picture_endings() -> tuple[str, ...]:
-    """Endings of the pictures that can be decoded here: .heic and .avif where their decoders are."""
+    """Return the endings of pictures that can be decoded: .heic and .avif only with their decoders."""
     known = Image.registered_extensions()
     return tuple(ending for ending in _PICTURES if ending in known)
 
 
 def is_litter(name: str) -> bool:
-    """Whether an operating system, not a person, put a file of this name (with its folders) there."""
+    """Return whether a file of this name (with its folders) is one that operating systems create by themselves."""
     path = PurePosixPath(name)
     return (
         "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -100,7 +99,7 @@ def is_litter(name: str) -> bool:
 
 
 def ending_of(data: bytes) -> str:
-    """The ending that the first bytes of a picture or sound call for; empty if they are none we know."""
+    """Return the file ending for the first bytes of a picture or sound; empty if the format is unknown."""
     if data[:4] == b"RIFF":
         return ".wav" if data[8:12] == b"WAVE" else ".webp"
     if data[:4] == b"FORM":
@@ -111,9 +110,9 @@ def ending_of(data: bytes) -> str:
 
 
 def lay_down(folder: Path, data: bytes, ending: str) -> str:
-    """Write bytes under a name made of their content, so that no two datasets overwrite one another; its path.
+    """Write bytes to a file named by their hash, so that datasets cannot overwrite one another; return its path.
 
-    What is there already is compared, and written anew if it is not the same.
+    An existing file is compared and rewritten if it differs.
     """
     digest = hashlib.sha256(data).hexdigest()[:32]
     path = folder / digest[:2] / f"{digest}{ending}"
@@ -126,9 +125,9 @@ def lay_down(folder: Path, data: bytes, ending: str) -> str:
 
 
 def walk(root: Path, tally: Tally | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files) for every folder below, sorted; linked ones too, each once, so that none is endless.
+    """Yield (folder, names of its files) for every folder below, sorted; linked folders too, each once.
 
-    Hidden folders, and those that were met under another name, are counted in the tally.
+    Hidden folders, and folders already visited under another name, are counted in the tally.
     """
     seen: set[tuple[int, int]] = set()
     unopened = "folders that cannot be opened"
@@ -152,14 +151,14 @@ def _count(tally: Tally | None, reason: str, number: int = 1) -> None:
 
 
 def clean(text: Any) -> str:
-    """A caption on one line, without spaces at its ends."""
+    """Return a caption on one line, without spaces at its ends."""
     return " ".join(str(text).split())
 
 
 def kept_captions(
     texts: Iterable[Any], tally: Tally, *, first: int | None = None, distinct: bool = False
 ) -> Iterator[str]:
-    """The captions of one item: at most ``first``, no empty ones, optionally none twice."""
+    """Yield the captions of one item: at most ``first``, no empty ones, with ``distinct`` each once."""
     given: dict[str, None] = {}
     taken = 0
     for text in texts:
@@ -177,10 +176,10 @@ def kept_captions(
 
 
 def locate(root: Path, names: Iterable[str], *, what: str, source: str, given: Path | None = None) -> Path:
-    """A file or folder called one of ``names``, in ``root`` or one folder below.
+    """Find a file or folder called one of ``names``, in ``root`` or one folder below.
 
     Raises:
-        FileNotFoundError: Naming what is missing and where it comes from.
+        FileNotFoundError: If there is none, with the source to get it from.
     """
     if given is not None:
         if not given.exists():
@@ -197,7 +196,7 @@ def locate(root: Path, names: Iterable[str], *, what: str, source: str, given: P
 
 
 def below(root: Path) -> list[Path]:
-    """The root and its folders.
+    """Return the root and its folders.
 
     Raises:
         FileNotFoundError: If the root is no folder.
@@ -208,16 +207,16 @@ def below(root: Path) -> list[Path]:
 
 
 def read_json_file(path: Path) -> Any:
-    """A whole JSON file; a damaged one is a ValueError that names it."""
+    """Read a JSON file; a damaged one is a ValueError that names it."""
     try:
         with open(path, encoding="utf-8-sig") as handle:
             return json.load(handle)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); was it cut short on the way?") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); was the download incomplete?") from error
 
 
 def stream_array(path: Path) -> Iterator[Any]:
-    """The elements of a JSON file that is one array, one at a time: Visual Genome's takes gigabytes whole.
+    """Yield the elements of a JSON array one at a time: Visual Genome's would take gigabytes of memory.
 
     Raises:
         ValueError: If the file is no JSON array, or ends early.
@@ -237,7 +236,7 @@ def stream_array(path: Path) -> Iterator[Any]:
                 if text[place] == "]":
                     return
                 element, end = decoder.raw_decode(text, place)
-                if text[end] not in " \t\r\n,]":  # a number at the chunk's end may go on in the next
+                if text[end] not in " \t\r\n,]":  # a number at the chunk's end may continue in the next
                     raise IndexError
             except (ValueError, IndexError) as error:
                 more = handle.read(max(_CHUNK, len(text)))
@@ -250,7 +249,7 @@ def stream_array(path: Path) -> Iterator[Any]:
 
 
 def index_files(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
-    """File stem -> files with one of the endings, anywhere below a folder, linked folders among them."""
+    """Map file stems to files with one of the endings, anywhere below a folder, including linked folders."""
     chosen, files = frozenset(endings), defaultdict(list)
     for where, names in walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""What a cell of a table may hold, and which text it becomes; the rules are in docs/tables.md."""
+"""Cells of a table: the values they may hold and their text; the rules are in docs/tables.md."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pandas as pd
 
 FILE_COLUMNS = ("image", "audio", "video")  # cells are paths relative to the table
 ID_COLUMNS = ("group", "id")
-NAMED_COLUMNS = (*FILE_COLUMNS, "text", "split", *ID_COLUMNS)  # found whatever their capitals
-EXACT = 2**53  # from here on, floating point merges neighbouring whole numbers
+NAMED_COLUMNS = (*FILE_COLUMNS, "text", "split", *ID_COLUMNS)  # matched without regard to case
+EXACT = 2**53  # above this, floating point merges neighbouring whole numbers
 _WHOLE_FLOAT = re.compile(r"(-?(?:0|[1-9]\d*))\.0")  # how pandas writes 3 where a cell of the column is missing
 _HUGE_FLOAT = re.compile(r"-?\d(\.\d+)?e\+\d{2,3}")  # and 10^16 and more
 _MISSING = frozenset({"nan", "<na>", "nat", "none", "null"})  # how programs write a missing group into a .csv
@@ -24,15 +24,15 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def cell_text(value: Any, column: str, *, captions: bool) -> str | list[str]:
-    """The text of a cell, empty if there is none; a list where it holds several captions.
+    """Return the text of a cell, empty if there is none; a list if it holds several captions.
 
     Args:
-        value: As the file has it: text, number, bool, date, None, a list, a dict, bytes.
-        column: Its name, which says what it may be.
-        captions: Whether the column holds texts, of which a cell may hold a list.
+        value: As stored in the file: text, number, bool, date, None, a list, a dict, bytes.
+        column: Name of the column, which decides what a cell may hold.
+        captions: Whether the column holds texts, so that a cell may hold a list of them.
 
     Raises:
-        ValueError: With the rest of a sentence that begins with the cell's place.
+        ValueError: The message is the rest of a sentence that begins with the location of the cell.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -49,12 +49,12 @@ def cell_text(value: Any, column: str, *, captions: bool) -> str | list[str]:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether a value is no list, dict or bytes."""
+    """Return whether a value is not a list, dict or bytes."""
     return not isinstance(value, list | tuple | dict | set | np.ndarray | bytes | bytearray | memoryview)
 
 
 def _scalar(value: Any, column: str) -> str:
-    """Booleans as true and false, dates as ISO 8601, whole numbers in digits whether they came as float or not."""
+    """Write booleans as true and false, dates as ISO 8601, whole numbers (floats too) in digits."""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, date | pd.Timestamp):

@@ -20,7 +20,7 @@ SOURCE = (
 
 
 def flickr8k(root: Path, tally: Tally, *, captions: int | None = None) -> Iterator[Pair]:
-    """Flickr8k.
+    """Read Flickr8k.
 
     Args:
         root: Holds ``Flickr8k.token.txt``, the three ``Flickr_8k.*Images.txt`` and a folder of photos

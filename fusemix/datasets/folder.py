@@ -1,4 +1,4 @@
-"""A folder of your own: pictures and sounds wherever they lie in it, captions in text files beside them."""
+"""Reader of your own folder: pictures and sounds anywhere below it, captions in text files beside them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from fusemix.datasets.base import SOUNDS, Pair, Tally, clean, is_litter, picture_endings, walk
 from fusemix.datasets.reader import open_text
 
-MAX_CAPTION_BYTES = 100_000  # a longer text file is no list of captions
+MAX_CAPTION_BYTES = 100_000  # a longer text file is not a list of captions
 
 
 def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterator[Pair]:
-    """Every picture and sound below a folder; one caption a line in a ``.txt`` file of the same name beside it.
+    """Read every picture and sound below a folder; captions, one a line, from a ``.txt`` file of the same name.
 
     ``walk/dog.jpg``, ``walk/dog.wav`` and ``walk/dog.txt`` are one item: picture, sound and captions belong together.
     A file without captions still becomes a row: it can be searched, not trained on. There is no split:
-    ``fusemix train`` sets pairs aside by itself.
+    ``fusemix train`` holds out pairs by itself.
 
-    Known traps: pictures that are nearly the same under two names (bursts, copies) make recall too low in an
-    evaluation and too high in a validation; hidden files and folders, and kinds that cannot be decoded here, are
-    passed over and counted; linked folders are entered, each once.
+    Known traps: near duplicates under two names (bursts, copies) lower recall in an evaluation and raise it in a
+    validation; hidden files and folders, and formats that cannot be decoded, are skipped and counted; linked folders
+    are read, each once.
 
     Args:
         root: The folder.
-        tally: Told how many files have no caption, and what was passed over.
-        name_is_caption: Where there is no text file, the name is it: ``red_bicycle-02.jpg`` says "red bicycle".
+        tally: Filled with the number of files without captions, and with what was skipped.
+        name_is_caption: Without a text file, use the name as caption: ``red_bicycle-02.jpg`` becomes "red bicycle".
 
     Raises:
         FileNotFoundError: If the root is no folder, or holds no picture and no sound.
@@ -58,7 +58,7 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
 def _files(
     where: Path, names: list[str], pictures: tuple[str, ...], other: Counter[str], tally: Tally
 ) -> dict[str, dict[str, list[Path]]]:
-    """File stem -> its pictures and sounds; what is passed over is counted."""
+    """Map file stems to their pictures and sounds; skipped files are counted."""
     files: dict[str, dict[str, list[Path]]] = {}
     beside: list[Path] = []
     for name in names:

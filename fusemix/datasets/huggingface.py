@@ -1,10 +1,10 @@
-"""A Hugging Face dataset, saved on disk (``save_to_disk``) or by its Hub id.
+"""Reader of a Hugging Face dataset, saved on disk (``save_to_disk``) or by its Hub id.
 
 Needs the extra ``datasets``; nothing else in FuseMix does. Pictures and sounds are not decoded: their bytes (or
-the files they name) go into a folder as they are, named by their content. No code from a dataset's repository is run.
+the files they name) are copied into a folder, named by their hash. No code from a dataset's repository is run.
 
 Known traps: the id does not fix a revision (give ``id@revision``); a list of captions in one cell becomes several
-rows; which split is the standard one is the dataset's matter, see its card.
+rows; the dataset's card says which split is the standard one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def huggingface(
     split: str | None = None,
     captions: int | None = None,
 ) -> Iterator[Pair]:
-    """A dataset with columns of pictures, sounds and texts.
+    """Read a dataset with columns of pictures, sounds and texts.
 
     Args:
         root: The folder that ``save_to_disk`` wrote, or a Hub id such as ``owner/name`` or ``owner/name@revision``.
         tally: Filled with what is left out.
-        unpack: Where pictures and sounds go, named by their content, so that several datasets may share it;
+        unpack: Folder for pictures and sounds, named by their hash, so that several datasets may share it;
             ``unpacked`` in the working folder by default.
         config: Of a Hub id.
         image_column: By default the one column of type Image.
@@ -96,14 +96,14 @@ def _load(datasets: Any, root: Path, config: str | None) -> Any:
 
 
 def _typed(part: Any, given: str | None, cls: Any, kind: str) -> str | None:
-    """The column of a type, given or found."""
+    """Return the column of a type, given or found."""
     names = [name for name, feature in part.features.items() if isinstance(feature, cls)]
     if given is not None:
         if given not in names:
             raise ValueError(f"{given!r} is not among the {kind} columns {names}.")
         return given
     if len(names) > 1:
-        raise ValueError(f"There are {len(names)} {kind} columns, {names}; say which with --{kind}-column.")
+        raise ValueError(f"There are {len(names)} {kind} columns, {names}; choose one by the argument {kind}_column.")
     return names[0] if names else None
 
 
@@ -116,7 +116,7 @@ def _text_column(part: Any, given: str | None) -> str | None:
 
 
 def _texts(cell: Any, names: list[str] | None, number: int) -> list[str]:
-    """The captions of a cell: several, one, or the name of its class."""
+    """Return the captions of a cell: several, one, or the name of its class."""
     if names and isinstance(cell, int):
         return [names[cell]] if 0 <= cell < len(names) else [""]
     try:
@@ -127,7 +127,7 @@ def _texts(cell: Any, names: list[str] | None, number: int) -> list[str]:
 
 
 def _place(base: Path, cell: Any) -> str:
-    """The file of a picture or a sound: the one it names, or its bytes under our own name; empty without either."""
+    """Return the file of a picture or sound: the one it names, or its bytes in a new file; empty without either."""
     if cell is None:
         return ""
     data, path = cell.get("bytes"), cell.get("path")

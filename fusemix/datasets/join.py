@@ -1,4 +1,4 @@
-"""Several tables of pairs -> one, row by row, so that a batch is drawn from all of them."""
+"""Joining several tables of pairs into one, so that each batch is drawn from all of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fusemix.datasets.splits import KNOWN, check_names, side_of, sides
 def join_tables(
     tables: Mapping[str, Path], *, splits: Sequence[str] = (), tally: Tally | None = None
 ) -> Iterator[Pair]:
-    """The rows of several tables, for :func:`fusemix.datasets.write_table`; a piece of one is in memory at a time.
+    """Yield the rows of several tables, for :func:`fusemix.datasets.write_table`, in constant memory.
 
-    Files are named from the working folder on, and groups get their table's name in front, so that picture 7 of
-    one set and picture 7 of another stay two. Columns other than a :class:`~fusemix.datasets.Pair`'s are left out.
+    Paths become relative to the working folder, and groups get their table's name as a prefix, so that picture 7 of
+    one set and picture 7 of another stay distinct. Columns other than a :class:`~fusemix.datasets.Pair`'s are left out.
 
     Args:
         tables: Name -> ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         splits: Only rows of these; all by default.
-        tally: Told of what is left out.
+        tally: Filled with what is left out.
 
     Raises:
         FileNotFoundError: If a table is not there.
@@ -47,7 +47,7 @@ def join_tables(
             try:
                 on = sides(chunk["split"].to_numpy(), path)
             except ValueError:
-                check_names(_splits(path), path)  # names all of the table's rows, not of this piece
+                check_names(_splits(path), path)  # names the rows of the whole table, not of this piece
                 raise
             cells = (chunk[field].tolist() for field in Pair._fields)
             for row, side, shared, place in zip(zip(*cells, strict=True), on, together, chunk.index, strict=True):

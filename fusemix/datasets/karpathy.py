@@ -1,4 +1,4 @@
-"""COCO captions and Flickr30K, divided as Karpathy and Fei-Fei (CVPR 2015) divided them.
+"""Readers of COCO captions and Flickr30K with the splits of Karpathy and Fei-Fei (CVPR 2015).
 
 Five captions per picture (some of COCO's have six or seven): every caption is a row, and all captions of a
 picture are right answers for it. Figures called "COCO 5K" and "Flickr30K 1K" are those of split ``test`` with
@@ -26,7 +26,7 @@ FLICKR30K_SOURCE = (
 
 
 def coco(root: Path, tally: Tally, *, annotations: Path | None = None, captions: int | None = None) -> Iterator[Pair]:
-    """COCO captions: 113,287 training pictures (``restval`` counts as train), 5,000 val, 5,000 test.
+    """Read COCO captions: 113,287 training pictures (``restval`` counts as train), 5,000 val, 5,000 test.
 
     Args:
         root: Holds ``dataset_coco.json`` and the folders ``train2014`` and ``val2014``, or the same pictures in
@@ -57,7 +57,7 @@ def coco(root: Path, tally: Tally, *, annotations: Path | None = None, captions:
 def flickr30k(
     root: Path, tally: Tally, *, annotations: Path | None = None, captions: int | None = None
 ) -> Iterator[Pair]:
-    """Flickr30K: 29,000 training pictures, 1,014 val, 1,000 test, five captions each.
+    """Read Flickr30K: 29,000 training pictures, 1,014 val, 1,000 test, five captions each.
 
     Args:
         root: Holds ``dataset_flickr30k.json`` and the pictures, in ``flickr30k-images`` or another folder.
@@ -86,7 +86,7 @@ def flickr30k(
 
 
 def held_out(path: Path) -> tuple[str, set[str]]:
-    """Which dataset a Karpathy file describes, and the pictures of its val and test splits.
+    """Return the name of the dataset that a Karpathy file describes, and the pictures of its val and test splits.
 
     Returns:
         ``coco`` and COCO ids, or ``flickr30k`` (``flickr8k``) and Flickr photo ids, as strings.

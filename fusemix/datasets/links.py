@@ -1,16 +1,16 @@
-r"""SBU and Conceptual Captions (CC3M): lists of addresses with captions. We never download them.
+r"""Readers of SBU and Conceptual Captions (CC3M): lists of URLs with captions. Nothing here downloads them.
 
-Tools do it, many at a time: ``pip install img2dataset``, then (CC3M; its file has no header line)::
+Use a parallel downloader: ``pip install img2dataset``, then (CC3M; its file has no header line)::
 
     sed -i '1s/^/caption\turl\n/' Train_GCC-training.tsv
     img2dataset --url_list Train_GCC-training.tsv --input_format tsv --url_col url --caption_col caption \
         --output_format files --output_folder images --image_size 256
 
-Its folder holds ``00000/000000012.jpg`` and ``00000.parquet`` (or a ``.json`` beside each picture), which say which
-address became which file.
+Its folder holds ``00000/000000012.jpg`` and ``00000.parquet`` (or a ``.json`` beside each picture), which map
+URLs to files.
 
-Known traps: addresses die, so two people's CC3M of different years are different sets; missing files are counted,
-listed and left out. Addresses that now answer with a placeholder picture cannot be told from the real one here.
+Known traps: URLs die, so downloads of CC3M in different years are different sets; missing files are counted,
+listed and left out. Placeholder pictures behind dead URLs are not detected.
 SBU and CC3M have no test split: both are training data (CC3M's validation file becomes split ``val``).
 """
 
@@ -36,13 +36,13 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def sbu(root: Path, tally: Tally, *, images: Path | None = None) -> Iterator[Pair]:
-    """SBU Captions, a million addresses of Flickr with one caption each.
+    """Read SBU Captions, a million Flickr URLs with one caption each.
 
     Args:
         root: Holds ``SBU_captioned_photo_dataset_urls.txt`` and ``..._captions.txt``, line for line, or
             ``sbu-captions-all.json`` (``image_urls`` and ``captions``).
-        tally: Filled with dead addresses.
-        images: What img2dataset made, or a folder of files named as in the address; ``root/images`` by default.
+        tally: Filled with dead URLs.
+        images: Folder that img2dataset wrote, or of files named as in the URL; ``root/images`` by default.
 
     Raises:
         FileNotFoundError: If the lists or the folder are missing.
@@ -69,17 +69,17 @@ def sbu(root: Path, tally: Tally, *, images: Path | None = None) -> Iterator[Pai
 
 
 def cc3m(root: Path, tally: Tally, *, images: Path | None = None) -> Iterator[Pair]:
-    """Conceptual Captions 3M: alt texts with names replaced, one per picture.
+    """Read Conceptual Captions 3M: alt texts with names replaced, one per picture.
 
     Args:
-        root: Holds ``Train_GCC-training.tsv`` (caption, tab, address) and perhaps
+        root: Holds ``Train_GCC-training.tsv`` (caption, tab, URL) and perhaps
             ``Validation_GCC-1.1.0-Validation.tsv``.
-        tally: Filled with dead addresses.
-        images: What img2dataset made; ``root/images`` by default.
+        tally: Filled with dead URLs.
+        images: Folder that img2dataset wrote; ``root/images`` by default.
 
     Raises:
         FileNotFoundError: If the list or the folder is missing.
-        ValueError: If a line is not caption, tab, address.
+        ValueError: If a line is not caption, tab, URL.
     """
     train = locate(root, ["Train_GCC-training.tsv", "Train-GCC-training.tsv"], what="CC3M's list", source=CC3M_SOURCE)
     downloaded = _Downloaded(images or root / "images")
@@ -108,7 +108,7 @@ def _linked(links: Iterator[tuple[str, str]], downloaded: _Downloaded, tally: Ta
 
 
 class _Downloaded:
-    """Address -> file, from what img2dataset wrote, or from files named as in the address."""
+    """Map from URL to file, from img2dataset's lists or from files named as in the URL."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -137,7 +137,7 @@ class _Downloaded:
             self._files[url] = f"{path.stem}/{key}"
 
     def file(self, url: str) -> Path | None:
-        """The picture of an address, or None."""
+        """Return the picture of a URL, or None."""
         if self._files:
             if url not in self._files:
                 return None

@@ -1,8 +1,8 @@
-"""The paper's experiments as lists of commands: tables, latents, adapters, figures.
+"""The paper's experiments as lists of commands: tables, latents, adapters, results.
 
-Settings are those of the authors' public code (layer6ai-labs/fusemix, ``mlp_contrastive_fusion_pretrain``); what
-could not be read there is said where it is chosen. Departures: the epoch is chosen on the validation split of the
-training data (their code chose it on Flickr30K's test split), and Visual Genome is rid of pictures tested on.
+Settings are those of the authors' public code (layer6ai-labs/fusemix, ``mlp_contrastive_fusion_pretrain``); choices
+that the code does not state are marked below. Departures: the epoch is chosen on the validation split of the
+training data (their code chose it on Flickr30K's test split), and Visual Genome leaves out pictures of test splits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fusemix.datasets.base import locate
 ENCODERS = {
     "image": "hub-image:facebook/dinov2-giant?pooling=cls",
     "text": "hub-text:BAAI/bge-large-en-v1.5?pooling=cls",
-    # HTS-AT beside Whisper; which size of Whisper could not be read
+    # HTS-AT beside Whisper; the code does not state the size of Whisper
     "audio": "hub-audio:laion/clap-htsat-unfused ++ hub-audio:openai/whisper-large-v2",
 }
 TRAINING = (
@@ -26,8 +26,8 @@ TRAINING = (
     "--batch-size=40960", "--epochs=500", "--learning-rate=1e-3", "--warmup-steps=100", "--weight-decay=0.1",
     "--temperature=0.07", "--mixed-precision=no", "--eval-every=5", "--save-every=5",
 )  # fmt: skip
-# The paper's five million pairs leave room for some 0.8 million of Visual Genome's 5.4 million phrases. Which it
-# took could not be read; these are the first of each picture.
+# The paper's five million pairs leave room for some 0.8 million of Visual Genome's 5.4 million phrases. The code
+# does not state which; these are the first of each picture.
 TABLE_OPTIONS = {"visual-genome": ("--captions", "8")}
 IMAGE_TEXT = ("coco", "visual-genome", "sbu", "cc3m")
 AUDIO_TEXT = ("audiocaps", "clotho")
@@ -42,7 +42,7 @@ class Recipe:
     Attributes:
         sets: Name of a set of pairs -> its two modalities and the datasets it is made of.
         tests: Datasets whose test split is reported.
-        decoder: Whether a decoder is conditioned on the space afterwards.
+        decoder: Whether a decoder is conditioned on the shared space afterwards.
     """
 
     sets: Mapping[str, tuple[tuple[str, str], tuple[str, ...]]]
@@ -67,7 +67,7 @@ MODALITIES = dict.fromkeys((*IMAGE_TEXT, "flickr30k", "flickr8k"), _WITH_IMAGES)
 
 @dataclass(frozen=True)
 class Command:
-    """A command of ``fusemix``, and the file that says it was done."""
+    """A command of ``fusemix`` and the file whose existence means that it is done."""
 
     name: str
     arguments: tuple[str, ...]
@@ -79,18 +79,18 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a reader of a recipe may choose.
+    """The user's choices for a recipe.
 
     Attributes:
         roots: Dataset -> its folder.
-        work: Tables, latents and checkpoints go here.
+        work: Folder for tables, latents and checkpoints.
         encoders: Modality -> encoder.
         seeds: One training run each.
-        training: Flags of ``fusemix train``, after the paper's.
+        training: Further flags of ``fusemix train``; they override the paper's.
         device: Torch device of the encoders.
-        train_on: Instead of the recipe's datasets.
+        train_on: Datasets to train on instead of the recipe's.
         decoder: Folder or Hub id of a Stable unCLIP.
-        conditioner_pairs: Table with pictures beside captions and sounds, to lead into the decoder's space.
+        conditioner_pairs: Table of pictures with captions and sounds, to fit the conditioner of the decoder.
     """
 
     roots: Mapping[str, Path]
@@ -105,10 +105,10 @@ class Setting:
 
 
 def sets_of(recipe: Recipe, setting: Setting) -> dict[str, tuple[tuple[str, str], tuple[str, ...]]]:
-    """The recipe's sets, with the datasets of ``train_on`` where those are given.
+    """Return the recipe's sets, restricted to the datasets of ``train_on`` if given.
 
     Raises:
-        ValueError: If a dataset is not one of the recipes', or a set is left without any.
+        ValueError: If a dataset is not one of the recipes', or a set has none left.
     """
     if unknown := sorted(set(setting.train_on) - set(MODALITIES)):
         raise ValueError(f"{unknown[0]!r} cannot be trained on here; choose among {', '.join(sorted(MODALITIES))}.")
@@ -122,7 +122,7 @@ def sets_of(recipe: Recipe, setting: Setting) -> dict[str, tuple[tuple[str, str]
 
 
 def lacking(recipe: Recipe, setting: Setting) -> list[str]:
-    """What is missing on the disk, a sentence each: every dataset is read until its splits have shown themselves."""
+    """List missing data, one sentence each; every dataset is read until its splits have been found."""
     needed: dict[str, set[str]] = {name: {"test"} for name in recipe.tests}
     for _, datasets in sets_of(recipe, setting).values():
         for name in datasets:
@@ -143,7 +143,7 @@ def _lacks(name: str, root: Path, splits: set[str]) -> str:
             if splits <= seen:
                 return ""
     except FileNotFoundError as error:
-        return str(error)  # says where it comes from
+        return str(error)  # the message names the source
     except (OSError, ValueError) as error:
         return f"{error} {SOURCES[name]}"
     absent = f"no pair of split {' and '.join(sorted(splits - seen))} can be made from {root}"
@@ -153,7 +153,7 @@ def _lacks(name: str, root: Path, splits: set[str]) -> str:
 
 
 def commands(recipe: Recipe, setting: Setting) -> list[Command]:
-    """Everything to run, in order; each can be run again after a kill."""
+    """List the commands to run, in order; each can be run again after a kill."""
     sets, work = sets_of(recipe, setting), setting.work
     tables = {name: work / f"tables/{name}.parquet" for _, datasets in sets.values() for name in datasets}
     tables |= {name: work / f"tables/{name}.parquet" for name in recipe.tests}
@@ -203,7 +203,7 @@ def commands(recipe: Recipe, setting: Setting) -> list[Command]:
 
 
 def result(setting: Setting, seed: int, test: str, query: str, gallery: str) -> Path:
-    """Where the figures of one direction go."""
+    """Return the file for the results of one direction."""
     return setting.work / f"seed{seed}/{test}_test_{query}_to_{gallery}.json"
 
 
@@ -222,7 +222,7 @@ def _make_table(name: str, path: Path, setting: Setting) -> Command:
 
 
 def _karpathy_files(roots: Mapping[str, Path]) -> list[Path]:
-    """COCO's splits, which must be there, and Flickr30K's where they are."""
+    """Return the files of COCO's splits, which must exist, and of Flickr30K's if they do."""
     files = []
     for name in ("coco", "flickr30k"):
         wanted = f"dataset_{name}.json"

@@ -1,7 +1,7 @@
-"""The one reader of tables: .csv, .tsv, .jsonl and .parquet -> cells as text, with the place of every row in the file.
+"""Reader of .csv, .tsv, .jsonl and .parquet tables: cells as text, with the location of every row in the file.
 
-Strict: what cannot be understood is refused with its line. See docs/tables.md, and :mod:`fusemix.datasets.cells` for
-what a cell may hold.
+Strict: anything invalid is an error that names its line. See docs/tables.md, and :mod:`fusemix.datasets.cells` for
+the values of cells.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ EMPTY_CAPTIONS = "captions in lists that are empty"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # fmt: skip
 
-_Raw = tuple[list[int], dict[str, list[Any]]]  # places of rows, column -> values
+_Raw = tuple[list[int], dict[str, list[Any]]]  # locations of rows, column -> values
 
 
 def read_table(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) -> pd.DataFrame:
-    """A whole table: a line per row, or per caption where a cell holds several; every cell a text, empty if missing.
+    """Read a whole table: a line per row, or per caption if a cell holds several; every cell as text, empty if missing.
 
     Args:
-        path: Of the table; its ending says what it is.
-        tally: Told of columns that are not read and of empty captions.
+        path: Of the table; its ending decides the format.
+        tally: Filled with columns that are not read and with empty captions.
         texts: Columns whose cells may hold several captions.
 
     Returns:
-        Columns of text (object); the index is each row's place in the file: its line, counted from 1 with the header,
-        or in .parquet its row, counted from 1. Captions of one cell share it.
+        Columns of text (object); the index is each row's location in the file: its line, counted from 1 with the
+        header, or in .parquet its row, counted from 1. Captions of one cell share it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be understood, with the line.
+        ValueError: If it is invalid, with the line.
     """
     chunks = list(read_chunks(path, tally, texts=texts))
     if not chunks:
@@ -56,9 +56,9 @@ def read_table(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) ->
 
 
 def read_chunks(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) -> Iterator[pd.DataFrame]:
-    """The same piece by piece, so that a table of any length passes; see :func:`read_table`.
+    """Yield a table of any length in pieces; see :func:`read_table`.
 
-    Columns of a .jsonl may differ from piece to piece. Those left out are in ``attrs["unread"]``.
+    Columns of a .jsonl may differ from piece to piece. Columns left out are in ``attrs["unread"]``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no table {path}.")
@@ -86,7 +86,7 @@ def read_chunks(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) -
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text in UTF-8, or in UTF-16 or UTF-32 if its first bytes (a byte order mark) say so; line ends stay."""
+    """Open a text file as UTF-8, or as UTF-16 or UTF-32 if it begins with a byte order mark; line ends are kept."""
     with open(path, "rb") as handle:
         start = handle.read(4)
     encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
@@ -94,7 +94,7 @@ def open_text(path: Path) -> TextIO:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends; bytes that are no text are a ValueError with their line."""
+    """Yield lines with their ends; bytes that are not text are a ValueError with their line."""
     number = 0
     with open_text(path) as handle:
         try:
@@ -111,7 +111,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _undecodable(path: Path) -> int:
-    """The line with the first byte that is not UTF-8; decoding reads ahead and would name an earlier one."""
+    """Return the line with the first byte that is not UTF-8; decoding reads ahead and would name an earlier one."""
     with open(path, "rb") as handle:
         for number, line in enumerate(re.split(rb"\r\n|\r|\n", handle.read()), start=1):
             try:
@@ -122,7 +122,7 @@ def _undecodable(path: Path) -> int:
 
 
 def _csv(path: Path, separator: str, texts: Sequence[str]) -> Iterator[_Raw]:
-    """Every row must have the header's number of cells, and every quote must close."""
+    """Read .csv and .tsv; every row must have the header's number of cells, and every quote must close."""
     rows = _csv_rows(path, separator)
     _, header = next(rows, (0, None))
     if not header:
@@ -138,7 +138,7 @@ def _csv(path: Path, separator: str, texts: Sequence[str]) -> Iterator[_Raw]:
 
 
 def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line on which the row begins, cells), the header first; blank lines are passed over."""
+    """Yield (line on which the row begins, cells), the header first; blank lines are skipped."""
     reader = csv.reader(_lines(path), delimiter=separator, strict=True)
     width = None
     while True:
@@ -206,7 +206,7 @@ def _parquet(path: Path, texts: Sequence[str]) -> Iterator[_Raw]:
             for name, key in names.items():
                 values, kind = batch.column(key), file.schema_arrow.field(key).type
                 odd = pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-                # what is not read need not become Python's: embeddings, pictures
+                # columns that are not read stay unconverted: embeddings, pictures
                 columns[name] = [{}] * len(batch) if odd and name not in _read(texts) else values.to_pylist()
             yield list(range(done + 1, done + len(batch) + 1)), columns
             done += len(batch)
@@ -215,17 +215,17 @@ def _parquet(path: Path, texts: Sequence[str]) -> Iterator[_Raw]:
 
 
 def _read(texts: Sequence[str]) -> tuple[str, ...]:
-    """Columns with a meaning; in others, lists, objects and bytes are passed over."""
+    """Return the columns with a meaning; in others, lists, objects and bytes are ignored."""
     return (*NAMED_COLUMNS, *texts)
 
 
 def _names(header: Iterable[Any], texts: Sequence[str]) -> list[str]:
-    """Column names without blanks around them; those that have a meaning in its spelling: ``Split`` is ``split``."""
+    """Return column names without surrounding blanks, known names in their own spelling: ``Split`` is ``split``."""
     known = {name.casefold(): name for name in _read(texts)}
     names = [str(name).strip() for name in header]
     names = [known.get(name.casefold(), name) for name in names]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"the columns {twice} stand twice (blanks around a name and capitals of ours do not count)")
+        raise ValueError(f"the columns {twice} stand twice (surrounding blanks, and case in known names, are ignored)")
     return names
 
 
@@ -237,7 +237,7 @@ def _cleaned(
     unread: set[str],
     tally: Tally,
 ) -> pd.DataFrame:
-    """Text cells; rows with several captions become as many rows."""
+    """Convert cells to text; a row with several captions becomes several rows."""
     clean: dict[str, list[Any]] = {}
     several: dict[int, str] = {}  # row -> its column with a list
     for name, values in columns.items():

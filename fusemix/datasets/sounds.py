@@ -1,7 +1,7 @@
-"""AudioCaps, Clotho and ESC-50: sounds with captions or class names.
+"""Readers of AudioCaps, Clotho and ESC-50: sounds with captions or class names.
 
-Their audio has to be there already. AudioCaps names ten seconds of YouTube videos, which yt-dlp (or a tool around
-it) fetches for those who may; Clotho and ESC-50 are archives.
+Their audio must be on the disk. AudioCaps names ten seconds of YouTube videos, which yt-dlp can download where that
+is allowed; Clotho and ESC-50 are archives.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CLOTHO_SPLITS = {"development": "train", "validation": "val", "evaluation": "tes
 
 
 def audiocaps(root: Path, tally: Tally, *, captions: int | None = None) -> Iterator[Pair]:
-    """AudioCaps: one caption a training clip, five a clip of val and test.
+    """Read AudioCaps: one caption a training clip, five a clip of val and test.
 
     Sounds are found by name anywhere below the root: ``ID_START``, ``ID``, ``YID``, ``YID_START`` or the number of
     the caption (``audiocap_id``), in a folder named after the split first.
 
-    Known traps: videos vanish, so everyone's AudioCaps is another subset, and R@k on fewer clips is
-    easier: state how many clips you have. All captions of a clip are right answers. Clips of one video
+    Known traps: videos vanish, so every copy of AudioCaps is a different subset, and R@k on fewer clips is
+    easier: report the number of clips. All captions of a clip are right answers. Clips of one video
     are one group.
 
     Args:
@@ -61,7 +61,7 @@ def audiocaps(root: Path, tally: Tally, *, captions: int | None = None) -> Itera
 
 
 def clotho(root: Path, tally: Tally, *, captions: int | None = None) -> Iterator[Pair]:
-    """Clotho: five captions a sound; development is train, validation is val, evaluation is test.
+    """Read Clotho: five captions a sound; development is train, validation is val, evaluation is test.
 
     Known traps: version 1 has no validation split and fewer sounds; names with ``:`` were replaced in 2.1, so
     tables and sounds must be of one version. Sounds last 15 to 30 s.
@@ -94,13 +94,13 @@ def clotho(root: Path, tally: Tally, *, captions: int | None = None) -> Iterator
 
 
 def esc50(root: Path, tally: Tally, *, test_fold: int = 5, val_fold: int | None = None) -> Iterator[Pair]:
-    """ESC-50: 2,000 clips of five seconds in fifty classes; a class's name is its text.
+    """Read ESC-50: 2,000 clips of five seconds in fifty classes; a class's name is its text.
 
     All clips of a class are one group, so that R@1 from audio to text is accuracy among fifty names. The published
     figure is the mean over the five test folds: make five tables.
 
-    Known traps: clips cut from one recording are in one fold; never divide them otherwise. A batch holds many
-    clips of one class, which are no wrong answers: train with multi_positive.
+    Known traps: clips cut from one recording are in one fold; never split by other rules. A batch holds many clips
+    of one class, which are right answers for one another: train with multi_positive.
 
     Args:
         root: Holds ``meta/esc50.csv`` and ``audio``.

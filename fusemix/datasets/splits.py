@@ -1,6 +1,6 @@
-"""Split names: which there are, what they mean, and the sentence that says how many rows are on which side.
+"""Split names and their meaning, and the sentence that counts the rows of each split.
 
-A name is matched without regard to capitals and blanks around it. Rows of ``test`` are never trained on, rows of
+Names are matched without regard to case and surrounding blanks. Rows of ``test`` are never trained on, rows of
 ``val`` choose the epoch, an empty name is no split: such a row trains. Any other name is refused.
 """
 
@@ -20,17 +20,17 @@ _SIDE_OF = {"": ""} | {name: side for side, names in SIDES.items() for name in n
 
 
 def plain(name: Any) -> str:
-    """A split name in small letters, without blanks around it; None and NaN are empty."""
+    """Return a split name in lower case, without surrounding blanks; None and NaN become empty."""
     return "" if name is None or (isinstance(name, float) and np.isnan(name)) else str(name).strip().casefold()
 
 
 def side_of(name: Any) -> str | None:
-    """``train``, ``val``, ``test``, empty where there is no split; None for a name that is none of these."""
+    """Return ``train``, ``val`` or ``test`` for a split name, empty for an empty one, None for an unknown one."""
     return _SIDE_OF.get(plain(name))
 
 
 def sides(names: Sequence[Any] | np.ndarray, where: Any) -> np.ndarray:
-    """The side of every row: ``train``, ``val``, ``test`` or empty, shape (n_rows,), object.
+    """Return ``train``, ``val``, ``test`` or empty for every row, shape (n_rows,), object.
 
     Args:
         names: Split name of every row.
@@ -64,10 +64,10 @@ def check_names(counts: Mapping[Any, int], where: Any) -> None:
 
 
 def in_split(names: Sequence[Any] | np.ndarray, split: str, where: Any) -> np.ndarray:
-    """Which rows are on the side that ``split`` names (``dev`` and ``validation`` are one): (n_rows,), bool.
+    """Return whether each row belongs to ``split`` (``dev`` and ``validation`` are one): (n_rows,), bool.
 
     Raises:
-        ValueError: If the split or a row's name is none of :data:`SIDES`, or no row is there.
+        ValueError: If the split or a row's name is none of :data:`SIDES`, or no row belongs to it.
     """
     wanted = side_of(split)
     if wanted is None:
@@ -80,7 +80,7 @@ def in_split(names: Sequence[Any] | np.ndarray, split: str, where: Any) -> np.nd
 
 
 def closing(counts: Mapping[str, int], left_out: Mapping[str, int] | None = None, *, what: str = "rows") -> str:
-    """The sentence that every reader of a table ends with.
+    """Write the sentence with the counts of a table, which every command ends with.
 
     Args:
         counts: Split name -> rows that are used.

@@ -1,4 +1,4 @@
-"""Pairs of a dataset -> a table of pairs, written as they come, whole or not at all."""
+"""Writer of a table of pairs: streamed, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 10_000  # rows a parquet row group
 def write_table(
     pairs: Iterable[Pair], out: str | Path, tally: Tally, *, report: Callable[[int], None] | None = None
 ) -> Counter[str]:
-    """Write a table that :class:`fusemix.data.pairs.PairTable` reads; files that are missing go into a list beside it.
+    """Write a table that :class:`fusemix.data.pairs.PairTable` reads, and a list of the missing files beside it.
 
     Args:
         pairs: From a reader of this package, with the tally it fills.
@@ -33,8 +33,8 @@ def write_table(
 
     Raises:
         ValueError: If the ending is another, there is not one pair to write, or a split is not known.
-        FileNotFoundError: If every file that the annotations name is missing. What reading the pairs raises
-            comes through as it is.
+        FileNotFoundError: If every file that the annotations name is missing. Errors of reading the
+            pairs are raised unchanged.
     """
     out = Path(out)
     ending = out.suffix.lower()
@@ -45,7 +45,7 @@ def write_table(
     first = list(islice(rows, 1))  # before anything is written
     if not first and tally.missing:
         raise FileNotFoundError(
-            f"Not one of the {len(tally.missing):,} files that the annotations name is there; the first is "
+            f"None of the {len(tally.missing):,} files that the annotations name exists; the first is "
             f"{tally.missing[0][1]}. Is the root the right folder, and are the archives unpacked?"
         )
     if not first:
@@ -71,7 +71,7 @@ def write_table(
 
 
 class _InputError(Exception):
-    """What reading a pair raised, carried past the writer, whose own errors are about the table."""
+    """Carrier of an error raised while reading a pair, past the writer, whose own errors are about the table."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(cause)
@@ -91,7 +91,7 @@ def _rows(
     root = f"{folder.absolute()}{os.sep}"
 
     def cell(file: str) -> str:
-        """Relative to the table where the file lies below it, else absolute."""
+        """Return the path relative to the table if the file lies below it, else absolute."""
         name = str(Path(file).absolute()).removeprefix(root) if file else ""
         return name if name == name.strip() else f".{os.sep}{name}"  # blanks around a cell do not count
 

@@ -1,7 +1,7 @@
-"""Visual Genome's region descriptions: 108,077 pictures, some fifty phrases each; all of it is training data.
+"""Reader of Visual Genome's region descriptions: 108,077 pictures, about fifty phrases each, all training data.
 
-Known traps: a phrase tells of one region of its picture, here it is paired with the whole of it; phrases are
-repeated on a picture (they are kept once). About half of the pictures are COCO's, **some of them in the val and
+Known traps: a phrase describes a region of its picture, here it is paired with the whole picture; repeated phrases
+of a picture are kept once. About half of the pictures are COCO's, **some of them in the val and
 test splits that are evaluated on**, and others may be Flickr30K's: give Karpathy's files with ``karpathy`` and
 those pictures are dropped. Without them nothing is dropped, and the table's notes say so.
 """
@@ -23,7 +23,7 @@ SOURCE = (
 def visual_genome(
     root: Path, tally: Tally, *, karpathy: Sequence[Path] = (), captions: int | None = None
 ) -> Iterator[Pair]:
-    """Visual Genome; read one picture at a time, because the JSON takes gigabytes whole.
+    """Read Visual Genome one picture at a time, because the whole JSON would take gigabytes of memory.
 
     Args:
         root: Holds ``region_descriptions.json``, ``image_data.json`` and folders of ``NUMBER.jpg``.
@@ -52,7 +52,7 @@ def visual_genome(
 
 
 def _tested_on(root: Path, karpathy: Sequence[Path], tally: Tally) -> set[int]:
-    """Numbers of the pictures that stand in val or test of the datasets that Karpathy's files describe."""
+    """Return the numbers of pictures in the val and test splits of Karpathy's files."""
     if not karpathy:
         tally.notes.append(
             "Nothing was dropped for standing in COCO's val or test: name dataset_coco.json as karpathy "

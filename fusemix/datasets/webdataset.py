@@ -1,13 +1,13 @@
-"""WebDataset shards: .tar files in which members of one name and several endings are one sample.
+"""Reader of WebDataset shards: .tar files in which members of one name and several endings are one sample.
 
-A shard is read front to back and unpacked into a folder under **our own** names, made of the files' content: no path
-from an archive is ever used, links and devices are not followed, and nothing is unpickled. Several datasets may share
-the folder. Run again after a kill, it goes on over the files that are there.
+A shard is read front to back and unpacked into a folder under names made from the files' hashes: no path from an
+archive is ever used, links and devices are not followed, and nothing is unpickled. Several datasets may share
+the folder. Run again after a kill, it reuses the files that exist.
 
 Known traps: a sample's name is everything before the first dot of its last part, so ``a.b.jpg`` is sample ``a``;
 its members may lie anywhere in the shard; samples with several pictures keep the first; equal pictures are one file,
-and so one item with all their captions. What is no picture, sound, .txt or .json (among them .pkl, .pyd, .pth, .npy),
-and what macOS adds (``._a.jpg``), is counted and left out.
+and so one item with all their captions. Members other than pictures, sounds, .txt and .json (.pkl, .pth, .npy, ...),
+and files that macOS adds (``._a.jpg``), are counted and left out.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from fusemix.media import MAX_FILE_BYTES
 
 TEXT_KEYS = ("caption", "captions", "text", "txt")  # of a .json member
 MAX_TEXT_BYTES = 1_000_000  # of a .txt or .json member
-MAX_GROWTH = 100  # times its size a shard may grow; pictures and sounds hardly do
-MIN_GROWTH_BYTES = 10**9  # that a small one may grow to all the same
+MAX_GROWTH = 100  # largest unpacked size / shard size; pictures and sounds hardly grow
+MIN_GROWTH_BYTES = 10**9  # unpacked size that is allowed in any case
 
 
 @dataclass
 class _Sample:
-    """What a shard holds of one name; pictures and sounds are on the disk already."""
+    """The members of one sample; pictures and sounds are already on the disk."""
 
     files: dict[str, str] = field(default_factory=dict)  # image, audio -> path
     texts: dict[str, bytes] = field(default_factory=dict)  # .txt, .json -> bytes
@@ -42,12 +42,12 @@ class _Sample:
 def webdataset(
     root: Path, tally: Tally, *, unpack: Path | None = None, split: str | None = None, captions: int | None = None
 ) -> Iterator[Pair]:
-    """Samples of every .tar (.tar.gz, .tgz) in a folder, or of one shard.
+    """Read the samples of every .tar (.tar.gz, .tgz) in a folder, or of one shard.
 
     Args:
         root: A folder of shards, or a shard.
         tally: Filled with what is left out.
-        unpack: Where the files go; ``unpacked`` beside the shards by default.
+        unpack: Folder for the files; ``unpacked`` beside the shards by default.
         split: Of all samples; without it, the one split name among the words of a shard's name
             (``cc3m-validation-0007.tar``), if there is one.
         captions: Keep only so many of a sample's captions.
@@ -77,7 +77,7 @@ def webdataset(
 
 
 def _split_of(shard: Path) -> str:
-    """The split that a shard's name says: of its words, the one that is a split name."""
+    """Return the split that a shard's name contains."""
     words = re.findall("[a-z]+", shard.name.lower().split(".tar")[0].removesuffix(".tgz"))
     found = list(dict.fromkeys(word for word in words if side_of(word)))
     if len({side_of(word) for word in found}) > 1:
@@ -86,7 +86,7 @@ def _split_of(shard: Path) -> str:
 
 
 def _samples(shard: Path, base: Path, tally: Tally) -> dict[str, _Sample]:
-    """Name -> sample, by first appearance; the members of one need not lie side by side."""
+    """Map names to samples, by first appearance; the members of a sample may lie anywhere in the shard."""
     samples: dict[str, _Sample] = {}
     pictures = picture_endings()
     for name, data in _members(shard, (*pictures, *SOUNDS, ".txt", ".json"), tally):
@@ -104,7 +104,7 @@ def _samples(shard: Path, base: Path, tally: Tally) -> dict[str, _Sample]:
 
 
 def _members(shard: Path, endings: tuple[str, ...], tally: Tally) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """(name, bytes) of the members that can be used."""
+    """Yield (name, bytes) of the members that can be used."""
     grown, most = 0, max(MAX_GROWTH * shard.stat().st_size, MIN_GROWTH_BYTES)
     try:
         with tarfile.open(shard, "r|*") as archive:
@@ -123,7 +123,7 @@ def _members(shard: Path, endings: tuple[str, ...], tally: Tally) -> Iterator[tu
 
 
 def _unusable(member: tarfile.TarInfo, name: PurePosixPath, endings: tuple[str, ...]) -> str:
-    """Why a member is left out; empty if it is not."""
+    """Return why a member is left out; empty if it is used."""
     if member.isdir():
         return ""
     if is_litter(member.name):
@@ -140,7 +140,7 @@ def _unusable(member: tarfile.TarInfo, name: PurePosixPath, endings: tuple[str, 
 
 
 def _texts(parts: dict[str, bytes], shard: Path, key: str, tally: Tally) -> list[str]:
-    """Captions: the .txt member, else what the .json member calls so."""
+    """Return the captions: the .txt member, else the captions of the .json member."""
     try:
         if ".txt" in parts:
             return [parts[".txt"].decode("utf-8-sig")]

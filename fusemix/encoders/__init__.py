@@ -57,8 +57,9 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
         name = f"hub-audio:openai/{name}"
     if name.startswith("hub-"):
         from fusemix.encoders import hub
+        from fusemix.encoders.hub_names import Spec
 
-        kind = hub.Spec.parse(name).kind
+        kind = Spec.parse(name).kind
         with extra("hub", f"The encoder {name}"):
             if kind == "hub-image":
                 return hub.HubImage(name, device=device)

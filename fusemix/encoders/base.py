@@ -42,10 +42,10 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Latents of prepared items: shape (N, dim), float32, not normalised."""
+        """Return latents of prepared items: shape (N, dim), float32, not normalised."""
 
     def encode(self, items: Sequence[Any], *, batch_size: int = 32) -> np.ndarray:
-        """Latents of raw items.
+        """Return latents of raw items.
 
         Args:
             items: Paths, decoded values or texts, as the encoder's ``prepare`` takes them.
@@ -64,7 +64,7 @@ class Encoder(ABC):
         return np.concatenate(parts) if parts else np.empty((0, self.dim), dtype=np.float32)
 
     def info(self) -> dict[str, Any]:
-        """Identity as stored beside latents and checkpoints."""
+        """Return the identity that is stored with latents and checkpoints."""
         return {
             "name": self.name,
             "modality": self.modality,
@@ -75,7 +75,7 @@ class Encoder(ABC):
 
 
 class Concatenation(Encoder):
-    """Two or more encoders of one modality; their latents side by side."""
+    """Two or more encoders of one modality; their latents are concatenated."""
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         if len({encoder.modality for encoder in encoders}) != 1:
@@ -88,11 +88,11 @@ class Concatenation(Encoder):
         self.fingerprint = " ++ ".join(encoder.fingerprint for encoder in encoders)
 
     def prepare(self, item: Any) -> list[Any]:
-        """What each encoder makes of the item."""
+        """Prepare the item for each encoder."""
         return [encoder.prepare(item) for encoder in self.encoders]
 
     def encode_prepared(self, prepared: Sequence[list[Any]]) -> np.ndarray:
-        """Latents, shape (N, dim), float32."""
+        """Return concatenated latents, shape (N, dim), float32."""
         columns = zip(*prepared, strict=True)
         parts = [encoder.encode_prepared(list(c)) for encoder, c in zip(self.encoders, columns, strict=True)]
         return np.concatenate(parts, axis=1)
@@ -103,7 +103,7 @@ def verify_weights(path: Path, expected_sha256: str) -> str:
 
     Raises:
         FileNotFoundError: If the weights are absent.
-        ValueError: If their bytes are others than those this code was tested with.
+        ValueError: If the file is not the one this code was tested with.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No weights at {path}; reinstall the package that carries them.")

@@ -1,6 +1,6 @@
-"""Where on this machine the folders of encoders lie, which checkpoints do not say: they name no path of a machine.
+"""Local folders of encoders, by the content of their weights; checkpoints store no path of a machine.
 
-Every local folder that an encoder was loaded from is noted by the content of its weights, in
+Every local folder that an encoder was loaded from is recorded in
 ``fusemix/encoder_folders.json`` below Hugging Face's own folder (``HF_HOME``), so that a checkpoint that was trained
 here finds its encoder again.
 """
@@ -14,7 +14,7 @@ from fusemix.files import read_json, write_json
 
 
 def note(revision: str, folder: Path) -> None:
-    """Note where the encoder with these weights lies; without a place to write to, nothing is noted."""
+    """Record the folder of the encoder with these weights; do nothing if the file cannot be written."""
     known, where = _known(), str(folder.resolve())
     if known.get(revision) == where:
         return
@@ -24,7 +24,7 @@ def note(revision: str, folder: Path) -> None:
 
 
 def find(name: str, revision: str) -> Path | None:
-    """The folder noted for the weights of an encoder, or of one part of ``A ++ B``.
+    """Return the folder recorded for the weights of an encoder, or of one part of ``A ++ B``; None without one.
 
     Args:
         name: The folder's own name; another name is another part.

@@ -1,7 +1,7 @@
 """Frozen encoders from the Hugging Face Hub, or from a folder in its format.
 
-:mod:`fusemix.encoders.hub_names` says how they are named. An item's latent never depends on its batch mates: only items
-of one shape are run together. Latents are not normalised, also where a sentence-transformers model would. Each encoder
+:mod:`fusemix.encoders.hub_names` explains their names. A latent never depends on the rest of the batch: only items
+of one shape run together. Latents are not normalised, even if a sentence-transformers model would do so. Each encoder
 is probed when it is loaded (:mod:`fusemix.encoders.probe`).
 """
 
@@ -29,7 +29,7 @@ _AT_ONCE = 16  # items of one shape a forward pass
 
 
 class HubEncoder(Encoder):
-    """What the three kinds share: loading, identity, layers, pooling; one shape a forward pass."""
+    """Base of the three kinds of Hub encoders: loading, identity, layers, pooling; one shape a forward pass."""
 
     def __init__(self, name: str, *, device: str = "cpu") -> None:
         self.spec = Spec.parse(name)
@@ -42,14 +42,14 @@ class HubEncoder(Encoder):
         self._network = network.float().eval().requires_grad_(False).to(device)
         self.revision = self._files.identity(network)
         prepared = [self.prepare(item) for item in self._samples()]
-        # a wrong pooling or layer shows itself here, and widths may differ from layer to layer
+        # a wrong pooling or layer fails here, and widths may differ from layer to layer
         self.dim = self._run(prepared[:1]).shape[1]
         self.fingerprint = f"{self._preprocessing()}; layers {list(self.spec.layers)}; {self.pooling}"
         probe(self, prepared, distinct=True, hint=self._hint)
         if folder:
             folders.note(self.revision, folder)
 
-    _hint = ""  # what may be wrong where all latents are equal
+    _hint = ""  # likely cause if all latents are equal
 
     @abstractmethod
     def _load(self) -> Any:
@@ -57,22 +57,22 @@ class HubEncoder(Encoder):
 
     @abstractmethod
     def _samples(self) -> list[Any]:
-        """Different items to probe the encoder with."""
+        """Make different items to probe the encoder with."""
 
     @abstractmethod
     def _preprocessing(self) -> str:
-        """Everything that is done to an item before the network, in words."""
+        """Describe everything that is done to an item before the network."""
 
     @abstractmethod
     def _shape(self, prepared: Any) -> Hashable:
-        """Items of equal shape may run together."""
+        """Return the key by which items are batched: only items of equal shape run together."""
 
     @abstractmethod
     def _run(self, prepared: Sequence[Any]) -> Tensor:
-        """Latents of items of one shape, (B, dim), float32."""
+        """Return latents of items of one shape, (B, dim), float32."""
 
     def _chosen(self, out: Any) -> list[Tensor]:
-        """The states of the layers asked for, in that order."""
+        """Return the states of the requested layers, in that order."""
         states = list(out.hidden_states)
         if min(self.spec.layers) < -len(states):
             raise ValueError(f"{self.name}: it has {len(states)} layers of states, asked for {self.spec.layers}.")
@@ -83,11 +83,12 @@ class HubEncoder(Encoder):
         pooled = getattr(out, "pooler_output", None)
         if pooled is None:
             raise ValueError(f"{self.name}: this network has no pooled output of its own; use pooling=mean.")
-        return pooled.float().flatten(1)
+        latents: Tensor = pooled.float().flatten(1)
+        return latents
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Latents, shape (N, dim), float32, not normalised."""
+        """Return latents, shape (N, dim), float32, not normalised."""
         by_shape: dict[Hashable, list[int]] = defaultdict(list)
         for number, item in enumerate(prepared):
             by_shape[self._shape(item)].append(number)
@@ -102,21 +103,21 @@ class HubEncoder(Encoder):
 class HubImage(HubEncoder):
     """Any vision backbone of transformers: DINOv2, DINOv3, ViT, ConvNeXt, the vision towers of CLIP and SigLIP, ...
 
-    ``mean`` is over the patches alone: the class token and register tokens are left out.
+    ``mean`` averages the patches only, without class and register tokens.
     """
 
     modality = "image"
 
     def _load(self) -> Any:
         self._processor = self._files.image_processor()
-        # CLIP, SigLIP: the tower of pictures
+        # CLIP, SigLIP: the image tower
         network = self._files.network(lambda whole: getattr(whole, "vision_model", whole), self.pooling)
         if self._masks(network):
             network.config.mask_ratio = 0.0
         return network
 
     @staticmethod
-    def _masks(network: Any) -> bool:  # a masked autoencoder hides patches at random, also when it only reads
+    def _masks(network: Any) -> bool:  # a masked autoencoder hides patches at random, in inference too
         return str(network.config.model_type) == "vit_mae"
 
     def _samples(self) -> list[Any]:
@@ -128,7 +129,7 @@ class HubImage(HubEncoder):
         return f"the model's own image processor ({type(self._processor).__name__})"
 
     def prepare(self, item: Any) -> Tensor:
-        """A path, bytes, PIL image or array -> pixel values, (3, H, W)."""
+        """Decode a path, bytes, PIL image or array to pixel values, (3, H, W)."""
         pixels: Tensor = self._processor(images=load_image(item), return_tensors="pt")["pixel_values"][0]
         if pixels.ndim != 3:
             raise ValueError(
@@ -160,7 +161,7 @@ class HubImage(HubEncoder):
         return torch.cat([parts[part] for part in self.pooling.split("+")], dim=1)
 
     def _special_tokens(self) -> int:
-        """How many states come before the patches: the class token, a distillation token, registers."""
+        """Count the states before the patches: the class token, a distillation token, registers."""
         config, embeddings = self._network.config, getattr(self._network, "embeddings", None)
         if config.model_type == "dinov3_convnext":  # its pooled map stands where a class token would
             return 1
@@ -206,12 +207,12 @@ class HubText(HubEncoder):
         return int(min((limit for limit in said if limit and limit < 10**9), default=512))
 
     def _samples(self) -> list[Any]:
-        """Texts of as many words that begin and end alike, so that each shows whether the words between count."""
+        """Make texts of equal length with equal first and last words: they differ only in the words between."""
         first, *others = self._words(4)
         return [f"{first} {other} {first}" for other in others]
 
     def _words(self, count: int) -> list[str]:
-        """Words that the tokenizer knows, of whatever language; English ones if it has too few."""
+        """Pick words of any language from the tokenizer's vocabulary; English ones if it has too few."""
         known: list[str] = []
         size, unknown = len(self._tokenizer), self._tokenizer.unk_token_id
         for number in (*range(size // 4, size), *range(size // 4)):
@@ -232,7 +233,7 @@ class HubText(HubEncoder):
         return str(self._network.config.model_type).startswith("siglip")
 
     def prepare(self, item: Any) -> tuple[int, ...]:
-        """A text -> token numbers."""
+        """Tokenize a text: its token numbers."""
         if not isinstance(item, str) or not item.strip():
             raise MediaError("Expected a text that is not empty.")
         if len(item) > MAX_TEXT_CHARS:
@@ -269,10 +270,10 @@ class HubText(HubEncoder):
 
 
 class HubAudio(HubEncoder):
-    """Whisper of any size (its encoder, mean over the frames that are there), wav2vec2, HuBERT, and CLAP's HTS-AT.
+    """Whisper of any size (its encoder, mean over the real frames), wav2vec2, HuBERT, and CLAP's HTS-AT.
 
-    Sounds are heard in windows: of at most 30 s, for CLAP of 10 s, its own length. A longer sound's latent is the
-    mean over its windows, each counting by how long it is.
+    Sounds are encoded in windows of at most 30 s (10 s for CLAP, its own length). The latent of a longer sound is the
+    mean over its windows, weighted by their length.
     """
 
     modality = "audio"
@@ -285,7 +286,7 @@ class HubAudio(HubEncoder):
             raise ValueError(f"{self.name}: expected Whisper, wav2vec2, HuBERT, WavLM or CLAP, got {self._kind!r}.")
         self._clap = self._kind.startswith("clap")
         self._size = int(self._extractor.nb_max_samples) if self._clap else 30 * self._rate
-        self._least = 1  # samples: what the convolutions need to give one frame
+        self._least = 1  # samples that the convolutions need for one frame
         kernels, strides = (getattr(network.config, f"conv_{what}", ()) for what in ("kernel", "stride"))
         for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
             self._least = (self._least - 1) * stride + kernel
@@ -301,7 +302,7 @@ class HubAudio(HubEncoder):
         return f"mono {self._rate / 1000:g} kHz; {heard}; windows of {self._size / self._rate:g} s"
 
     def prepare(self, item: Any) -> np.ndarray:
-        """A path, bytes or (sample rate in Hz, samples) -> mono samples at the model's rate, float32."""
+        """Decode a path, bytes or (sample rate in Hz, samples) to mono samples at the model's rate, float32."""
         samples = load_audio(item, sample_rate=self._rate)
         if len(samples) < self._least:
             needed = self._least / self._rate
@@ -312,7 +313,7 @@ class HubAudio(HubEncoder):
         return len(prepared)
 
     def _run(self, prepared: Sequence[np.ndarray]) -> Tensor:
-        return torch.stack([self._one(samples) for samples in prepared])  # one by one: no padding can leak
+        return torch.stack([self._one(samples) for samples in prepared])  # one by one, without padding
 
     def _one(self, samples: np.ndarray) -> Tensor:
         total: Tensor | float = 0.0
@@ -323,14 +324,14 @@ class HubAudio(HubEncoder):
         return torch.as_tensor(total) / count
 
     def _windows(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Windows one after another; a tail too short for the convolutions is heard with the window before it."""
+        """Cut samples into windows; a tail too short for the convolutions joins the window before it."""
         starts = list(range(0, len(samples), self._size))
         if len(starts) > 1 and len(samples) - starts[-1] < self._least:
             del starts[-1]
         return np.split(samples, starts[1:])
 
     def _heard(self, window: np.ndarray) -> tuple[list[Tensor], int]:
-        """States of one window by layer, (T, D_x) each, and how much it counts."""
+        """Return the states of one window by layer, (T, D_x) each, and its weight."""
         features = self._extractor(window, sampling_rate=self._rate, return_tensors="pt")
         values = features[self._extractor.model_input_names[0]].to(self._device, torch.float32)
         more = {"is_longer": torch.zeros(1, 1, dtype=torch.bool)} if self._clap else {}

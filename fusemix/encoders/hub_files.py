@@ -1,4 +1,4 @@
-"""The files of a Hub encoder: where they lie, what is loaded from them, and whose they are."""
+"""Files of a Hub encoder: finding, loading and identifying them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fusemix.files import read_json, sha256_of
 from fusemix.hub_folders import local_folder
 
 _HUB_TIMEOUT_S = 10
-# what a sentence-transformers model calls its pooling, in its older and its newer files
+# names of the poolings in older and newer sentence-transformers files
 _THEIR_POOLING = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
 _PROCESSOR_FILES = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
     "added_tokens.json", "vocab*.*", "merges.txt", "*.model", "sentence_*config.json",
 )  # fmt: skip
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json")  # each holds a tokenizer's words by itself
-# tensors that no state depends on when a network only reads, by the last parts of their names
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json")  # each holds a whole vocabulary
+# tensors that no hidden state depends on in inference, by the last parts of their names
 _UNUSED = re.compile(r"(^|\.)(mask_token|masked_spec_embed|position_ids|logit_scale\w*|logit_bias)$")
 _POOLER = re.compile(r"(^|\.)(pooler|head|vision_model\.head|text_model\.head)\.")
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a sentence-transformers model says of itself; the defaults are for every other model."""
+    """Settings that a sentence-transformers model states; the defaults are for every other model."""
 
     pooling: str = "mean"
     prompt: str = ""
@@ -39,14 +39,14 @@ class Stated:
 
 
 class HubFiles:
-    """A folder, or the files of one commit on the Hub, and what is loaded from them."""
+    """The files of a folder or of one commit on the Hub, and the parts loaded from them."""
 
     def __init__(self, source: str) -> None:
         self.source, self.folder = source, local_folder(source, "encoder")
         self._options: dict[str, Any] = {} if self.folder else _at_the_hub(source)
 
     def read(self, name: str) -> Any:
-        """A JSON file's content, or None where the model has no such file."""
+        """Read a JSON file; None if the model has no such file."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -57,7 +57,7 @@ class HubFiles:
         return read_json(path) if path.is_file() else None
 
     def sentence_transformers(self, name: str, pooling: str | None) -> Stated:
-        """What ``modules.json`` and the files it names say; a stated pooling that is not known here is an error."""
+        """Read ``modules.json`` and the files it names; an unknown pooling is an error."""
         modules = self.read("modules.json")
         if not modules:
             return Stated()
@@ -87,13 +87,13 @@ class HubFiles:
         )  # fmt: skip
 
     def image_processor(self) -> Any:
-        """The model's own, in its variant that needs no torchvision."""
+        """Load the model's image processor, in its variant without torchvision."""
         from transformers import AutoImageProcessor
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
         stated = self.read("preprocessor_config.json") or {}
         if str(stated.get("image_processor_type", "")).startswith("DINOv3"):
-            # it exists for torchvision alone; the same steps, but resized by PIL (8 bits) and then scaled
+            # it exists for torchvision only; the same steps, but resized by PIL (8 bits) and then scaled
             return self._fetch(ViTImageProcessorPil)
         return self._fetch(AutoImageProcessor, backend="pil")
 
@@ -101,7 +101,7 @@ class HubFiles:
         """The model's own.
 
         Raises:
-            FileNotFoundError: If the folder lacks its files: transformers would make one up that knows no word.
+            FileNotFoundError: If the folder lacks its files: transformers would build one with an empty vocabulary.
         """
         from transformers import AutoTokenizer
 
@@ -115,9 +115,9 @@ class HubFiles:
         return tokenizer
 
     def _check_vocabulary(self, names: dict[str, str]) -> None:
-        """Raise unless a folder holds the files that a tokenizer's words stand in.
+        """Raise unless a folder holds the tokenizer's vocabulary files.
 
-        ``names`` are those of its class; where it could not be loaded, any that are usual will do.
+        ``names`` are the vocabulary files of its class; if the class could not be loaded, any usual file will do.
         """
         if self.folder is None:
             return
@@ -140,7 +140,7 @@ class HubFiles:
         return self._fetch(AutoFeatureExtractor)
 
     def network(self, part: Any, pooling: str) -> Any:
-        """The part of the network that is used, once every weight it needs is known to have been in the file.
+        """Load the part of the network that is used, and check that the file held every weight it needs.
 
         Raises:
             ValueError: If weights are missing, which transformers would fill at random.
@@ -166,7 +166,7 @@ class HubFiles:
         return used
 
     def identity(self, network: Any) -> str:
-        """The Hub commit, or the SHA-256 of a folder's weights and of what its processor and tokenizer are made of."""
+        """Return the Hub commit, or the SHA-256 of a folder's weights, processor and tokenizer files."""
         if self.folder is None:
             return str(self._options.get("revision") or getattr(network.config, "_commit_hash", None) or "unknown")
         folder = self.folder / self._options.get("subfolder", "")
@@ -177,7 +177,7 @@ class HubFiles:
         return "-".join([*(sha256_of(path)[:16] for path in files), digest.hexdigest()[:16]])
 
     def _fetch(self, auto: Any, **options: Any) -> Any:
-        """``from_pretrained``, with one sentence when it cannot be had."""
+        """Call ``from_pretrained``; a failure becomes one sentence."""
         try:
             return auto.from_pretrained(self.source, **self._options, **options)
         except Exception as error:  # transformers, tokenizers and safetensors raise many types, Exception itself too
@@ -189,7 +189,7 @@ class HubFiles:
 
 
 def text_tower(whole: Any) -> Any:
-    """The part of a network that reads texts."""
+    """Return the text encoder of a network."""
     if getattr(whole, "text_model", None) is not None:  # CLIP, SigLIP, CLAP
         return whole.text_model
     # a saved T5EncoderModel no longer says that it was an encoder and a decoder
@@ -197,14 +197,14 @@ def text_tower(whole: Any) -> Any:
 
 
 def audio_tower(whole: Any) -> Any:
-    """The part of a network that hears."""
+    """Return the audio encoder of a network."""
     if whole.config.model_type == "whisper":  # WhisperEncoder.from_pretrained would load random weights, silently
         return whole.get_encoder()
     return getattr(whole, "audio_model", whole)
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes; of JSON its content, without what changes with the version that wrote it."""
+    """Return a file's bytes; for JSON its content without the fields that depend on the library's version."""
     if path.suffix != ".json":
         return path.read_bytes()
     content = read_json(path)
@@ -214,9 +214,9 @@ def _content(path: Path) -> bytes:
 
 
 def _at_the_hub(source: str) -> dict[str, Any]:
-    """The commit to load, or, when the Hub cannot be reached, that only this machine's copies are to be used.
+    """Return the commit to load or, if the Hub cannot be reached, the option to use local copies only.
 
-    Asked once and first: transformers would try again and again for every file.
+    Asked once, in advance: transformers would retry for every file.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -228,7 +228,7 @@ def _at_the_hub(source: str) -> dict[str, Any]:
             f"The Hub has no model {source!r}, or it is private, and there is no such folder; check the name, or run "
             "'hf auth login'."
         ) from error
-    except Exception as error:  # offline by choice, no network, a proxy, a busy Hub: each another type
+    except Exception as error:  # offline by choice, no network, a proxy, a busy Hub: each raises another type
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
             raise FileNotFoundError(
                 f"{source!r} is no folder here, and the Hub cannot be reached ({type(error).__name__}); check the "

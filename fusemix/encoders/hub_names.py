@@ -1,13 +1,13 @@
 """Names of encoders from the Hugging Face Hub, or from a folder in its format.
 
-A name is a line that says everything that changes a latent, so that a checkpoint can load its encoder again::
+A name states every option that changes a latent, so that a checkpoint can load its encoder again::
 
     hub-image:facebook/dinov2-base?pooling=cls+mean&layers=-2
     hub-text:BAAI/bge-large-en-v1.5?pooling=cls
     hub-text:intfloat/e5-large-v2?pooling=mean&prefix=query:
     hub-audio:openai/whisper-small.en
     hub-audio:laion/clap-htsat-unfused
-    A ++ B      the latents of two encoders of one modality, side by side
+    A ++ B      the latents of two encoders of one modality, concatenated
 
 ``pooling`` is ``cls`` (the first state), ``mean`` (over the patches, words or frames), ``cls+mean`` (both, side by
 side), ``last`` (texts: the last token, as CLIP and Qwen3-Embedding have it) or ``pooler`` (the network's own pooled
@@ -35,7 +35,7 @@ POOLINGS = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A name taken apart: ``kind:source?pooling=...&layers=...&prefix=...``; None is what the model states."""
+    """A parsed name: ``kind:source?pooling=...&layers=...&prefix=...``; None means the model's own setting."""
 
     kind: str
     source: str
@@ -46,7 +46,7 @@ class Spec:
 
     @classmethod
     def parse(cls, name: str) -> Spec:
-        """Read a name; every option that is not understood is an error.
+        """Parse a name; an unknown option is an error.
 
         Raises:
             ValueError: If the line is not of the form above.
@@ -78,5 +78,5 @@ class Spec:
         return cls(kind, source, pooling, layers, options.get("prefix"), query or "")
 
     def at(self, source: str) -> str:
-        """This name with another source."""
+        """Return this name with another source."""
         return f"{self.kind}:{source}" + (f"?{self.query}" if self.query else "")

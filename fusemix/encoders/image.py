@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import load_image
 
-_FORWARD_BATCH = 4  # pictures a thread; larger batches leave the cache
+_FORWARD_BATCH = 4  # pictures a thread; larger batches do not fit the cache
 
 
 class EfficientNetLite0(Encoder):
@@ -46,14 +46,14 @@ class EfficientNetLite0(Encoder):
         self._device = device
 
     def prepare(self, item: Any) -> Tensor:
-        """A path, bytes, PIL image or array -> tensor (3, 224, 224), or of the network's own side; float32."""
+        """Decode a path, bytes, PIL image or array to a tensor (3, 224, 224), or of the network's own side; float32."""
         image = load_image(item).resize((self._SIDE, self._SIDE), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32).copy())
         return ((pixels - 127.0) / 128.0).permute(2, 0, 1)
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[Tensor]) -> np.ndarray:
-        """Latents, shape (N, 1280), float32."""
+        """Return latents, shape (N, 1280), float32."""
         parts = [
             self._network.extract_features(_channels_last(part, self._device)).mean(dim=(2, 3)).float().cpu()
             for part in torch.stack(list(prepared)).split(_forward_batch())
@@ -62,13 +62,13 @@ class EfficientNetLite0(Encoder):
         return latents
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Latents that gradients pass through, for steering (fusemix/generation/guidance.py).
+        """Return differentiable latents, for steering (fusemix/generation/guidance.py).
 
         Args:
-            pixels: RGB, (B, 3, H, W), float32 in [0, 1]; values beyond are cut off, as a picture cuts them.
+            pixels: RGB, (B, 3, H, W), float32 in [0, 1]; other values are clipped.
 
         Returns:
-            (B, D_x), float32; those of :meth:`encode` for a picture of these pixels, up to the rounding of its size.
+            (B, D_x), float32; equal to :meth:`encode` of a picture of these pixels, up to the rounding of its size.
         """
         return self._seen(self._resized(pixels)).float()
 
@@ -109,7 +109,7 @@ class EfficientNetLite2(EfficientNetLite0):
 
 
 class EfficientNetLite0Deep(EfficientNetLite0):
-    """EfficientNet-Lite0, several depths, seen in the mirror too: 3,808.
+    """EfficientNet-Lite0, several depths, averaged with the mirrored picture: 3,808.
 
     Mean and standard deviation over the positions of the last map (1280) and of the outputs of blocks
     15, 14 and 10 (320, 192, 112), each averaged over the picture and its mirror image. Twice
@@ -126,7 +126,7 @@ class EfficientNetLite0Deep(EfficientNetLite0):
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[Tensor]) -> np.ndarray:
-        """Latents, shape (N, 3808), float32."""
+        """Return latents, shape (N, 3808), float32."""
         parts = []
         for part in torch.stack(list(prepared)).split(_forward_batch() // 2):
             seen = _channels_last(torch.cat([part, part.flip(3)]), self._device)
@@ -136,7 +136,7 @@ class EfficientNetLite0Deep(EfficientNetLite0):
         return latents
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Of the picture alone, without its mirror image: who steers mirrors every other look, at half the price."""
+        """Return latents without the mirrored picture; steering mirrors at random instead, at half the cost."""
         return torch.cat([_mean_and_std(m) for m in self._maps(x)], dim=1)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
@@ -148,7 +148,7 @@ class EfficientNetLite0Deep(EfficientNetLite0):
 
 
 def _weights_of(number: int) -> Path:
-    """The weights file of a member of the family, inside its package.
+    """Return the weights file of a member of the family, inside its package.
 
     Raises:
         ImportError: If that package is not installed, with the line that installs it.
@@ -174,7 +174,7 @@ def _channels_last(pixels: Tensor, device: str) -> Tensor:
 
 
 def _fold_norms(network: Any) -> Any:
-    """Batch norms in evaluation mode are linear: fold each into the convolution before it."""
+    """Fold each batch norm, which is linear in evaluation mode, into the convolution before it."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     follows = {

@@ -1,4 +1,4 @@
-"""Try an encoder on a few items before its latents are relied on."""
+"""Probe of an encoder with a few items, before its latents are used."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from fusemix.encoders.base import Encoder
 
-AGREE = 0.01  # an item's latent may differ by this share of its length from batch to batch (reduced precision on GPUs)
-DIFFER = 1e-5  # two items' latents must differ by more than this share of their length (float32's rounding)
+AGREE = 0.01  # largest relative difference of one item's latents between batches (reduced precision on GPUs)
+DIFFER = 1e-5  # smallest relative difference of two items' latents (float32's rounding)
 
 
 def probe(encoder: Encoder, prepared: Sequence[Any], *, distinct: bool = False, hint: str = "") -> np.ndarray:
-    """Refuse an encoder whose latents say nothing of the items, change from run to run, or are no numbers.
+    """Refuse an encoder whose latents are constant, change from run to run, or are not finite.
 
-    Of the items' latents, (1) the shape must be (N, dim) and the values finite, at least of one item; (2) not all may
-    be equal; (3) the first item's must come again, within :data:`AGREE` of its length, when it is encoded alone.
+    (1) The latents must have shape (N, dim), and at least one must be finite; (2) they must not all be equal;
+    (3) the first item, encoded alone, must give the same latent within :data:`AGREE` of its length.
 
     Args:
         encoder: Frozen.
         prepared: What its ``prepare`` made of different items; at least one.
-        distinct: Whether the items are known to differ, also where what was prepared of them does not.
-        hint: What else to say where all latents are equal.
+        distinct: Whether the items are known to differ, even if their prepared values do not.
+        hint: Likely cause to name if all latents are equal.
 
     Returns:
         The items' latents, shape (N, dim), float32.
@@ -57,10 +57,10 @@ def probe(encoder: Encoder, prepared: Sequence[Any], *, distinct: bool = False, 
 
 
 def latents_of(encoder: Encoder, prepared: Sequence[Any]) -> np.ndarray:
-    """What the encoder makes of prepared items: shape (N, dim), float32.
+    """Encode prepared items: latents of shape (N, dim), float32.
 
     Raises:
-        ValueError: If it makes another shape, or no numbers.
+        ValueError: If the shape is another or the values are not floating point.
     """
     latents = np.asarray(encoder.encode_prepared(prepared))
     if latents.shape != (len(prepared), encoder.dim) or latents.dtype.kind not in "fiu":
@@ -72,14 +72,14 @@ def latents_of(encoder: Encoder, prepared: Sequence[Any]) -> np.ndarray:
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> float:
-    """How far two latents lie apart, as a share of the longer one's length."""
+    """Return the distance of two latents relative to the longer one's length."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     longer = max(np.linalg.norm(a), np.linalg.norm(b))
     return float(np.linalg.norm(a - b) / longer) if longer else 0.0
 
 
 def _differs(a: Any, b: Any) -> bool:
-    """Whether two prepared items differ; of what cannot be compared, yes."""
+    """Return whether two prepared items differ; True if they cannot be compared."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) != len(b) or any(_differs(x, y) for x, y in zip(a, b, strict=True))
     if type(a) is not type(b) or getattr(a, "shape", None) != getattr(b, "shape", None):

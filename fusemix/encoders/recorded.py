@@ -1,4 +1,4 @@
-"""Load again the encoder that a checkpoint was trained on."""
+"""Loading the encoder that a checkpoint was trained on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def load_recorded(
         modality: Of the encoder.
         recorded: Modality -> identity, as :attr:`fusemix.model.config.ModelConfig.encoders` has it.
         device: A torch device string.
-        source: Where the folder of a Hub encoder lies here: ``hub-image:/models/dino``, or the folder alone; pooling
-            and layers stay as they were. Of ``A ++ B`` each folder, joined by `` ++ ``. Without it a folder is looked
-            for where it was last loaded from on this machine, then in the working directory.
+        source: Local folder of a Hub encoder: ``hub-image:/models/dino``, or the folder alone; pooling
+            and layers stay as recorded. For ``A ++ B`` each folder, joined by `` ++ ``. By default the folder it was
+            last loaded from on this machine, then one in the working directory.
 
     Raises:
         KeyError: If no encoder is recorded for the modality.
         FileNotFoundError: If its folder is not found.
-        ValueError: If what lies there is another encoder, by content.
+        ValueError: If that folder holds another encoder, by content.
     """
     info = recorded[modality]
     parts = str(info["name"]).split(" ++ ")
@@ -73,7 +73,7 @@ def _is_folder(part: str) -> bool:
 
 
 def _moved(part: str, given: str) -> str:
-    """A recorded part with the source of what was given for it."""
+    """Return a recorded part with the source given for it."""
     spec = Spec.parse(part)
     if not given.startswith("hub-"):
         return spec.at(given)

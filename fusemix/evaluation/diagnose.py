@@ -1,8 +1,7 @@
-"""Which encoders fit together? Figures of paired latents that need no training.
+"""Comparison of encoders on paired latents, without training.
 
-One pair of every group is looked at, so that captions of one picture are not one another's neighbours. Which of the
-figures foretells what training reaches, and which does not, is measured by ``scripts/studies/diagnose_study.py``
-(docs/results/diagnose.json).
+One pair of every group is used, so that captions of one picture are not neighbours of one another. How well each
+figure predicts the result of training was measured (docs/results/diagnose.json).
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 
 from fusemix.evaluation.metrics import ranks
-from fusemix.model.cca import check_varied, fit_cca
+from fusemix.model.cca import fit_cca
+from fusemix.number_range import check_varied
 
 NEIGHBOURS = 10
 NEAR = 0.999  # cosine above which two items are near duplicates
 CCA_DIM, CCA_RIDGE = 128, 1.0
-COMPONENTS = 512  # principal components that CCA reads of wider latents
+COMPONENTS = 512  # principal components of wider latents for CCA
 MIN_PAIRS = 50
 _CHUNK = 1024
 
@@ -30,12 +30,12 @@ Latents = np.ndarray  # (N, D) float32
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is known of one encoder's latents.
+    """Neighbourhoods and figures of one encoder's latents.
 
     Attributes:
-        neighbours: (N, NEIGHBOURS) the nearest others by cosine of centred latents, nearest first.
-        centred: (N, D) latents less their mean.
-        reduced: (N, at most COMPONENTS) standardised latents, or their principal components where they are wider.
+        neighbours: (N, NEIGHBOURS) the nearest other items by cosine of centred latents, nearest first.
+        centred: (N, D) latents minus their mean.
+        reduced: (N, at most COMPONENTS) standardised latents, or their principal components if they are wider.
         figures: Name -> figure.
     """
 
@@ -46,7 +46,7 @@ class Geometry:
 
 
 def sample_pairs(groups: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
-    """Numbers of at most ``n`` pairs, in order, each of another group: (n,) int64."""
+    """Sample at most ``n`` pairs, one of each group: their numbers, (n,) int64, ascending."""
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(groups))
     _, first = np.unique(np.asarray(groups)[shuffled], return_index=True)
@@ -55,7 +55,7 @@ def sample_pairs(groups: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
 
 
 def geometry(latents: Latents) -> Geometry:
-    """Neighbourhoods and figures of one encoder.
+    """Compute the neighbourhoods and figures of one encoder.
 
     Args:
         latents: Shape (N, D), not normalised.
@@ -67,7 +67,7 @@ def geometry(latents: Latents) -> Geometry:
         raise ValueError(f"Expected latents of at least {MIN_PAIRS} pairs of different groups, got {latents.shape}.")
     if not np.isfinite(latents).all():
         raise ValueError("The latents hold NaN or infinite values; extract them again.")
-    check_varied(latents, "The latents")
+    check_varied(latents.__getitem__, np.arange(len(latents)), "The latents")
     norms = np.linalg.norm(latents, axis=1)
     centred = (latents - latents.mean(axis=0)).astype(np.float32)
     neighbours, similarity = nearest(centred, NEIGHBOURS)
@@ -85,19 +85,12 @@ def geometry(latents: Latents) -> Geometry:
 
 
 def compare(x: Geometry, y: Geometry, *, seed: int = 0) -> dict[str, float]:
-    """Figures of two encoders on the same pairs: mutual k-NN, CKA, and the closed form's recall on held-out fifths."""
+    """Compare two encoders on the same pairs: mutual k-NN, CKA, and the closed form's recall on held-out fifths."""
     return {
         "mutual_knn": mutual_knn(x.neighbours, y.neighbours),
         "cka": cka(x.centred, y.centred),
         **cca_recall(x.reduced, y.reduced, seed=seed),
     }
-
-
-def diagnose_pair(x: Latents, y: Latents) -> dict[str, float]:
-    """All figures of one combination: those of :func:`compare`, and each encoder's with ``_x`` or ``_y``."""
-    sides = {"x": geometry(x), "y": geometry(y)}
-    own = {f"{name}_{side}": value for side, g in sides.items() for name, value in g.figures.items()}
-    return {**compare(sides["x"], sides["y"]), **own}
 
 
 def diagnose(latents: Mapping[str, Mapping[str, Latents]]) -> dict[str, Any]:
@@ -132,7 +125,7 @@ def diagnose(latents: Mapping[str, Mapping[str, Latents]]) -> dict[str, Any]:
 
 
 def recommend(combinations: list[dict[str, Any]]) -> str:
-    """One sentence for each pair of modalities: the combination with the best closed form, and by how much."""
+    """Write a sentence for each pair of modalities: the combination with the best closed form, and its margin."""
     said = []
     for pair in dict.fromkeys(tuple(c["encoders"]) for c in combinations):
         best, *others = (c for c in combinations if tuple(c["encoders"]) == pair)
@@ -153,7 +146,7 @@ def recommend(combinations: list[dict[str, Any]]) -> str:
 
 
 def nearest(centred: Latents, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest others of each by cosine: their numbers (N, k), nearest first, and similarities (N, k)."""
+    """Find the k nearest other items by cosine: their numbers (N, k), nearest first, and similarities (N, k)."""
     unit = torch.nn.functional.normalize(torch.from_numpy(centred), dim=1)
     numbers, similarities = [], []
     for start in range(0, len(unit), _CHUNK):
@@ -166,7 +159,7 @@ def nearest(centred: Latents, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mutual_knn(x: np.ndarray, y: np.ndarray) -> float:
-    """Share of an item's k nearest neighbours that both encoders agree on, of neighbours (N, k) and (N, k).
+    """Compute the share of k nearest neighbours, (N, k) and (N, k), on which both encoders agree.
 
     Source:
         Huh et al., ICML 2024, arXiv:2405.07987 (the mutual k-NN metric), here of centred latents.
@@ -175,7 +168,7 @@ def mutual_knn(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def cka(x: Latents, y: Latents) -> float:
-    """Linear centred kernel alignment of paired latents, debiased: 1 is the same up to rotation, 0 is chance.
+    """Compute debiased linear centred kernel alignment of paired latents: 1 is equal up to rotation, 0 is chance.
 
     Source:
         Kornblith et al., ICML 2019, arXiv:1905.00414; unbiased HSIC of Song et al., JMLR 2012.
@@ -184,7 +177,7 @@ def cka(x: Latents, y: Latents) -> float:
 
 
 def _hsic(x: Latents, y: Latents) -> float:
-    """Unbiased HSIC of linear kernels with empty diagonals, never holding a whole N x N kernel."""
+    """Compute the unbiased HSIC of linear kernels with zero diagonals, without a whole N x N kernel in memory."""
     n, a, b = len(x), torch.from_numpy(x), torch.from_numpy(y)
     product, row_sums = 0.0, []
     for start in range(0, n, _CHUNK):
@@ -199,9 +192,9 @@ def _hsic(x: Latents, y: Latents) -> float:
 
 
 def intrinsic_dimension(latents: Latents) -> float:
-    """TwoNN estimate of the dimension, by maximum likelihood, from Euclidean distances to the two nearest others.
+    """Estimate the dimension by TwoNN (maximum likelihood), from Euclidean distances to the two nearest other items.
 
-    Items with a duplicate say nothing and are left out; NaN where all have one.
+    Items with a duplicate are left out; NaN if all have one.
 
     Source:
         Facco et al., Scientific Reports 2017, arXiv:1803.06992.
@@ -218,7 +211,7 @@ def intrinsic_dimension(latents: Latents) -> float:
 
 
 def hubness(neighbours: np.ndarray) -> float:
-    """Skewness of how often an item is among the k nearest of others; 0 is fair, above 2 a few items are everywhere.
+    """Compute the skewness of the k-occurrences: 0 is even; above 2 a few items are neighbours of very many.
 
     Source:
         Radovanovic et al., JMLR 2010.
@@ -229,10 +222,10 @@ def hubness(neighbours: np.ndarray) -> float:
 
 
 def cca_recall(x: Latents, y: Latents, *, seed: int = 0) -> dict[str, float]:
-    """Recall@1 of regularised CCA, fitted on four fifths of the pairs and measured on the rest, for each fifth in turn.
+    """Measure recall@1 of regularised CCA by five-fold cross-validation over the pairs.
 
-    The mean of both directions; ``cca_recall_error`` is about one standard error, ``cca_gallery`` the number of pairs
-    searched in.
+    The result is the mean of both directions; ``cca_recall_error`` is about one standard error, ``cca_gallery`` the
+    number of pairs in the gallery.
     """
     order = np.random.default_rng(seed).permutation(len(x))
     folds = np.array_split(order, 5)
@@ -259,4 +252,5 @@ def _reduced(centred: Latents) -> Latents:
     with torch.random.fork_rng(devices=[]):  # the subspace iteration starts at random
         torch.manual_seed(0)
         _, _, directions = torch.svd_lowrank(torch.from_numpy(standard), q=min(COMPONENTS, len(standard)), niter=2)
-    return standard @ directions.numpy()
+    reduced: np.ndarray = standard @ directions.numpy()
+    return reduced

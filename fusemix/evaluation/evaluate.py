@@ -1,4 +1,4 @@
-"""A checkpoint and a table of pairs -> the figures of a named protocol."""
+"""Evaluation of a checkpoint on a table of pairs by a named protocol."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Embed = Callable[[str, Sequence[Item]], Tensor]  # (modality, items) -> (N, D), 
 
 
 class Pairs(Protocol):
-    """What :func:`evaluate` asks of its pairs: a :class:`~fusemix.data.pairs.PairTable`, or :class:`StoredPairs`."""
+    """Interface of the pairs of :func:`evaluate`: a :class:`~fusemix.data.pairs.PairTable`, or :class:`StoredPairs`."""
 
     path: Any
 
     def items(self, column: str, split: str | None = None) -> list[Item]:
-        """Every distinct item of a column."""
+        """Return every distinct item of a column."""
 
     def cells(self, column: str, split: str | None = None) -> list[Item]:
-        """Every filled cell of a column."""
+        """Return every filled cell of a column."""
 
 
 class StoredPairs:
-    """The pairs that latent stores themselves record, where there is no table; see :func:`stored_items`.
+    """Pairs recorded in latent stores, for use without a table; see :func:`stored_items`.
 
     An item's value is its number in its store. Stores made from one table, or without any, share row numbers.
     """
@@ -53,7 +53,7 @@ class StoredPairs:
         self.fingerprint = next((store.manifest["table"] for store in stores.values()), None)
 
     def cells(self, column: str, split: str | None = None) -> list[Item]:
-        """Every row with a latent of this modality.
+        """Return every row with a latent of this modality.
 
         Raises:
             ValueError: If no store has the modality, or no row the split.
@@ -66,7 +66,7 @@ class StoredPairs:
         return [Item(str(item), int(group), int(row)) for item, group, row in lines]
 
     def summary(self, *columns: str, split: str | None = None) -> str:
-        """Say how many rows train, validate and are kept out, as a table's summary does."""
+        """Write how many rows train, validate and are left out, as a table's summary does."""
         rows = self._rows[columns[0]]
         used = rows[rows["row"].isin(set.intersection(*(set(self._rows[column]["row"]) for column in columns)))]
         left = {f"without latents of {' and '.join(columns)}": len(rows) - len(used)}
@@ -77,7 +77,7 @@ class StoredPairs:
         return f"{self.path}: {closing(Counter(used['split'].tolist()), left)}"
 
     def items(self, column: str, split: str | None = None) -> list[Item]:
-        """Every distinct latent of this modality, at its first row."""
+        """Return every distinct latent of this modality, at its first row."""
         seen: dict[str, Item] = {}
         for cell in self.cells(column, split):
             seen.setdefault(cell.value, cell)
@@ -100,13 +100,13 @@ def evaluate(
     Args:
         table: The pairs: a :class:`~fusemix.data.pairs.PairTable`, or :class:`StoredPairs` without one.
         embed: Embeds items of a column; see :func:`encode_items` and :func:`stored_items`.
-        query: Column searched with, e.g. ``text``.
-        gallery: Column searched in, e.g. ``image``.
+        query: Column of the queries, e.g. ``text``.
+        gallery: Column to search, e.g. ``image``.
         split: Only rows of this split.
         bank: Embeddings of training queries, (N, D), unit length: correct similarities for hubness by them,
             see :mod:`fusemix.search.hubness`.
-        neighbours: Of the bank, as there.
-        weight: Of the correction, as there.
+        neighbours: Nearest bank queries that are averaged.
+        weight: Of the correction.
 
     Returns:
         protocol, query, gallery, split, n_queries, n_gallery, n_without_answer, recall_at_1/5/10
@@ -146,7 +146,7 @@ def encode_items(
     report: Callable[[str, int, int], None] | None = None,
     batch_size: int = 32,
 ) -> Embed:
-    """An :data:`Embed` that runs the frozen encoders; each distinct value is encoded once."""
+    """Make an :data:`Embed` that runs the frozen encoders; each distinct value is encoded once."""
 
     def embed(modality: str, items: Sequence[Item]) -> Tensor:
         distinct = list(dict.fromkeys(item.value for item in items))
@@ -163,7 +163,7 @@ def encode_items(
 
 
 def stored_items(model: FusionModel, stores: dict[str, LatentStore]) -> Embed:
-    """An :data:`Embed` that reads latents extracted before from the same table."""
+    """Make an :data:`Embed` that reads stored latents of the same table."""
 
     def embed(modality: str, items: Sequence[Item]) -> Tensor:
         rows = stores[modality].rows.set_index("row")["item"]

@@ -15,10 +15,10 @@ RECALL_AT = (1, 5, 10)
 def ranks(
     queries: Tensor, gallery: Tensor, query_groups: np.ndarray, gallery_groups: np.ndarray, *, chunk: int = 1024
 ) -> np.ndarray:
-    """Rank of the best right answer of each query, 1 being first.
+    """Compute the rank of the best right answer of each query; 1 is first.
 
     A gallery item is right when its group is the query's. Wrong items with the same similarity
-    as the best right one count as ranked before it, wherever they stand, so that a collapsed model scores nothing.
+    as the best right one are ranked before it, so that a collapsed model scores nothing.
 
     Args:
         queries: Embeddings, shape (Q, D), unit length.
@@ -31,8 +31,8 @@ def ranks(
         (Q,) int64.
 
     Raises:
-        ValueError: If shapes disagree, an embedding is NaN or infinite (no similarity could then be the greater, and
-            every rank would be 1), or a query has no right answer in the gallery.
+        ValueError: If shapes disagree, an embedding is NaN or infinite (every rank would then be 1), or a query has no
+            right answer in the gallery.
     """
     if len(queries) != len(query_groups) or len(gallery) != len(gallery_groups):
         raise ValueError("queries and gallery must each come with one group per row.")
@@ -54,7 +54,7 @@ def ranks(
 
 
 def summarise(rank: np.ndarray) -> dict[str, float]:
-    """recall_at_1/5/10 (fractions of queries) and median_rank."""
+    """Compute recall_at_1/5/10 (fractions of queries) and median_rank."""
     values: dict[str, float] = {f"recall_at_{k}": float((rank <= k).mean()) for k in RECALL_AT}
     values["median_rank"] = float(np.median(rank))
     return values
@@ -63,10 +63,10 @@ def summarise(rank: np.ndarray) -> dict[str, float]:
 def bootstrap(
     rank: np.ndarray, clusters: np.ndarray, *, samples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of :func:`summarise`, resampling whole clusters of queries.
+    """Compute 95 % percentile intervals of :func:`summarise`, resampling whole clusters of queries.
 
-    A resample holds as many clusters as there are, drawn with replacement; its recall is the share of all its queries,
-    its median the least rank that at least half of them reach.
+    A resample holds as many clusters as there are, drawn with replacement; its recall is over all its queries,
+    its median the smallest rank that at least half of them reach.
 
     Args:
         rank: (Q,) ranks.
@@ -96,7 +96,7 @@ def bootstrap(
 def retrieval(
     queries: Tensor, gallery: Tensor, query_groups: np.ndarray, gallery_groups: np.ndarray, *, intervals: bool = True
 ) -> dict[str, Any]:
-    """Recall, median rank and (optionally) 95 % intervals under ``ci95``; see :func:`ranks`."""
+    """Compute recall, median rank and (optionally) 95 % intervals under ``ci95``; see :func:`ranks`."""
     rank = ranks(queries, gallery, query_groups, gallery_groups)
     values: dict[str, Any] = {"n_queries": len(rank), "n_gallery": len(gallery), **summarise(rank)}
     if intervals:
@@ -105,7 +105,7 @@ def retrieval(
 
 
 def student_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, deviation and the half width of a 95 % interval by Student's t of values, one per seed.
+    """Compute mean, deviation and the half width of a 95 % Student's t interval of values, one per seed.
 
     Args:
         values: At least one. Of a single one, ``sd`` and ``half_width_95`` are None.
@@ -114,7 +114,7 @@ def student_interval(values: Sequence[float]) -> dict[str, float | None]:
         ``n``, ``mean``, ``sd`` (n - 1 degrees of freedom) and ``half_width_95``.
 
     Raises:
-        ImportError: If scipy, which the library needs for nothing else, is not installed.
+        ImportError: If scipy, which nothing else in the library needs, is not installed.
     """
     n, mean = len(values), float(np.mean(values))
     if n < 2:

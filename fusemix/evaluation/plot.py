@@ -1,4 +1,4 @@
-"""A picture of what :func:`fusemix.evaluation.diagnose.diagnose` found."""
+"""Plot of the result of :func:`fusemix.evaluation.diagnose.diagnose`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def from_stores(
 
     Args:
         folders: (modality, folder of a store), any number of each modality.
-        n: Pairs to read at most, one of every group.
+        n: Most pairs to read, one of every group.
         split: Only pairs of this split.
         seed: Of the choice of pairs.
 
@@ -70,7 +70,7 @@ def from_table(
     Args:
         table: Holds the pairs.
         encoders: (modality, encoder), any number of each modality.
-        n: Pairs to encode at most, one of every group.
+        n: Most pairs to encode, one of every group.
         split: Only pairs of this split.
         seed: Of the choice of pairs.
         device: Torch device of the encoders.

@@ -1,4 +1,4 @@
-"""Pictures from embeddings: conditioners, guidance and Stable unCLIP pipelines."""
+"""Generation of pictures from embeddings: conditioners, guidance and Stable unCLIP pipelines."""
 
 from fusemix.extras import extra
 

@@ -1,8 +1,8 @@
 """Bridges over the modality gap: embeddings of any modality -> the image embeddings a decoder expects.
 
-A caption's embedding and its picture's are each other's nearest neighbours and yet lie in two
-separate clouds (the modality gap). A decoder that learned from pictures expects the pictures'
-cloud, and Stable unCLIP also expects CLIP projections of their natural, unnormalised length.
+The embeddings of a caption and of its picture are nearest neighbours and yet lie in two separate
+clouds (the modality gap). A decoder trained on pictures expects the pictures' cloud, and Stable
+unCLIP also expects CLIP projections of their natural, unnormalised length.
 A :class:`Conditioner` holds one :class:`Bridge` a modality and that length.
 """
 
@@ -31,10 +31,10 @@ CONFIG_NAME = "conditioner.json"
 WEIGHTS_NAME = "conditioner.safetensors"
 FORMAT_VERSION = 1
 BRIDGES = ("cosine", "mean_shift", "moments", "covariance", "ridge", "mlp", "fusemix")
-ACROSS = ("ridge", "mlp", "fusemix")  # kinds that lead from one width to another; they need pairs
+ACROSS = ("ridge", "mlp", "fusemix")  # kinds that can change the width; they need pairs
 _RESIDUAL_BATCH = 256  # pairs a step; FuseMix halves it
 _TEMPERATURE = 0.07
-_UNPAIRED = ("mean_shift", "moments", "covariance")  # kinds that only need both clouds, not the pairs
+_UNPAIRED = ("mean_shift", "moments", "covariance")  # kinds that need both clouds but no pairs
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Bridge:
     """A map between two clouds of directions: ``W x + b``, for ``mlp`` and ``fusemix`` plus a learned residual.
 
     Attributes:
-        kind: One of :data:`BRIDGES`; ``cosine`` changes nothing but the length.
+        kind: One of :data:`BRIDGES`; ``cosine`` only normalises the length.
         tensors: ``weight`` (D_out, D_in) and ``bias`` (D_out,); for the last two kinds also ``up``, ``up_bias``,
             ``down`` and ``down_bias``; none for ``cosine``.
     """
@@ -68,7 +68,7 @@ def fit_bridge(
     """Fit a bridge from one cloud of embeddings to another.
 
     Args:
-        kind: ``cosine``: nothing is moved. ``mean_shift``: the means are made equal. ``moments``:
+        kind: ``cosine``: no change. ``mean_shift``: the means are made equal. ``moments``:
             mean and standard deviation of every dimension. ``covariance``: the whole covariance, by
             the optimal transport between two Gaussians. ``ridge``: linear regression of the targets.
             ``mlp``: ridge plus a residual with one hidden layer, a small deterministic prior
@@ -117,12 +117,14 @@ def _moment_weight(kind: str, x: Tensor, y: Tensor) -> Tensor:
     eye = torch.eye(x.shape[1], dtype=x.dtype)
     a, b = (torch.cov(v.T) + 1e-3 * v.var(0).mean() * eye for v in (x, y))
     root, inverse = _matrix_power(a, 0.5), _matrix_power(a, -0.5)
-    return inverse @ _matrix_power(root @ b @ root, 0.5) @ inverse
+    weight: Tensor = inverse @ _matrix_power(root @ b @ root, 0.5) @ inverse
+    return weight
 
 
 def _matrix_power(symmetric: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh(symmetric)
-    return (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    power: Tensor = (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    return power
 
 
 def _ridge_weight(x: Tensor, y: Tensor, ridge: float) -> Tensor:
@@ -134,7 +136,7 @@ def _ridge_weight(x: Tensor, y: Tensor, ridge: float) -> Tensor:
 def _fit_residual(
     kind: str, linear: dict[str, Tensor], x: Tensor, y: Tensor, steps: int, hidden: int, seed: int
 ) -> dict[str, Tensor]:
-    """A hidden layer beside the linear map, beginning at no change."""
+    """Train a hidden layer beside the linear map, initialised to zero output."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     up = torch.randn(hidden, x.shape[1], generator=generator)
@@ -163,9 +165,9 @@ def _fit_residual(
 
 
 def space_identity(model: FusionModel) -> str:
-    """Hex SHA-256 of the image adapter: what a decoder in the shared space is tied to; see :meth:`Conditioner.of`.
+    """Return the hex SHA-256 of the image adapter, which a decoder in the shared space depends on.
 
-    The other adapters may be trained again into the same space without the decoder noticing.
+    The other adapters may be trained again into the same space; see :meth:`Conditioner.of`.
 
     Raises:
         ValueError: If the model has no image adapter.
@@ -202,20 +204,20 @@ class Conditioner:
         space: str | None = None,
         notes: dict[str, Any] | None = None,
     ) -> None:
-        """Put the parts together.
+        """Combine bridges and target length.
 
         Args:
-            bridges: Modality -> bridge; a modality without one passes as it is (``cosine``).
-            embed_dim: Width D_in of the embeddings taken.
-            image_embeds_dim: Width D_out of the image embeddings made.
+            bridges: Modality -> bridge; a modality without one is not mapped (``cosine``).
+            embed_dim: Width D_in of the input embeddings.
+            image_embeds_dim: Width D_out of the output image embeddings.
             norm: Mean L2 norm of the decoder's image embeddings: 1 for the shared space, the
                 mean over real projections for CLIP.
-            space: :func:`space_identity` of the model that makes the embeddings; another
-                one is then refused. None if any will do.
-            notes: Anything worth keeping: how each bridge was measured.
+            space: :func:`space_identity` of the model that makes the embeddings; other models are then
+                refused. None accepts any model.
+            notes: Further values to save, such as measurements of each bridge.
 
         Raises:
-            ValueError: If the widths or the norm make no sense.
+            ValueError: If the widths or the norm are invalid.
         """
         if norm <= 0:
             raise ValueError(f"norm must be > 0, got {norm}.")
@@ -225,13 +227,13 @@ class Conditioner:
         self.embed_dim, self.image_embeds_dim, self.norm = embed_dim, image_embeds_dim, norm
         self.space = space
         self.notes = notes or {}
-        self.part: slice | None = None  # of the embeddings given, what is read; all by default
+        self.part: slice | None = None  # columns of the embeddings to read; all by default
 
     def of(self, model: FusionModel) -> Conditioner:
-        """This conditioner for a model's embeddings.
+        """Return this conditioner for a model's embeddings.
 
         A decoder that was trained in the space of one model also serves an ensemble (:mod:`fusemix.model.ensemble`)
-        that the model is a member of: of the ensemble's embeddings it then reads that member's part.
+        with that model as a member: it then reads that member's part of the embeddings.
 
         Raises:
             ValueError: If it was made for another model's space.
@@ -257,11 +259,11 @@ class Conditioner:
         return found
 
     def __call__(self, modality: str, embeddings: Tensor) -> Tensor:
-        """Image embeddings (N, D_out), float32, each of length ``norm``.
+        """Map embeddings to image embeddings (N, D_out), float32, each of length ``norm``.
 
         Args:
-            modality: Where the embeddings come from.
-            embeddings: Shape (N, D_in), any length; of an ensemble's, all of it (:meth:`of`).
+            modality: Modality of the embeddings.
+            embeddings: Shape (N, D_in), any length; for an ensemble its whole embedding (:meth:`of`).
 
         Raises:
             ValueError: If the width is not ``embed_dim``, a value is not finite, or an embedding is zero.

@@ -1,8 +1,7 @@
-"""Into the frozen CLIP space of a Stable unCLIP: its own image encoder's targets, and bridges onto them.
+"""Conditioners for a Stable unCLIP: targets from its own frozen CLIP image encoder, and bridges onto them.
 
-The CLIP side is the identity: its space stays as it is, and only the maps from the shared space
-move. That is what fusemix train does with --init and --frozen between FuseMix adapters; here
-the frozen side has no adapter at all.
+Only the maps from the shared space are fitted; CLIP's space is fixed. This corresponds to a training
+with a frozen modality, except that the frozen side has no adapter.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ Pairs = tuple[Tensor, np.ndarray]  # embeddings (M, D_in) and rows (M,) of their
 def clip_image_embeds(
     pipeline: Any, images: Iterable[Image.Image], *, batch_size: int = 16, report: Callable[[int], None] | None = None
 ) -> Tensor:
-    """The unnormalised CLIP projections that a Stable unCLIP was trained on, by its own image encoder.
+    """Compute the unnormalised CLIP projections that a Stable unCLIP was trained on, by its own image encoder.
 
     Args:
         pipeline: A loaded Stable unCLIP.
-        images: RGB; scaled (bicubic) and cropped to the encoder's square, as CLIP was trained.
-        batch_size: Pictures at once.
+        images: RGB; scaled (bicubic) and cropped to the encoder's square, as in CLIP's training.
+        batch_size: Pictures per forward pass.
         report: Called with the number of pictures done.
 
     Returns:
         Shape (N, D_out), float32, on the CPU.
 
     Raises:
-        ValueError: If the image encoder makes another width than the pipeline's normaliser takes, as
-            the stub in our own small decoder does.
+        ValueError: If the image encoder's width differs from the pipeline's normaliser, as with the stub
+            in the small decoder.
     """
     encoder = pipeline.image_encoder
     width = pipeline.image_normalizer.config.embedding_dim
@@ -90,7 +89,7 @@ def fit_conditioner(
     steps: int = 600,
     seed: int = 0,
 ) -> Conditioner:
-    """One bridge a modality onto CLIP's image embeddings, of the kind that retrieves best on held-out pairs.
+    """Fit a bridge per modality onto CLIP's image embeddings, of the kind that retrieves best on held-out pairs.
 
     Args:
         train: Modality -> shared-space embeddings and the rows of ``target`` they belong to.
@@ -99,10 +98,10 @@ def fit_conditioner(
         test_target: CLIP's image embeddings of the held-out pictures.
         embed_dim: Width of the shared space.
         space: :func:`fusemix.generation.bridges.space_identity` of the model.
-        kinds: Of :data:`ACROSS`.
+        kinds: Kinds of bridges to try, of :data:`ACROSS`.
         ridge: See :func:`fusemix.generation.bridges.fit_bridge`.
-        steps: See there.
-        seed: See there.
+        steps: As for ``ridge``.
+        seed: As for ``ridge``.
 
     Returns:
         The conditioner; its notes hold the recall of every kind and modality.
@@ -135,7 +134,7 @@ def fit_conditioner(
 
 
 def retrieval(bridge: Bridge, embeddings: Tensor, rows: np.ndarray, target: Tensor) -> dict[str, float]:
-    """How well bridged embeddings find their pictures among all of ``target``, and how near they come to them."""
+    """Measure how well bridged embeddings retrieve their pictures among ``target``, and their mean cosine to them."""
     made, wanted = bridge(embeddings), F.normalize(target, dim=1)
     found = summarise(ranks(made, wanted, rows, np.arange(len(wanted))))
     cosine = float((made * wanted[torch.from_numpy(rows)]).sum(1).mean())

@@ -1,4 +1,4 @@
-"""What drawing costs: seconds to load, seconds a step, memory."""
+"""Cost of drawing: seconds to load, seconds a step, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """What a decoder took.
+    """Time and memory of a decoder.
 
     Attributes:
         load_s: Seconds to load it, without a download.
@@ -31,7 +31,7 @@ class Cost:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: on a GPU what torch allocated there, else the whole process's."""
+    """Return the peak memory so far in bytes: allocated by torch on a GPU, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

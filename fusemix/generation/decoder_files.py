@@ -1,4 +1,4 @@
-"""Whether the files of a decoder are whole, without loading it or the library that would."""
+"""Check of a decoder's files, without loading it or diffusers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fusemix.model.adapters import FusionModel
 
 
 def check_decoder(folder: Path, model: FusionModel) -> None:
-    """Look at every file of a decoder's folder: named parts are there, JSON can be read, weights are not cut short.
+    """Check every file of a decoder's folder: named parts exist, JSON is valid, weights are not truncated.
 
-    Values inside the weights are not looked at. A conditioner in the folder must be made for ``model``.
+    The values of the weights are not checked. A conditioner in the folder must be made for ``model``.
 
     Args:
         folder: Of a Stable unCLIP pipeline.
-        model: Whose embeddings will drive it.
+        model: The model whose embeddings will drive it.
 
     Raises:
         FileNotFoundError: If a part is missing.

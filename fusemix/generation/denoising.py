@@ -1,4 +1,4 @@
-"""The arithmetic of one denoising step, for any scheduler that keeps x = a x0 + s eps, or x / a."""
+"""Arithmetic of one denoising step, for any scheduler with x = a x0 + s eps, or x / a."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def levels(scheduler: Any, timestep: Any) -> tuple[float, float, bool]:
-    """The a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler's does."""
+    """Return a and s of a step's x = a x0 + s eps, and whether the scheduler keeps x / a instead, as Euler does."""
     alphas = scheduler.alphas_cumprod
     alpha = float(alphas[min(round(float(timestep)), len(alphas) - 1)])
     return alpha**0.5, (1 - alpha) ** 0.5, float(scheduler.init_noise_sigma) != 1.0
 
 
 def clean_latents(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """The clean latents x0 (N, C, s, s) that a step points at.
+    """Return the clean latents x0 (N, C, s, s) that a step predicts.
 
     Args:
         scheduler: Predicting v, noise or the sample.

@@ -1,4 +1,4 @@
-"""Embedding -> Stable unCLIP -> picture.
+"""Generator of pictures from embeddings: embedding -> Stable unCLIP -> picture.
 
 Two decoders, one format: the real Stable Diffusion unCLIP (conditioned on CLIP projections of
 width 768 or 1024), and the small pipeline of scripts/release/train_unclip.py, which has the same classes
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fusemix.search.postgres_index import PostgresIndex
 
 MAX_IMAGES = 16  # pictures in one call
-_SMALL_SIDE = 128  # pixels; up to here a preview of every step costs next to nothing
+_SMALL_SIDE = 128  # pixels; up to this size a preview of every step is cheap
 
 
 class Generator:
@@ -68,11 +68,11 @@ class Generator:
 
         Args:
             pipeline: Loaded, on its device.
-            model: Whose embeddings will drive it; checked against the pipeline.
-            conditioner: Leads from the model's embeddings to the pipeline's image embeddings;
-                without one they must be of one space.
-            empty_prompt: What the text encoder made of an empty prompt, (1, L, C), if the pipeline is without it.
-            name: Shown to visitors.
+            model: The model whose embeddings will drive it; checked against the pipeline.
+            conditioner: Maps the model's embeddings to the pipeline's image embeddings;
+                without one both must be in one space.
+            empty_prompt: The encoded empty prompt, (1, L, C), if the pipeline has no text encoder.
+            name: Display name.
 
         Raises:
             ValueError: If the widths do not fit, in one sentence.
@@ -94,9 +94,9 @@ class Generator:
         self.is_small = self.side <= _SMALL_SIDE
         self._empty_prompt = encode_prompt(pipeline, "") if empty_prompt is None else empty_prompt
         self._load_s = self._step_s = 0.0
-        pipeline.vae.requires_grad_(False)  # frozen: steering's gradients pass through, none is kept for its weights
+        pipeline.vae.requires_grad_(False)  # frozen: steering needs gradients through it, but none for its weights
         if not self.is_small and hasattr(pipeline.vae, "enable_slicing"):
-            pipeline.vae.enable_slicing()  # large pictures are decoded one by one
+            pipeline.vae.enable_slicing()  # decode large pictures one by one
 
     @classmethod
     def from_pretrained(
@@ -111,16 +111,16 @@ class Generator:
         prompts: bool = True,
         revision: str | None = None,
     ) -> Generator:
-        """Load a decoder without the CLIP that it was trained with, which drawing from embeddings does not need.
+        """Load a decoder without its CLIP image encoder, which drawing from embeddings does not need.
 
         Args:
             source: Folder or Hub id of a ``StableUnCLIPImg2ImgPipeline``.
-            model: Whose embeddings will drive it; a decoder of another width is refused here.
-            conditioner: A folder or object; by default the one that lies in ``source``, if any.
+            model: The model whose embeddings will drive it; a decoder of another width is refused.
+            conditioner: A folder or object; by default the one in ``source``, if any.
             device: A torch device string.
-            dtype: That the weights are loaded in; by default float16 on a GPU, float32 elsewhere.
+            dtype: Dtype of the weights; by default float16 on a GPU, float32 elsewhere.
             offload: Keep only the working part on the GPU (accelerate); slower, less memory.
-            prompts: Whether prompts will be given. If not, the text encoder is freed once it has encoded an empty one.
+            prompts: Whether prompts will be used. If not, the text encoder is freed after encoding an empty prompt.
             revision: On the Hub.
 
         Raises:
@@ -143,7 +143,7 @@ class Generator:
 
     @property
     def cost(self) -> Cost:
-        """What loading and the last drawing took."""
+        """Cost of loading and of the last drawing."""
         return Cost(self._load_s, self._step_s, peak_memory(self.pipeline._execution_device))
 
     def condition(
@@ -151,18 +151,18 @@ class Generator:
         embeddings: Mapping[str, Tensor | np.ndarray],
         weights: Mapping[str, float] | None = None,
     ) -> Tensor:
-        """Image embeddings from one embedding, or from a blend of several modalities.
+        """Make image embeddings from one embedding, or from a blend of several modalities.
 
         Args:
             embeddings: Modality -> embedding, shape (D,) or (1, D).
             weights: Modality -> weight >= 0; equal by default. Each is bridged first, then
-                blended, then brought to the decoder's length.
+                blended, then scaled to the decoder's length.
 
         Returns:
             Shape (1, D_out), float32, of length ``conditioner.norm``.
 
         Raises:
-            ValueError: If nothing is given, or widths, values or weights make no sense.
+            ValueError: If there is no embedding, or widths, values or weights are invalid.
         """
         if not embeddings:
             raise ValueError("Give at least one embedding to make a picture from.")
@@ -178,12 +178,12 @@ class Generator:
     def generate(
         self, embedding: Tensor | np.ndarray, *, modality: str = "image", **settings: Any
     ) -> list[Image.Image]:
-        """Pictures of an embedding.
+        """Draw pictures of an embedding.
 
         Args:
             embedding: Shape (D,) or (1, D), of the shared space.
-            modality: Where it comes from; chooses the bridge.
-            settings: Those of :meth:`from_image_embeds`: steps, guidance, seed, n_images, ...
+            modality: Modality of the embedding; chooses the bridge.
+            settings: Arguments of :meth:`from_image_embeds`: steps, guidance, seed, n_images, ...
 
         Returns:
             ``n_images`` RGB pictures of the decoder's own size.
@@ -212,35 +212,35 @@ class Generator:
         steering: Steering | None = None,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
-        """Pictures of image embeddings that are already the decoder's own, of :meth:`condition`.
+        """Draw pictures of image embeddings in the decoder's own space, as of :meth:`condition`.
 
         Args:
             image_embeds: Shape (1, D_out) for ``n_images`` variations, or (N, D_out) for one
                 picture each (then ``n_images`` must be 1).
             steps: Denoising steps, 1 to 1000.
             guidance: Classifier-free guidance, 1 for none; by default 3 for a small decoder, 10 else.
-            noise_level: Noise put on the image embedding, 0 to 999 of the noising scheduler's
-                steps: more of it, and the picture keeps less of the embedding.
-            seed: Picture i is drawn with ``seed + i``, whatever ``n_images`` is.
+            noise_level: Noise added to the image embedding, 0 to 999 of the noising scheduler's
+                steps; with more noise the picture follows the embedding less.
+            seed: Picture i is drawn with ``seed + i``, for any ``n_images``.
             n_images: 1 to 16.
             prompt: A text prompt, for decoders with a text encoder.
-            negative_prompt: What to keep away from, for decoders with a text encoder.
+            negative_prompt: A text prompt to avoid, for decoders with a text encoder.
             scheduler: One of :data:`SCHEDULERS`; the decoder's own by default.
-            start: Begin from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073); it is turned
-                upright, put on white where it is transparent, and squeezed to the decoder's square. Several take turns:
-                picture i begins from the i-th, and after the last from the first again.
-            strength: With ``start``, the share of the steps that is taken, in (0, 1]: little
-                keeps the picture, 1 keeps next to nothing of it.
-            steering: What the steps are moved towards; by default the condition alone draws.
+            start: Start from this picture, noised, instead of pure noise (SDEdit, arXiv:2108.01073); it is turned
+                upright, put on white if transparent, and resized to the decoder's square. With several, picture i
+                starts from the i-th, cyclically.
+            strength: With ``start``, the share of the steps that is taken, in (0, 1]: small values
+                keep the picture, 1 keeps almost nothing of it.
+            steering: Target towards which steps are moved; by default there is no steering.
             on_step: Called after every step with (steps done, steps in all, preview of the first
                 picture or None); return True to stop. Small decoders preview every step: the clean picture that the
-                step just taken points at.
+                step predicts.
 
         Returns:
             RGB pictures of the decoder's own size.
 
         Raises:
-            ValueError: If an argument is out of range, the embeddings do not fit or the scheduler loses its numbers.
+            ValueError: If an argument is out of range, the embeddings do not fit or the scheduler puts out NaN.
             Cancelled: If ``on_step`` asked to stop.
         """
         self._check_request(image_embeds, steps, guidance, noise_level, n_images, scheduler)
@@ -299,13 +299,13 @@ class Generator:
         return images
 
     def _new_scheduler(self, name: str | None) -> Any:
-        """A scheduler for one drawing: those at the same time share the networks alone."""
+        """Make a scheduler for one drawing: concurrent drawings share only the networks."""
         default = self.pipeline.scheduler
         return SCHEDULERS[name].from_config(default.config) if name else deepcopy(default)
 
     @property
     def default_guidance(self) -> float:
-        """3 for a small decoder, diffusers' 10 for Stable Diffusion."""
+        """Default guidance scale: 3 for a small decoder, diffusers' 10 for Stable Diffusion."""
         return 3.0 if self.is_small else 10.0
 
     def _check_request(
@@ -331,20 +331,21 @@ class Generator:
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
-        """Latents (1, C, s, s), at the scale the UNet works at, of a picture squeezed to the decoder's square.
+        """Encode a picture, resized to the decoder's square, to latents (1, C, s, s) at the UNet's scale.
 
-        Transparency goes onto white, as in :func:`fusemix.media.load_image`.
+        Transparency is put on white, as in :func:`fusemix.media.load_image`.
         """
         vae = self.pipeline.vae
         pixels = load_image(image).resize((self.side, self.side), Image.Resampling.LANCZOS)
         x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         coded = vae.encode(x.to(self.pipeline._execution_device, vae.dtype))
         latents: Tensor = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
-        return latents * vae.config.scaling_factor
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (N, C, s, s) at the scale the UNet works at.
+        """Decode latents (N, C, s, s) at the UNet's scale to pictures.
 
         Raises:
             ValueError: If the autoencoder puts out NaN or infinite values, which would be a black picture.
@@ -355,7 +356,7 @@ class Generator:
         return list(self.pipeline.image_processor.postprocess(decoded, output_type="pil"))
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), about [0, 1], of latents at the scale the UNet works at; gradients pass through."""
+        """Decode latents at the UNet's scale to RGB (N, 3, H, W), about [0, 1]; differentiable."""
         return (self._decoded(latents) + 1) / 2
 
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -365,12 +366,12 @@ class Generator:
 
 
 def default_steering(generator: Generator, encoder: Any) -> float:
-    """How strongly drawings are steered unless asked otherwise: a small decoder's, if its encoder can steer."""
+    """Return the default strength of steering: above 0 for a small decoder whose encoder is differentiable."""
     return STRENGTH if generator.is_small and isinstance(encoder, DifferentiableEncoder) else 0.0
 
 
 def blend_weights(names: Sequence[str], share: float) -> dict[str, float]:
-    """Weights of a blend: ``share`` for the first name, the rest equally for the others; 1 for one alone.
+    """Return the weights of a blend: ``share`` for the first name, the rest divided equally; 1 for a single name.
 
     Raises:
         ValueError: If the share is not between 0 and 1.
@@ -390,15 +391,15 @@ def nearest_pictures(
     *,
     exclude: Container[Path] = (),
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """The files of an index that are nearest to an embedding, to begin drawings from.
+    """Find the pictures of an index nearest to an embedding, to start drawings from.
 
-    What is drawn from them is a work after them: name them, and keep to their licences.
+    A drawing that starts from them is a derived work: credit them, and follow their licences.
 
     Args:
-        index: With a root below which its pictures lie.
+        index: An index with the root of its pictures.
         embedding: Shape (D,), of the index's space.
-        count: At most so many.
-        exclude: Resolved paths that do not count, such as held-out pictures.
+        count: Largest number of pictures.
+        exclude: Resolved paths to leave out, such as held-out pictures.
 
     Returns:
         (file, its metadata), nearest first.
@@ -423,9 +424,9 @@ def nearest_pictures(
 def rank_images(
     images: Sequence[Image.Image], embedding: Tensor | np.ndarray, model: FusionModel, encoder: Encoder
 ) -> list[tuple[Image.Image, float]]:
-    """Order generated pictures by how close the frozen encoder finds them to what was asked for.
+    """Order generated pictures by their similarity to an embedding, measured by the frozen encoder.
 
-    Say so wherever you show only the best: it is a choice by the same encoder that conditions the decoder.
+    State this if you show only the best: the encoder that conditions the decoder also chooses.
 
     Args:
         images: The candidates.

@@ -1,8 +1,7 @@
-"""Guidance by the frozen image encoder: some steps of sampling are moved towards what was asked for.
+"""Guidance by the frozen image encoder: some sampling steps are moved towards a target embedding.
 
-A small decoder follows its condition poorly. The frozen image encoder and its adapter can say, at any step, how
-far the clean picture that the step points at is from what was asked for, and in which direction it would come
-nearer: the gradient of their cosine. Nothing is trained.
+A small decoder follows its condition poorly. The frozen image encoder and its adapter measure, at any step, the cosine
+between the predicted clean picture and the target; its gradient gives the direction of the move. Nothing is trained.
 
 Source: classifier guidance (arXiv:2105.05233) on the clean picture of the step, as in universal guidance
 (arXiv:2302.07121) and FreeDoM (arXiv:2303.09833), with a cosine of the shared space in place of a classifier. Not in
@@ -25,36 +24,36 @@ from fusemix.model.adapters import FusionModel
 
 logger = logging.getLogger(__name__)
 
-STRENGTH = 0.12  # of a step's move, as a share of its clean latents; chosen on train photos (docs/results.md)
-EVERY = 2  # every so many steps one is moved; the gradient costs more than a step
-AT_ONCE = 4  # small pictures in one gradient: more do not fit the cache, and more than one large picture the memory
+STRENGTH = 0.12  # length of a move relative to the clean latents; chosen on train photos (docs/results.md)
+EVERY = 2  # one of so many steps is moved; the gradient costs more than a step
+AT_ONCE = 4  # small pictures per gradient: more do not fit the cache; large ones are taken one by one
 _SMALL_LATENTS = 16  # side
 _LARGE = 1024.0
-SHIFT = 4  # pixels, at most, by which an augmentation moves a picture up or down and sideways
+SHIFT = 4  # largest shift in pixels of an augmentation, vertically and horizontally
 
 
 @runtime_checkable
 class DifferentiableEncoder(Protocol):
-    """A frozen image encoder that gradients can pass through."""
+    """A differentiable frozen image encoder."""
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Latents (B, D_x) of RGB pixels (B, 3, H, W) in [0, 1], of any size; differentiable."""
+        """Return latents (B, D_x) of RGB pixels (B, 3, H, W) in [0, 1], of any size; differentiable."""
         ...
 
 
 @dataclass(frozen=True)
 class Steering:
-    """What drawings are steered towards, and the encoder that measures how near they are.
+    """Target of steered drawings, and the encoder that measures their distance from it.
 
     Attributes:
-        model: The adapters; gradients pass through the one for images.
+        model: The adapters; the image adapter is differentiated.
         encoder: The frozen image encoder of ``model``.
         wanted: Embeddings of the model's space, (D,) or (1, D) for all pictures, or (N, D), one each; any length.
-        strength: How far a step is moved, as a share of the length of its clean latents; 0 moves nothing.
+        strength: Length of a move relative to the step's clean latents; 0 moves nothing.
 
     Raises:
-        ValueError: If gradients cannot pass through the encoder, ``wanted`` does not fit the model or is not finite, or
-            the strength is below 0.
+        ValueError: If the encoder is not differentiable, ``wanted`` does not fit the model or is not finite, or the
+            strength is below 0.
     """
 
     model: FusionModel
@@ -80,7 +79,7 @@ class Steering:
         object.__setattr__(self, "wanted", F.normalize(rows, dim=1))
 
     def similarity(self, pixels: Tensor, wanted: Tensor) -> Tensor:
-        """Cosine of each picture to what was asked for, (B,), differentiable; pixels (B, 3, H, W) in [0, 1]."""
+        """Compute each picture's cosine to its target, (B,), differentiable; pixels (B, 3, H, W) in [0, 1]."""
         latents = self.encoder.see(pixels)
         adapter = self.model.adapters["image"]
         seen = F.normalize(adapter(latents.to(self.model.temperature.device)), dim=1)
@@ -89,15 +88,15 @@ class Steering:
     def direction(
         self, clean: Tensor, decode: Callable[[Tensor], Tensor], augmentations: Sequence[torch.Generator]
     ) -> Tensor:
-        """Where each clean picture's latents would come nearer to what was asked for.
+        """Compute the direction in which each clean picture's latents come nearer to the target.
 
-        The gradient is taken on an augmented picture, as in training: what helps at one place alone is texture for the
-        network, not a picture.
+        The gradient is taken on an augmented picture, as in training; without augmentation it would mostly add
+        adversarial texture.
 
         Args:
             clean: Latents at the scale the UNet works at, (N, C, s, s).
             decode: Latents -> RGB pixels (N, 3, H, W) in about [0, 1], differentiable.
-            augmentations: Source of each picture's flip and shift, one a picture.
+            augmentations: Random generator of each picture's flip and shift.
 
         Returns:
             Gradients brought to unit length, shape and dtype of ``clean``; zeros where the gradient is zero.
@@ -112,7 +111,7 @@ class Steering:
                 pixels = decode(latents).float()
                 drawn = zip(pixels.split(1), augmentations[part], strict=True)
                 value = self.similarity(torch.cat([augment(x, rng) for x, rng in drawn]), wanted[part])
-                # only the direction counts, and in float16 small gradients would vanish on their way
+                # only the direction counts; scaling keeps small gradients from underflowing in float16
                 (gradient,) = torch.autograd.grad(_LARGE * value.sum(), latents)
             parts.append(gradient.float())
         gradient = torch.cat(parts)
@@ -131,12 +130,12 @@ class Steering:
         decode: Callable[[Tensor], Tensor],
         augmentations: Sequence[torch.Generator],
     ) -> tuple[Tensor, Tensor]:
-        """Move the clean picture that a step points at, and leave its noise.
+        """Move the clean picture that a step predicts, and keep its noise.
 
         With x = a x0 + s eps, the clean picture x0 moves by d: the noisy sample moves by a d, and the network's output
-        with it, so that the solver reads x0 + d and the same noise. DDIM and Euler then go on from there; DPM++, of
-        second order, goes a little further, and UniPC's corrector, which begins from the sample before, takes about
-        half of it back. Strengths were chosen with DDIM.
+        with it, so that the solver reads x0 + d and the same noise. DDIM and Euler then continue from x0 + d; DPM++, of
+        second order, goes a little further, and UniPC's corrector, which starts from the previous sample, takes
+        about half of the move back. Strengths were chosen with DDIM.
 
         Args:
             scheduler: Predicting v, noise or the sample.
@@ -163,7 +162,7 @@ class Steering:
 
 
 def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """A picture (1, 3, H, W), mirrored or not, and moved by up to :data:`SHIFT` pixels, at random."""
+    """Mirror a picture (1, 3, H, W) at random and shift it by up to :data:`SHIFT` pixels."""
     mirrored = bool(torch.randint(2, (), generator=rng))
     down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=rng).tolist()
     moved = shifted(pixels, down, right)
@@ -171,7 +170,7 @@ def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def shifted(pixels: Tensor, down: int, right: int) -> Tensor:
-    """Pictures (B, 3, H, W) moved by whole pixels; the border is continued. As they are where they are too small."""
+    """Shift pictures (B, 3, H, W) by whole pixels, repeating the border; too small ones are not shifted."""
     height, width = pixels.shape[2:]
     if max(abs(down), abs(right)) >= min(height, width) // 2:
         return pixels

@@ -1,4 +1,4 @@
-"""Stable unCLIP pipelines from a folder or the Hub, loaded and checked."""
+"""Loading and checking of Stable unCLIP pipelines from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from fusemix import hub_folders
 from fusemix.files import read_json
 
-CLIP_PARTS = ("image_encoder", "feature_extractor")  # embed pictures; drawing begins from embeddings
+CLIP_PARTS = ("image_encoder", "feature_extractor")  # they embed pictures; drawing starts from embeddings
 TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
@@ -28,14 +28,14 @@ def load_pipeline(
     offload: bool = False,
     without: Collection[str] = (),
 ) -> Any:
-    """A Stable unCLIP pipeline from its folder.
+    """Load a Stable unCLIP pipeline from its folder.
 
     Args:
         folder: Of :func:`resolve`.
         device: A torch device string.
-        dtype: That the weights are loaded in; by default float16 on a GPU, float32 elsewhere.
+        dtype: Dtype of the weights; by default float16 on a GPU, float32 elsewhere.
         offload: Keep only the working part on the GPU (accelerate); no effect on a CPU.
-        without: Parts that are not needed and not loaded, such as :data:`CLIP_PARTS`.
+        without: Parts that are not loaded, such as :data:`CLIP_PARTS`.
 
     Raises:
         FileNotFoundError: If the folder holds no pipeline.
@@ -60,16 +60,16 @@ def load_pipeline(
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """float16 on a GPU, float32 elsewhere."""
+    """Return float16 for a GPU, float32 elsewhere."""
     return torch.float16 if device.startswith("cuda") else torch.float32
 
 
 @torch.no_grad()
 def encode_prompt(pipeline: Any, prompt: str) -> Tensor:
-    """What a pipeline's text encoder makes of a prompt, (1, L, C); zeros, as in training, if it has none.
+    """Encode a prompt with the pipeline's text encoder, (1, L, C); zeros, as in training, if it has none.
 
     Raises:
-        ValueError: If there is a prompt and no text encoder.
+        ValueError: If a prompt is given but the pipeline has no text encoder.
     """
     if pipeline.text_encoder is not None:
         embeds: Tensor = pipeline.encode_prompt(prompt, pipeline._execution_device, 1, False)[0]
@@ -98,7 +98,7 @@ def encode_empty_prompt(folder: Path, device: str, *, dtype: torch.dtype | None 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' and transformers' own bars and remarks on parts that are meant to be absent."""
+    """Silence diffusers' and transformers' progress bars and warnings about absent parts."""
     levels = [library.get_verbosity() for library in (diffusers_logging, transformers_logging)]
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
@@ -112,14 +112,14 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(source: str | Path, revision: str | None) -> Path:
-    """The local folder of a decoder, fetched from the Hub if it is not a folder."""
+    """Return the local folder of a decoder, fetched from the Hub if it is not a folder."""
     return hub_folders.resolve(
         source, "decoder", lambda name: StableUnCLIPImg2ImgPipeline.download(name, revision=revision)
     )
 
 
 def _absent_parts(folder: Path) -> list[str]:
-    """Parts the pipeline was saved without; diffusers wants to be told that this is meant."""
+    """Return the parts that the pipeline was saved without; diffusers needs them stated."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model_index.json; expected a diffusers pipeline folder.")
     index = read_json(folder / "model_index.json")
@@ -130,7 +130,7 @@ def _absent_parts(folder: Path) -> list[str]:
 
 
 def check_pipeline(pipeline: Any) -> int:
-    """The width D of the image embeddings a pipeline takes, once its parts are known to agree on it."""
+    """Check that a pipeline's parts agree on the width D of its image embeddings; return D."""
     width = int(pipeline.image_normalizer.config.embedding_dim)
     config = pipeline.unet.config
     taken = config.projection_class_embeddings_input_dim

@@ -1,4 +1,4 @@
-"""The denoising loop of Stable unCLIP, written out: model input, UNet, guidance, steering, step, preview."""
+"""Explicit denoising loop of Stable unCLIP: model input, UNet, guidance, steering, step, preview."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is conditioned on; with guidance, the N unconditional rows come first.
+    """Condition of the UNet; with guidance, the N unconditional rows come first.
 
     Attributes:
-        class_labels: The noised image embeddings beside their noise level, (N or 2 N, 2 D).
+        class_labels: The noised image embeddings concatenated with their noise level, (N or 2 N, 2 D).
         prompt_embeds: (N or 2 N, L, C).
         guidance: Scale of classifier-free guidance; 1 for none.
     """
@@ -64,7 +64,7 @@ def encode_condition(
     """Noise the image embeddings as the pipeline does, and put the unconditional rows before them.
 
     Args:
-        pipeline: Its ``noise_image_embeddings`` is used.
+        pipeline: The pipeline whose ``noise_image_embeddings`` is used.
         image_embeds: (N, D).
         prompt_embeds: (N, L, C).
         negative_prompt_embeds: (N, L, C).
@@ -82,14 +82,14 @@ def encode_condition(
 def begin(
     scheduler: Any, noise: Tensor, steps: int, *, clean: Tensor | None = None, taken: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Set a scheduler's timesteps, and make the latents that the first one taken expects.
+    """Set a scheduler's timesteps, and make the latents for the first timestep taken.
 
     Args:
         scheduler: Its timesteps are set.
         noise: (N, C, s, s), standard normal.
-        steps: Of the whole way from pure noise.
-        clean: Latents of the pictures to begin from, (N, C, s, s) or (1, C, s, s); None begins from noise.
-        taken: With ``clean``, take only the last so many steps, 1 to ``steps``.
+        steps: Of the whole schedule from pure noise.
+        clean: Latents of the pictures to start from, (N, C, s, s) or (1, C, s, s); None starts from noise.
+        taken: With ``clean``, number of last steps to take, 1 to ``steps``.
 
     Returns:
         Timesteps (T,) and latents (N, C, s, s).
@@ -101,7 +101,7 @@ def begin(
     if clean is None:
         return scheduler.timesteps, noise * scheduler.init_noise_sigma
     first = len(scheduler.timesteps) - taken
-    if hasattr(scheduler, "set_begin_index"):  # of those that count their steps by themselves
+    if hasattr(scheduler, "set_begin_index"):  # for schedulers that count their steps
         scheduler.set_begin_index(first)
     timesteps = scheduler.timesteps[first:]
     return timesteps, scheduler.add_noise(clean.expand_as(noise), noise, timesteps[:1].expand(len(noise)))
@@ -122,7 +122,7 @@ def denoise(
     on_step: OnStep | None = None,
     preview: Callable[[Tensor], Image.Image] | None = None,
 ) -> Tensor:
-    """Take every step from noised latents to clean ones.
+    """Denoise latents by taking every step.
 
     Args:
         unet: With class labels, as Stable unCLIP's.
@@ -130,15 +130,15 @@ def denoise(
         timesteps: Of :func:`begin`.
         latents: Of :func:`begin`.
         condition: Of :func:`encode_condition`.
-        generators: Of the noise that an ancestral scheduler adds at each step, one a picture.
-        steering: Moves some steps towards what was asked for.
+        generators: For the noise that an ancestral scheduler adds at each step, one a picture.
+        steering: Moves some steps towards a target.
         decode: Latents -> pixels in about [0, 1], differentiable; for steering.
-        seeds: With ``steering``, of each picture's augmentations.
+        seeds: With ``steering``, the seeds of each picture's augmentations.
         on_step: Called after every step; returns True to stop.
-        preview: Clean latents (1, C, s, s), which the step just taken points at -> the picture for ``on_step``.
+        preview: Maps the step's predicted clean latents (1, C, s, s) to the picture for ``on_step``.
 
     Returns:
-        (N, C, s, s), at the scale the UNet works at.
+        (N, C, s, s), at the UNet's scale.
 
     Raises:
         ValueError: If the network or the scheduler puts out NaN or infinite values.
@@ -168,7 +168,7 @@ def denoise(
 
 
 def _what_lost_its_numbers(scheduler: Any, steps: int, output: Tensor, noisy: Tensor) -> str:
-    """Say where the NaN of a step comes from: the network, or one of diffusers' schedulers with very few steps."""
+    """Describe the source of a step's NaN: the network, or one of diffusers' schedulers with very few steps."""
     if torch.isfinite(output).all() and torch.isfinite(noisy).all():
         return (
             f"{type(scheduler).__name__} made NaN or infinite latents with {steps} steps; take more steps or another "

@@ -1,7 +1,6 @@
-"""Decoding pictures and sounds, with limits, into what the encoders take.
+"""Decoding of pictures and sounds, with limits, for the encoders.
 
-Every failure is a :class:`MediaError` with one calm sentence fit for a visitor. The rules and the limits are told on
-one page, ``docs/media.md``.
+Every failure is a :class:`MediaError` with one sentence for the user. ``docs/media.md`` has the rules and the limits.
 """
 
 from fusemix.media.pictures import MAX_ASPECT, MAX_PIXELS, MAX_SIDE, load_image

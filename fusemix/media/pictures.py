@@ -1,4 +1,4 @@
-"""Pictures of any common format as upright RGB at eight bits, transparency on white."""
+"""Decoding of pictures of any common format to upright 8-bit RGB, with transparency on white."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000
 MAX_SIDE = 20_000  # pixels
 MAX_ASPECT = 20  # longer side / shorter side
-# By content, whatever the name says. Not among them: formats whose decoders start other programs (EPS, WMF) or are for
-# scientific data. TGA, whose files have no mark at their beginning, is tried last.
+# Detected by content, not by name. Left out: formats whose decoders start other programs (EPS, WMF) and scientific
+# formats. TGA, whose files have no magic number, is tried last.
 FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM"),
     *("ICO", "QOI", "DDS", "PSD", "TGA"),
@@ -38,26 +38,26 @@ _ORIENTATION = 0x0112  # Exif 2.3, 4.6.4: 1 to 8, as in _TURNS
 # TIFF 6.0: BitsPerSample, PhotometricInterpretation, MaxSampleValue, SMaxSampleValue
 _BITS, _PHOTOMETRIC, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 262, 281, 341
 _WHITES = {"int": (255.0, 4095.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
-_OVERSHOOT = 0.1  # of white: what resampling adds to the edges of float pictures, clipped
+_OVERSHOOT = 0.1  # share of white by which resampling may overshoot at the edges of float pictures; clipped
 
 
 def load_image(source: Any) -> Image.Image:
-    """Decode a picture to RGB, upright; transparency goes onto white.
+    """Decode a picture to upright RGB; transparency is put on white.
 
-    The orientation is that of EXIF or XMP; where it cannot be read, the picture stays as it is stored. Values wider
-    than a byte are scaled so that the white the file declares becomes 255. Where it declares none, white is the
-    narrowest of 1 (floats), 255, 4095 (12 bits, integers) and 65535 that holds all values.
+    The orientation is that of EXIF or XMP; if it cannot be read, the picture is not turned. Values wider than a byte
+    are scaled so that the white that the file declares becomes 255. Without a declaration, white is the smallest of 1
+    (floats), 255, 4095 (12 bits, integers) and 65535 that is not exceeded.
 
     Args:
-        source: A path, bytes, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4). The format of a file is told
-            by its content, out of :data:`FORMATS`. Of an animated picture the first frame is taken.
+        source: A path, bytes, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4). The format of a file is
+            detected by its content, among :data:`FORMATS`. Of an animated picture the first frame is used.
 
     Returns:
         An RGB image.
 
     Raises:
         MediaError: If the file is missing, empty, damaged, no picture, or larger than :data:`MAX_PIXELS`,
-            :data:`MAX_SIDE` or :data:`MAX_ASPECT` allow, or if it cannot be told which of its values is white.
+            :data:`MAX_SIDE` or :data:`MAX_ASPECT` allow, or if its white value is unknown.
     """
     if isinstance(source, np.ndarray):
         image = _from_array(source)
@@ -69,7 +69,7 @@ def load_image(source: Any) -> Image.Image:
     try:
         declared, negative = _declared_white(image), _is_negative(image)
         upright = _upright(image, ours=image is not source)
-        _check_size(upright)  # a picture may lie within another, as in ICO, with a size of its own
+        _check_size(upright)  # a file may hold several pictures, as ICO does, each of its own size
         return _to_rgb(upright, declared, negative=negative)
     except MediaError:
         raise
@@ -83,7 +83,7 @@ def _open(source: Any) -> Image.Image:
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF and HEIF need libraries of their own
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which _check_size decides, and of metadata
+            warnings.simplefilter("ignore")  # about sizes, which _check_size checks, and metadata
             return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -105,8 +105,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     """Refuse what is too large or too narrow.
 
-    A strip is refused rather than padded: what encoders see is a square, in which it would be a line or a small part
-    of itself, and CLIP's processor first brings the shorter side to 224 pixels, the other in proportion.
+    A strip is refused rather than padded: encoders read a square, in which it would be a line or a small crop, and
+    CLIP's processor first scales the shorter side to 224 pixels, which makes the other one huge.
     """
     size = f"{image.width:,} x {image.height:,} pixels"
     if min(image.size) < 1:
@@ -124,10 +124,10 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image, *, ours: bool) -> Image.Image:
-    """The picture, decoded and turned as its orientation says.
+    """Decode a picture and turn it according to its orientation.
 
-    ``ImageOps.exif_transpose`` writes all of EXIF anew, and fails at what cannot be written. Nothing else of it is
-    wanted here, so it leaves a picture that we opened before Pillow looks at it again.
+    ``ImageOps.exif_transpose`` rewrites all of EXIF and fails on invalid entries. Nothing else of EXIF is needed, so it
+    is removed first from pictures opened here.
     """
     orientation = _orientation(image)
     if ours:
@@ -140,7 +140,7 @@ def _upright(image: Image.Image, *, ours: bool) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1, as it is stored, where that cannot be read."""
+    """Return the orientation, 1 to 8; 1 (as stored) if it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception as error:
@@ -153,7 +153,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _orientation_in(exif: bytes) -> int | None:
-    """The orientation in the first directory of EXIF, whose entries have 12 bytes: tag, type, count, value."""
+    """Read the orientation in the first directory of EXIF, whose entries have 12 bytes: tag, type, count, value."""
     order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
     start = int.from_bytes(exif[4:8], order)
     count = int.from_bytes(exif[start : start + 2], order)
@@ -164,7 +164,7 @@ def _orientation_in(exif: bytes) -> int | None:
 
 
 def _declared_white(image: Image.Image) -> float | None:
-    """The value that the file says is white, or the most its bits can hold; None if it says nothing."""
+    """Return the white value that the file declares, or the largest of its bit depth; None if it states neither."""
     bits: float | None = None
     opened = getattr(image, "fp", None)
     if image.format == "PNG" and image.mode.startswith("I") and opened and not opened.closed:
@@ -186,7 +186,7 @@ def _numbers(image: TiffImagePlugin.TiffImageFile, tag: int) -> Iterator[float]:
 
 
 def _png_bits(opened: Any) -> int | None:
-    """The significant bits that chunk sBIT declares, which Pillow does not read; it stands before the pixels."""
+    """Read the significant bits from chunk sBIT before the pixels, which Pillow ignores."""
     at, found = opened.tell(), None
     opened.seek(8)
     while found is None and len(head := opened.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
@@ -199,7 +199,7 @@ def _png_bits(opened: Any) -> int | None:
 
 
 def _is_negative(image: Image.Image) -> bool:
-    """Whether 0 is white, which Pillow honours in pictures of 8 bits only."""
+    """Return whether 0 is white, which Pillow handles for pictures of 8 bits only."""
     return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
 
 
@@ -221,7 +221,7 @@ def _to_rgb(image: Image.Image, declared: float | None, *, negative: bool) -> Im
 
 
 def _scaled(values: np.ndarray, declared: float | None, kind: str) -> np.ndarray:
-    """Values (H, W) as uint8, white becoming 255."""
+    """Scale values (H, W) to uint8, so that white becomes 255."""
     if not np.isfinite(values).all():
         raise MediaError("The picture holds values that are not numbers; export it again.")
     low, high = float(values.min()), float(values.max())

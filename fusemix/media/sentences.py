@@ -1,4 +1,4 @@
-"""The one error of this package, what its sentences are made of, and the check of a file before it is opened."""
+"""The error of this package, formatting for its messages, and a check of files before they are opened."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MAX_FILE_BYTES = 200 * 1024 * 1024
 
 
 class MediaError(ValueError):
-    """A picture or a sound that cannot be used, said in one sentence."""
+    """Error for a picture or a sound that cannot be used, in one sentence."""
 
 
 def shown(value: Any, n_chars: int = 40) -> str:
-    """A value of any type for a sentence: short, on one line."""
+    """Format a value of any type for a message: short, on one line."""
     if isinstance(value, int) and abs(value) >= 10**n_chars:  # Python refuses to print the longest ones
         return "a number too long to print"
     text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
@@ -21,13 +21,13 @@ def shown(value: Any, n_chars: int = 40) -> str:
 
 
 def one_line(name: str, n_chars: int = 80) -> str:
-    """The name of a file, or other text from outside, for a sentence."""
+    """Format a file name or other untrusted text for a message."""
     text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return text if len(text) <= n_chars else f"{text[:n_chars]}…"
 
 
 def check_file(source: Any, kind: str) -> str:
-    """The name to show, once the file is known to exist, to hold bytes and not to be huge.
+    """Check that a file exists, is not empty and not too large; return its name for messages.
 
     Args:
         source: A path or bytes.

@@ -1,4 +1,4 @@
-"""Sounds of any common format as samples of one channel."""
+"""Decoding of sounds of any common format to mono samples."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from fusemix.extras import extra
 from fusemix.media.sentences import MediaError, check_file, shown
 
-SAMPLE_RATE = 16_000  # Hz, what Whisper hears
+SAMPLE_RATE = 16_000  # Hz, Whisper's rate
 MAX_DURATION_S = 600.0  # ten minutes of sound
 MIN_DURATION_S = 0.05
 RATES = (1000, 768_000)  # Hz, lowest and highest
 MAX_CHANNELS = 64
 # Demuxers that read one file and nothing else: a playlist may name other files and addresses.
 _FORMATS = "wav,w64,aiff,au,caf,mp3,ogg,flac,mov,mp4,m4a,3gp,matroska,webm,aac,amr,avi,asf,mpeg,mpegts,wv,ape,tta"
-SILENCE_PEAK = 1e-4  # of full scale; below this nothing can be heard
+SILENCE_PEAK = 1e-4  # of full scale; quieter sounds are silent
 LOUDEST_PEAK = 1e6  # of full scale; above this the encoders overflow
-_CANCELLED = 0.01  # of the loudest channel's level: a mean below it has cancelled; one channel of 64 alone is above
-_BLOCK = 1 << 16  # samples worked on at once
+_CANCELLED = 0.01  # of the loudest channel's level: a quieter mean has cancelled; one channel of 64 is above
+_BLOCK = 1 << 16  # samples processed at once
 
 Pieces = Iterator[tuple[int, np.ndarray]]  # sample rate in Hz, samples (T, C) of any dtype
 
@@ -30,16 +30,16 @@ Pieces = Iterator[tuple[int, np.ndarray]]  # sample rate in Hz, samples (T, C) o
 def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decode a sound to mono float32, at 16 kHz unless another rate is asked for.
 
-    The same recording gives the same samples, whatever its container, channels and depth. Integers are divided by half
-    their range, unsigned ones centred first. Channels become their mean; where that cancels, as with two channels in
-    opposite phase, the loudest channel is taken instead (the first of equals).
+    The same recording gives the same samples in any container, number of channels and bit depth. Integers are divided
+    by half their range, unsigned ones centred first. Channels are averaged; if they cancel, as two channels in
+    opposite phase do, the loudest channel is used instead (the first of equal ones).
 
     Args:
         source: A path or bytes of any format FFmpeg's libraries read (wav, flac, ogg, opus,
             mp3, m4a, webm, ...), or a tuple (sample_rate in Hz, samples of shape (T,) or (T, C),
             integer over the whole range of its dtype or float in [-1, 1]).
-        max_duration_s: Longest sound taken, in seconds; decoding stops there, so that a very
-            long file costs no more memory than a short one.
+        max_duration_s: Longest accepted sound, in seconds; decoding stops there, so that memory
+            is bounded.
         sample_rate: Rate of the samples returned, in Hz; resampled once, straight from the source.
 
     Returns:
@@ -77,7 +77,7 @@ def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S, sample_ra
 
 
 def _checked(sample_rate: Any, samples: Any) -> tuple[int, np.ndarray]:
-    """Rate and samples (T, C) of a tuple."""
+    """Check a tuple; return its rate and samples (T, C)."""
     try:
         samples = np.asarray(samples)
     except ValueError as error:
@@ -97,7 +97,7 @@ def _checked_rate(sample_rate: Any) -> int:
 
 
 def _decoded(source: Any, name: str) -> Pieces:
-    """What FFmpeg's libraries make of a file, frame by frame."""
+    """Decode a file with FFmpeg's libraries, frame by frame."""
     av = _av()
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     seconds = 0.0
@@ -129,11 +129,11 @@ def _av() -> Any:
 
 
 def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) -> np.ndarray:
-    """One channel (T,) at ``to_rate``: the mean, or the loudest channel where the mean cancels.
+    """Mix to one channel (T,) at ``to_rate``: the mean, or the loudest channel if the mean cancels.
 
     Args:
-        pieces: Begins the sound anew at each call; one that cancels is decoded twice.
-        max_duration_s: Longest sound taken.
+        pieces: Restarts the sound at each call; a sound that cancels is decoded twice.
+        max_duration_s: Longest accepted sound.
         to_rate: Hz.
     """
     powers = np.zeros(0)  # of each channel, summed over time
@@ -147,7 +147,7 @@ def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) ->
                 raise MediaError(f"The sound has {count:,} channels; up to {MAX_CHANNELS} are taken.")
             powers = powers if len(powers) else np.zeros(count)
             if count != len(powers):
-                raise MediaError("The sound changes its number of channels on the way; export it again with one.")
+                raise MediaError("The number of channels changes within the sound; export it again with one.")
             channels = _as_floats(values)
             if count == 1:
                 yield rate, channels[:, 0]
@@ -166,7 +166,7 @@ def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) ->
 
 
 def _as_floats(values: np.ndarray) -> np.ndarray:
-    """Samples of any dtype as float32, full scale being 1."""
+    """Convert samples of any dtype to float32 with full scale 1."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):  # as above
             return values.astype(np.float32, copy=False)
@@ -177,7 +177,7 @@ def _as_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(pieces: Pieces, max_duration_s: float, to_rate: int) -> np.ndarray:
-    """Samples (T,) at ``to_rate`` of pieces (T,) of one rate."""
+    """Resample pieces (T,) of one rate to samples (T,) at ``to_rate``."""
     parts: list[np.ndarray] = []
     resampler, count, at = None, 0, None
     for rate, values in pieces:
@@ -185,7 +185,7 @@ def _resampled(pieces: Pieces, max_duration_s: float, to_rate: int) -> np.ndarra
         if count > max_duration_s * rate:
             raise _too_long(max_duration_s)
         if at not in (None, rate):
-            raise MediaError("The sound changes its sample rate on the way; export it again at one rate.")
+            raise MediaError("The sample rate changes within the sound; export it again at one rate.")
         at = rate
         if rate == to_rate:
             parts.append(values)

@@ -22,7 +22,7 @@ from fusemix.files import read_json, write_atomic, write_json
 from fusemix.hub_folders import resolve
 from fusemix.model.config import ModelConfig
 from fusemix.model.dropout import Dropout
-from fusemix.number_range import check_range
+from fusemix.number_range import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D_x)
         """Apply the block."""
-        return x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
+        out: Tensor = x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
+        return out
 
 
 class Adapter(nn.Sequential):
@@ -69,9 +70,9 @@ class MultiPathAdapter(nn.Module):
 
     - ``whitened``: principal components of the standardised latents, whitened;
     - ``components``: principal components of the latents, at their own scale;
-    - ``root``: the latents, each value's root with its sign, which tames the few large ones.
+    - ``root``: the latents, each value replaced by its signed square root, which shrinks the few large ones.
 
-    Paths with different views err in different places, for one training's passes over the pairs.
+    Paths with different views make different errors, at the cost of one training's passes over the pairs.
     A departure from the paper, whose adapter is one trained path on the latents as they are.
     """
 
@@ -106,11 +107,11 @@ class MultiPathAdapter(nn.Module):
         self.register_load_state_dict_pre_hook(_rename)
 
     def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
-        """Apply the trained paths alone: their outputs one after another, not normalised."""
+        """Apply only the trained paths: their outputs side by side, not normalised."""
         return torch.cat([path(self.view(name, x)) for name, path in zip(self.views, self.paths, strict=True)], dim=1)
 
     def view(self, name: str, x: Tensor) -> Tensor:
-        """Make what a trained path reads of latents (B, D_x): (B, whiten_dim), for ``root`` (B, D_x)."""
+        """Compute the view of latents (B, D_x) that a trained path reads: (B, whiten_dim), for ``root`` (B, D_x)."""
         if name == "root":
             return x * (x.abs() + self.floor.clamp_min(1e-12)).rsqrt()  # has a slope at 0, which a plain root has not
         return (x - self.mean) @ (self.whiten if name == "whitened" else self.rotate)
@@ -135,7 +136,7 @@ class EnsembleAdapter(nn.Module):
         self.weights = [config.n_paths**0.5 for config in members]
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, sum of the members' D)
-        """The members' embeddings, one after another."""
+        """Return the members' embeddings, one after another."""
         pairs = zip(self.weights, self.members, strict=True)
         return torch.cat([weight * F.normalize(member(x), dim=1) for weight, member in pairs], dim=1)
 
@@ -160,7 +161,7 @@ class FusionModel(nn.Module):
         return tuple(self.config.latent_dims)
 
     def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the loss compares: latents (B, D_x) -> outputs of the trained path per modality, not normalised.
+        """Return what the loss compares: latents (B, D_x) -> trained outputs per modality, not normalised.
 
         Widths are ``embed_dim - closed_form_dim``; without a closed form that is the whole adapter.
         """
@@ -259,7 +260,7 @@ class FusionModel(nn.Module):
             index.unlink(missing_ok=True)
         for path in folder.iterdir():
             if _WEIGHTS.fullmatch(path.name) and path.name not in split.filename_to_tensors:
-                path.unlink()  # of a checkpoint cut into other pieces
+                path.unlink()  # left by a checkpoint with other shards
         write_json(folder / CONFIG_NAME, without_paths(self.config.to_dict()))
         if card is not None:
             text = card.encode()
@@ -367,10 +368,10 @@ def _trained(adapter: nn.Module, x: Tensor) -> Tensor:
 
 
 def _in_range(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight in the type it is stored in; ValueError if that turns it to infinity or to nothing."""
+    """Convert a weight to the dtype it is stored in; ValueError if it overflows or underflows there."""
     stored = value.to(dtype)
     kind = str(dtype).removeprefix("torch.")
-    check_range(
+    check_finite(
         np.atleast_1d(value.numpy()), np.atleast_1d(stored.float().numpy()), kind, lambda _: f"The weight {name}"
     )
     return stored

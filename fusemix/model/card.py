@@ -19,7 +19,7 @@ def model_card(
     seconds: float,
     notes: str = "",
 ) -> str:
-    """Markdown with Hub front matter: encoders, data, settings, validation recall, limits.
+    """Write a card in Markdown with Hub front matter: encoders, data, settings, validation recall, limits.
 
     Args:
         name: Title of the model.
@@ -62,7 +62,7 @@ Chosen at epoch {best.get("epoch")}, on held-out groups of the training tables (
 
 
 def ensemble_card(name: str, model: ModelConfig, members: Sequence[tuple[str, str]]) -> str:
-    """The card of models that stand side by side (:mod:`fusemix.model.ensemble`).
+    """Write the card of an ensemble of models (:mod:`fusemix.model.ensemble`).
 
     Args:
         name: Title.
@@ -123,7 +123,7 @@ tags: [fusemix, multimodal, retrieval]
 
 
 def _short(revision: object) -> str:
-    """The weights' identity, shortened; of an encoder of several networks each part."""
+    """Shorten the identity of the weights; for an encoder of several networks, each part."""
     return "+".join(part[:16] for part in str(revision).split("+"))
 
 

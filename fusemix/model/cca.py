@@ -1,4 +1,4 @@
-"""Regularised canonical correlation analysis: the closed-form floor a trained adapter must beat.
+"""Regularised canonical correlation analysis (CCA): the closed-form baseline of a trained adapter.
 
 The one CCA of the project: :func:`fit_cca` for latents as they are, and its parts for the closed form of an adapter
 (:mod:`fusemix.model.closed_form`), which standardises and reads in chunks.
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST_SPREAD = 1e-6  # deviation of latents over their size, below which they count as equal
-SAMPLE = 1000  # latents compared to see that
+from fusemix.number_range import check_varied
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class CCA:
 
     def embed(self, side: int, latents: np.ndarray) -> np.ndarray:
         """Embed latents of side 0 or 1: shape (N, D), float32, unit length."""
-        out = (latents - self.means[side]) @ self.maps[side]
-        return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
+        out: np.ndarray = (latents - self.means[side]) @ self.maps[side]
+        out /= np.linalg.norm(out, axis=1, keepdims=True)
+        return out.astype(np.float32)
 
 
 def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3) -> CCA:
@@ -52,32 +52,13 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         raise ValueError(f"x and y must hold the same number of pairs, got {len(x)} and {len(y)}.")
     if not 1 <= dim <= min(x.shape[1], y.shape[1]):
         raise ValueError(f"dim must be between 1 and {min(x.shape[1], y.shape[1])}, got {dim}.")
-    check_varied(x, "x")
-    check_varied(y, "y")
+    check_varied(x.__getitem__, np.arange(len(x)), "x")
+    check_varied(y.__getitem__, np.arange(len(y)), "y")
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     x, y = x - means[0], y - means[1]
     white_x = inverse_root(*decompose(x.T @ x / len(x)), ridge)
     white_y = inverse_root(*decompose(y.T @ y / len(y)), ridge)
     return CCA(means, canonical_maps(white_x, x.T @ y / len(x), white_y, dim))
-
-
-def check_varied(latents: np.ndarray, name: str) -> None:
-    """Refuse latents that are all equal, from which nothing can be learned.
-
-    Args:
-        latents: Shape (N, D).
-        name: What to call them in the sentence.
-
-    Raises:
-        ValueError: If, among :data:`SAMPLE` of them, each value's deviation is at most :data:`LEAST_SPREAD` of the
-            latents' size.
-    """
-    some = latents[:: -(-len(latents) // SAMPLE) or 1].astype(np.float64)
-    if len(some) and not some.std(axis=0).max() > LEAST_SPREAD * np.sqrt(np.mean(some**2)):
-        raise ValueError(
-            f"{name} are all equal ({len(some)} were compared), so nothing can be learned from them; the encoder "
-            "answers every item alike: check its files and what it was given."
-        )
 
 
 def decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

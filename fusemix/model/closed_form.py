@@ -1,7 +1,7 @@
-"""What of an adapter is known in closed form: whitening, CCA for the first pair, ridge for later modalities.
+"""The closed-form part of an adapter: whitening, CCA for the first pair, ridge regression for later modalities.
 
-Adapters that start here have nothing to unlearn: on small data the linear maps alone come near a
-trained adapter, and both together go beyond either (docs/results, ``scripts.studies``).
+On small data the linear maps alone come near a trained adapter, and both together beat either
+(docs/results, ``scripts.studies``).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from fusemix.model.adapters import FusionModel, MultiPathAdapter
-from fusemix.model.cca import canonical_maps, check_varied, decompose, inverse_root, ridge_map
+from fusemix.model.cca import canonical_maps, decompose, inverse_root, ridge_map
+from fusemix.number_range import check_varied
 from fusemix.stopping import Stopped
 
-MAX_PAIRS = 200_000  # pairs read; more change covariances of a few thousand widths no further
+MAX_PAIRS = 200_000  # pairs read; more hardly change the covariances of a few thousand dimensions
 CHUNK = 8192  # pairs held in float64 at once
-ROOT_FLOOR = 1e-4  # of a latent's typical value: where the root view becomes a line
-REGRESSION_RIDGE = 0.1  # a later modality has a target to hit, and needs less restraint than CCA
+ROOT_FLOOR = 1e-4  # of a latent's typical value: below it the root view is linear
+REGRESSION_RIDGE = 0.1  # regression onto a fixed target needs less regularisation than CCA
 
 Latents = np.ndarray  # (N, D_x) float32
 
@@ -51,7 +52,7 @@ def fit_closed_form(
             4,096 x 4,096 values, is still finished.
 
     Raises:
-        Stopped: If ``should_stop`` said so; the model is of no use then.
+        Stopped: If ``should_stop`` returned true; the model is then unusable.
         ValueError: If a set names modalities none of which can be reached from the fitted ones, or all latents of one
             are equal.
 
@@ -67,8 +68,8 @@ def fit_closed_form(
 
     fitted = set(known)
     for latents in pairs:
-        for modality in latents:
-            check_varied(latents[modality][:MAX_PAIRS], f"The {modality} latents")
+        for modality, values in latents.items():
+            check_varied(values.__getitem__, np.arange(min(len(values), MAX_PAIRS)), f"The {modality} latents")
         for a, b in itertools.combinations(latents, 2):
             if not fitted:
                 _fit_cca(model, a, b, latents[a][:MAX_PAIRS], latents[b][:MAX_PAIRS], ridge, go_on)
@@ -205,7 +206,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 
 def _standard(x: Latents) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale by dimension, (D_x,) float64: the deviation, but no less than a tenth of the typical one."""
+    """Return mean and scale by dimension, (D_x,) float64: the deviation, at least a tenth of the typical one."""
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     typical = np.sqrt(np.mean(deviation**2))
     return mean, np.maximum(deviation, 0.1 * typical)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusemix.encoder_identity import EncoderInfo
 
-VIEWS = ("whitened", "components", "root")  # what trained paths beside a closed form can read of a latent
+VIEWS = ("whitened", "components", "root")  # views of a latent that a trained path beside a closed form can read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class ModelConfig:
         self._check_views()
 
     def _check_views(self) -> None:
-        """Check which views stand beside the closed form, and name the one that no views mean."""
+        """Check the views beside the closed form, and replace empty views by the default."""
         if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
@@ -86,14 +86,14 @@ class ModelConfig:
 
     @property
     def trained_parts(self) -> list[slice]:
-        """Where in the trained paths' output each path's stands; the loss compares them one by one."""
+        """Columns of each trained path in the trained output; the loss compares the paths one by one."""
         paths = max(1, len(self.views))
         width = (self.embed_dim - self.closed_form_dim) // paths
         return [slice(i * width, (i + 1) * width) for i in range(paths)]
 
     @property
     def n_paths(self) -> int:
-        """Paths whose cosines an embedding's cosine is the mean of."""
+        """Number of paths: the cosine of two embeddings is the mean of the paths' cosines."""
         return len(self.trained_parts) + (self.closed_form_dim > 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,9 +134,9 @@ class TrainConfig:
     mixup_alpha: float | None = 1.0  # None trains without mixup
     mixup_per_row: bool = False  # one lambda per row instead of one per batch
     multi_positive: bool = False  # pairs of one group (captions of one picture) are right answers for one another
-    accumulate: int = 1  # pieces a batch is embedded in; less memory, the negatives stay the whole batch's
+    accumulate: int = 1  # pieces a batch is embedded in: less memory, the same negatives
     closed_form_ridge: float = 2.0  # of standardised covariances; only for adapters with a closed form
-    val_fraction: float = 0.05  # of groups, where the latents name no validation split
+    val_fraction: float = 0.05  # of the groups, if the latents have no validation split
     max_val_groups: int = 1000
     eval_every: int = 1  # epochs
     save_every: int = 1  # epochs

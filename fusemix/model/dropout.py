@@ -1,4 +1,4 @@
-"""Dropout whose masks cost little on a processor: random 16-bit words against a threshold."""
+"""Dropout with masks that are cheap on a CPU: random 16-bit words compared with a threshold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LEVELS = 2**16
 
 
 class Dropout(nn.Module):
-    """Zero each entry with probability ``p`` while training and scale the others, so that the mean stays.
+    """Dropout with probability ``p``: the kept entries are scaled so that the mean stays.
 
     torch draws one Bernoulli number at a time on a CPU, which took a third of a training step here. Its masks
     are drawn here as 16-bit words of NumPy's SFC64, seeded from torch's generator: the same seed still gives
@@ -29,7 +29,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape and floating dtype -> the same."""
+        """Apply dropout: any shape and floating dtype -> the same."""
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu":
@@ -41,5 +41,5 @@ class Dropout(nn.Module):
         return x * mask.mul_(_LEVELS / (_LEVELS - threshold))
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
+        """Return what ``print(model)`` shows."""
         return f"p={self.p}"

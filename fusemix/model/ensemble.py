@@ -1,8 +1,8 @@
-"""Several trained models -> one that embeds with all of them: trained apart, searched as one.
+"""Ensembles: several trained models joined into one that embeds with all of them.
 
-Trainings that differ in their seed or recipe err in different places. Their embeddings side by side, in one vector,
-make a cosine that is the mean of theirs; any index, conditioner or app takes it as it takes a single model. What
-that is worth is measured by ``scripts.studies``.
+Trainings that differ in seed or recipe make different errors. Their embeddings are concatenated, so that the cosine is
+the mean of theirs; an index, a conditioner or the app uses the ensemble like a single model. ``scripts.studies``
+measures the gain.
 
 Source: averaging the logits of independently trained networks (deep ensembles, arXiv:1612.01474), here of contrastive
 ones, whose logits are cosines. Not in the paper.
@@ -21,7 +21,7 @@ from fusemix.model.config import ModelConfig
 
 
 def join_models(models: Sequence[FusionModel]) -> FusionModel:
-    """One model of several of the same encoders.
+    """Join several models of the same encoders into one.
 
     Args:
         models: At least two; with the same modalities and encoders. None may be an ensemble itself.
@@ -55,7 +55,7 @@ def join_models(models: Sequence[FusionModel]) -> FusionModel:
 
 
 def member_parts(config: ModelConfig) -> list[slice]:
-    """Where in an ensemble's embeddings each member's stands; its direction there is that of the member alone."""
+    """Return the columns of each member in an ensemble's embeddings; their direction is that of the member alone."""
     ends = list(itertools.accumulate(int(member["embed_dim"]) for member in config.members))
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 

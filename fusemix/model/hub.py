@@ -1,4 +1,4 @@
-"""What of a checkpoint folder goes to the Hugging Face Hub: looked at file by file before anything is sent."""
+"""Upload of a checkpoint folder to the Hugging Face Hub; every file is checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from fusemix.encoder_identity import without_paths
 from fusemix.files import read_json
 
-MAX_FILE_BYTES = 5 * 10**9  # the default of save_pretrained; the Hub takes larger ones unwillingly
+MAX_FILE_BYTES = 5 * 10**9  # the default of save_pretrained; larger files upload badly
 CARD_NAME = "README.md"
-RESULTS = ".eval_results/*.yaml"  # what the Hub shows as measured: hf.co/docs/hub/eval-results
-LOCAL = ("runs/*", "trace.json")  # events and trace of the training, for its watcher alone: never sent
-# Files of our checkpoints and of diffusers pipelines; anything else is not sent but asked about.
+RESULTS = ".eval_results/*.yaml"  # measured results that the Hub shows: hf.co/docs/hub/eval-results
+LOCAL = ("runs/*", "trace.json")  # TensorBoard events and trace of the training: never sent
+# Files of our checkpoints and of diffusers pipelines; any other file is an error.
 KNOWN = (
     CARD_NAME,
     "config.json",
@@ -34,12 +34,12 @@ KNOWN = (
     RESULTS,
 )
 _STALE = ["*.safetensors", "*.safetensors.index.json"]  # removed on the Hub if they are not sent this time
-_HEADER_BYTES = 100 * 10**6  # most that the safetensors format allows
+_HEADER_BYTES = 100 * 10**6  # the maximum of the safetensors format
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be sent.
+    """Files of a checkpoint folder that will be sent.
 
     Attributes:
         folder: The checkpoint.
@@ -53,7 +53,7 @@ class Upload:
 
     @classmethod
     def of(cls, folder: str | Path) -> Upload:
-        """Look at a folder.
+        """Check a folder and list its files.
 
         Raises:
             FileNotFoundError: If it is no checkpoint, or has no card.
@@ -186,7 +186,7 @@ def _are_results(path: Path) -> bool:
 
 
 def _check_paths(config: Path) -> None:
-    """Refuse a configuration that tells the world where a folder lies on this machine."""
+    """Refuse a configuration that holds a path of this machine."""
     values = read_json(config) if config.is_file() else {}
     if isinstance(values, dict) and isinstance(values.get("encoders"), dict) and without_paths(values) != values:
         raise ValueError(

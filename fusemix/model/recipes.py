@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusemix.model.config import VIEWS, EncoderInfo, ModelConfig, TrainConfig
+from fusemix.encoder_identity import EncoderInfo
+from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 
 RecipeName = Literal["views", "two-path", "paper"]
 _RIDGE = TrainConfig().closed_form_ridge
@@ -18,7 +19,7 @@ _RIDGE = TrainConfig().closed_form_ridge
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What stands for settings that are left out.
+    """Default settings of a named recipe.
 
     Attributes:
         embed_dim: Width of the shared space.
@@ -53,7 +54,7 @@ def recipe_config(
     whiten: bool = True,
     **shape: Any,
 ) -> ModelConfig:
-    """Make the configuration of a model by a recipe; what is None is the recipe's.
+    """Make the configuration of a model by a recipe; arguments that are None take the recipe's value.
 
     Args:
         recipe: Its name.
@@ -90,7 +91,7 @@ def recipe_config(
 
 
 def _share(recipe: Recipe, embed_dim: int, latent_dims: Mapping[str, int]) -> int:
-    """The closed form's dimensions: a path's share, no wider than the latents, the rest divided evenly."""
+    """Return the width of the closed form: a path's share, at most the latents' width, the rest divided evenly."""
     if not recipe.closed_form:
         return 0
     trained = max(1, len(recipe.views))

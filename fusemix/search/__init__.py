@@ -1,1 +1,1 @@
-"""Indexes of embeddings, the correction of hubs and the Retriever."""
+"""Search: indexes of embeddings, correction for hubness, and the Retriever."""

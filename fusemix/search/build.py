@@ -1,4 +1,4 @@
-"""Build a search index: table of pairs -> encoders -> adapters -> embeddings and items."""
+"""Building a search index: table of pairs -> encoders -> adapters -> embeddings and items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DETAILS = ("title", "source", "licence", "credit")
 
 
 def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:
-    """Make the metadata of one item: what a result shows."""
+    """Make the metadata of one item, which a search result shows."""
     cell = {column: str(table.frame[column].iat[item.row]) for column in table.frame.columns}
     metadata: dict[str, Any] = {"id": cell.get("id") or str(item.row), "caption": cell.get("text", "")}
     metadata |= {"path": table.below(item.value)} if modality in FILE_COLUMNS else {"text": item.value}
@@ -34,7 +34,7 @@ def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:
 
 
 def distinct(table: PairTable, modality: str) -> list[Item]:
-    """Each file once; each text once, whatever its capitals, so that no result shows twice. Empty without any."""
+    """Return each file once and each text once, ignoring case, so that no result shows twice; empty without any."""
     if not table.has(modality):
         return []
     seen: dict[str, Item] = {}
@@ -55,8 +55,8 @@ def fill(
     """Encode, embed and add every distinct item of one modality.
 
     Args:
-        index: What the items are added to.
-        model: Maps latents to embeddings.
+        index: Index to add the items to.
+        model: Embeds the latents.
         encoder: Of the modality.
         table: Holds the items.
         batch_size: Items per forward pass.
@@ -93,18 +93,18 @@ def correct_hubs(
     neighbours: int = NEIGHBOURS,
     weight: float = WEIGHT,
 ) -> None:
-    """Correct the hubs of the chosen modalities by banks of training queries (:mod:`fusemix.search.hubness`).
+    """Correct the chosen modalities for hubness by banks of training queries (:mod:`fusemix.search.hubness`).
 
     Args:
-        index: Whose items are corrected.
+        index: The index to correct.
         model: Embeds the banks.
         banks: Folders of latent stores, whose training splits are joined.
-        modalities: Whose items; by default those that no bank is of.
-        neighbours: Of the bank that count for an item.
+        modalities: Modalities to correct; by default those without a bank.
+        neighbours: Number of nearest bank queries that are averaged for an item.
         weight: Of the correction.
 
     Raises:
-        ValueError: If a bank is not of this model's encoders, or nothing is left to correct.
+        ValueError: If a bank was made by other encoders, or there is no modality to correct.
     """
     stores = [LatentStore.open(folder) for folder in banks]
     for store in stores:
@@ -113,7 +113,7 @@ def correct_hubs(
     if unknown := [m for m in chosen if m not in index.counts]:
         raise ValueError(f"Hubs of {unknown} cannot be corrected; the index holds {sorted(index.counts)}.")
     if not chosen:
-        raise ValueError("Every modality of the index has a bank; name the modalities whose hubs shall be corrected.")
+        raise ValueError("Every modality of the index has a bank; name the modalities to correct for hubness.")
     bank = torch.cat([model.embed(store.modality, store.read(bank_items(store))) for store in stores])
     for modality in chosen:
         index.correct(modality, bank, neighbours=neighbours, weight=weight)

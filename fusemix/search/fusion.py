@@ -1,8 +1,8 @@
-"""Late fusion: the parts of a query meet the faces of an item, and items are ranked by what they add up to.
+"""Late fusion: the parts of a query are compared with the faces of an item, and items are ranked by the sum.
 
-Cosines to pictures and to captions do not compare (the modality gap). So each is standardised for the query over the
-whole gallery, in standard deviations above the mean, and then they are weighted and added. A face that an item lacks
-counts as an average one. The weights were learned on validation by ``scripts/release/learn_fusion.py``, which wrote
+Cosines to pictures and to captions are not comparable (the modality gap). So each is standardised for the query over
+the whole gallery, to standard deviations above the mean; the weighted values are added. A missing face counts as
+average. The weights were learned on validation by ``scripts/release/learn_fusion.py``, which wrote
 ``fusion.json`` beside this file.
 """
 
@@ -21,21 +21,22 @@ from fusemix.search.index import Hit
 from fusemix.search.items import ItemGroups
 
 LEARNED = Path(__file__).with_name("fusion.json")
-# Kinds of query parts: words, a picture, a sound, words heard for certain in a sound, and how that sound sounds.
+# Kinds of query parts: words, a picture, a sound, words recognised with confidence in a sound, and that sound itself.
 PART_KINDS = ("text", "image", "audio", "heard", "voice")
 
 
 @dataclass(frozen=True)
 class FusedHit:
-    """One item that was found.
+    """One item found by a search.
 
     Attributes:
         rank: 1 for the best.
-        score: Weighted sum over the faces of how many standard deviations each is nearer than the gallery's average;
-            higher is better. It orders the items of one query and is no probability.
+        score: Weighted sum of the faces' standardised similarities; higher is better. It orders the items of one query
+            and is not a probability.
         found_by: The face that adds most to the score: ``image``, ``audio`` or ``text``.
-        faces: Face -> the item's row there with its cosine; of several captions, the nearest. ``rank`` is this hit's.
-        shares: Face -> what it adds to the score.
+        faces: Face -> the item's row of that modality with its cosine (the nearest of several captions) and this
+            hit's ``rank``.
+        shares: Face -> its contribution to the score.
         number: Of the item in :class:`ItemGroups`.
     """
 
@@ -53,7 +54,7 @@ class FusedHit:
 
 
 class Fusion:
-    """Ranks the items of a gallery.
+    """Ranking of a gallery's items by all their faces.
 
     Example:
         >>> fusion = Fusion({m: index.items(m) for m in index.counts}, {m: index.embeddings(m) for m in index.counts})
@@ -72,7 +73,7 @@ class Fusion:
             items: Modality -> metadata of its items.
             embeddings: Modality -> embeddings of its items, shape (N, D), float32, unit length.
             weights: Kind of query part -> face -> weight; those of ``fusion.json`` by default. A face that is not
-                named counts nothing. From which score on a sound fits is known for the default weights alone.
+                named has weight 0. The threshold for fitting sounds is known for the default weights only.
 
         Raises:
             ValueError: If a kind of query part is unknown, or a weight is negative or not finite.
@@ -90,12 +91,12 @@ class Fusion:
     def shares(
         self, parts: Mapping[str, np.ndarray], counts: Mapping[str, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """What each face adds to each item's score.
+        """Compute the contribution of each face to each item's score.
 
         Args:
             parts: Kind of query part -> embedding, shape (D,), unit length. Beside :data:`PART_KINDS`,
-                ``minus_text`` are words, and count negatively by default.
-            counts: Kind -> how much the part counts, 1 by default (``minus_text``: -0.5).
+                ``minus_text`` are words with a negative factor by default.
+            counts: Kind -> factor of the part, 1 by default (``minus_text``: -0.5).
 
         Returns:
             Face -> (n_items,) float64; zero where an item lacks the face.
@@ -108,7 +109,7 @@ class Fusion:
                 weight = self.weights.get("text" if kind == "minus_text" else kind, {}).get(face, 0.0)
                 if weight:
                     total += counts.get(kind, 1.0) * weight * standardised(rows @ embedding)
-            best = np.full(len(self.groups), -np.inf)  # of several captions the nearest counts
+            best = np.full(len(self.groups), -np.inf)  # the nearest of several captions counts
             np.maximum.at(best, self.groups.owners[face], total[self.groups.rows[face]])
             faces[face] = np.where(np.isfinite(best), best, 0.0)
         return faces
@@ -121,7 +122,7 @@ class Fusion:
         counts: Mapping[str, float] | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[FusedHit]:
-        """The best items for a query.
+        """Find the best items for a query.
 
         Args:
             parts: As in :meth:`shares`; at least one.
@@ -144,13 +145,13 @@ class Fusion:
         where: Mapping[str, str] | None = None,
         leave_out: Collection[int] = (),
     ) -> Iterator[FusedHit]:
-        """Every item, the best first; take as many as are needed.
+        """Yield every item, the best first.
 
         Args:
             shares: Of :meth:`shares`.
-            parts: They were made from.
-            where: Metadata key -> the value one of an item's faces must have.
-            leave_out: Numbers of items that are not returned, such as the one that is searched with.
+            parts: The parts that the shares were made from.
+            where: Metadata key -> the value that one of an item's faces must have.
+            leave_out: Numbers of items to leave out, such as the query itself.
         """
         scores = np.sum(list(shares.values()), axis=0)
         rank, skipped = 0, set(leave_out)
@@ -164,10 +165,10 @@ class Fusion:
             yield FusedHit(rank, float(scores[number]), leading, faces, mine, number)
 
     def fitting_sounds(self, shares: Mapping[str, np.ndarray]) -> set[int]:
-        """Numbers of the items whose sound fits words, by what it is called and how it sounds; few, or none.
+        """Return the numbers of the items whose sound fits the words of a query; few or none.
 
         Args:
-            shares: Of :meth:`shares`, for words, typed or heard: what fits a picture or a noise was not measured.
+            shares: Of :meth:`shares`, for words, typed or recognised; the threshold was not measured for other queries.
         """
         scores = sum(shares[face] for face in ("text", "audio") if face in shares)
         return {number for number in np.flatnonzero(scores >= self.sound_bar).tolist() if self._sounds(number)}
@@ -181,14 +182,14 @@ class Fusion:
 
     def _hit(self, face: str, number: int, parts: Mapping[str, np.ndarray], rank: int) -> Hit:
         rows = self.groups.faces[number][face]
-        leading = next(iter(parts.values()))  # of a mix, the part that comes first
+        leading = next(iter(parts.values()))  # of several parts, the first
         cosines = self.embeddings[face][rows] @ leading
         best = int(np.argmax(cosines))
         return Hit(face, self.items[face][rows[best]], float(np.clip(cosines[best], -1, 1)), rank)
 
 
 def standardised(similarities: np.ndarray) -> np.ndarray:
-    """Standard deviations above the mean, shape as given; zeros where all are alike."""
+    """Standardise to mean 0 and deviation 1, shape as given; zeros if all values are equal."""
     spread = float(similarities.std())
     if spread < 1e-9:
         return np.zeros(len(similarities))
@@ -197,10 +198,10 @@ def standardised(similarities: np.ndarray) -> np.ndarray:
 
 
 def learned_weights(path: Path = LEARNED) -> dict[str, dict[str, float]]:
-    """Kind of query part -> face -> weight, as ``scripts/release/learn_fusion.py`` wrote them."""
+    """Read the learned weights: kind of query part -> face -> weight."""
     return {kind: dict(faces) for kind, faces in read_json(path)["weights"].items()}
 
 
 def learned_sound_bar(path: Path = LEARNED) -> float:
-    """The score from which on an item that can only be heard fits words; see ``docs/results.md`` for how often not."""
+    """Read the learned score above which a sound fits words; ``docs/results.md`` gives its error rate."""
     return float(read_json(path)["sound_fits"])

@@ -1,4 +1,4 @@
-"""Search-time correction of hubs: gallery items that are near to every query give way.
+"""Correction for hubness at search time: gallery items close to every query are penalised.
 
 Source: NNN (nearest neighbour normalisation), Chowdhury et al., arXiv:2410.24114: a gallery item's score is its
 similarity less ``weight`` times its mean similarity to the ``neighbours`` training queries most similar to it.
@@ -21,12 +21,12 @@ NEIGHBOURS, WEIGHT = 128, 0.5  # chosen on Flickr8k dev, see docs/results/hubnes
 
 
 def hubness(gallery: Tensor, bank: Tensor, *, neighbours: int = NEIGHBOURS, chunk: int = 1024) -> Tensor:
-    """How near each gallery item is to queries in general.
+    """Compute each gallery item's mean cosine to its nearest queries of a bank.
 
     Args:
         gallery: Embeddings, shape (G, D), unit length.
-        bank: Embeddings of training queries, shape (N, D), unit length; never those that will be asked.
-        neighbours: Of the bank, the most similar ones that count for an item; all of it where it is smaller.
+        bank: Embeddings of training queries, shape (N, D), unit length; never test queries.
+        neighbours: Number of nearest bank queries that are averaged; all of them if the bank is smaller.
         chunk: Gallery items per similarity matrix, which takes chunk x N floats.
 
     Returns:
@@ -47,7 +47,7 @@ def hubness(gallery: Tensor, bank: Tensor, *, neighbours: int = NEIGHBOURS, chun
 def corrected(
     queries: Tensor, gallery: Tensor, bank: Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
 ) -> tuple[Tensor, Tensor]:
-    """Vectors whose inner products are the corrected scores, so that any inner-product search can use them.
+    """Extend queries and gallery so that their inner products are the corrected scores.
 
     Queries get a last entry of 1, gallery items one of ``-weight * hubness``: shapes (Q, D + 1) and (G, D + 1),
     not unit length.
@@ -60,7 +60,7 @@ def corrected(
 
 
 def bank_items(store: LatentStore) -> np.ndarray:
-    """Which items of a store may serve as a bank: those of split ``train``; all where the store knows no splits.
+    """Return the items of a store that may serve as a bank: split ``train``, or all if the store has no splits.
 
     Returns:
         (N,) item numbers, ascending.

@@ -22,22 +22,22 @@ from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
-RESERVED = ("modality", "rank", "similarity")  # what a hit and a line of items.jsonl say besides an item's metadata
-UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a stored embedding may be
-MAX_SHARD_BYTES = 9 * 10**6  # of embeddings in one file: a plain git push refuses files over 10 MB
-_LARGEST_WEIGHT = 1.0  # of a correction whose rounding to float16 is still below a thousandth
+RESERVED = ("modality", "rank", "similarity")  # fields of a hit and of a line of items.jsonl beside an item's metadata
+UNIT_TOLERANCE = 1e-3  # tolerated deviation of a stored embedding's length from 1
+MAX_SHARD_BYTES = 9 * 10**6  # bytes of embeddings a file: the Hub refuses files over 10 MB in a plain git push
+_LARGEST_WEIGHT = 1.0  # largest weight whose correction in float16 is exact to a thousandth
 _REBUILD = "rebuild it with fusemix index"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One result.
+    """One search result.
 
     Attributes:
         modality: Of the item: ``image``, ``audio``, ``text``, ...
         item: Its metadata: id, path or text, title, caption, group, source, licence, credit.
-        similarity: Cosine of the vector searched with and the item's embedding, in [-1, 1]; higher is
-            closer. Comparable within one modality, not between two (the modality gap).
+        similarity: Cosine of query and item, in [-1, 1]; higher is closer. Comparable within one modality, not
+            between two (the modality gap).
         rank: 1 for the nearest item of its modality.
     """
 
@@ -62,17 +62,17 @@ class EmbeddingIndex:
         Args:
             embed_dim: Width D of the shared space.
             model_identity: ``FusionModel.identity`` of the model that makes the embeddings.
-            root: Folder that the items' ``path`` is relative to; None if items are no files.
+            root: Folder that the items' ``path`` is relative to; None if items are not files.
         """
         if embed_dim < 1:
             raise ValueError(f"embed_dim must be >= 1, got {embed_dim}.")
         self.embed_dim = operator.index(embed_dim)
         self.model_identity = model_identity
         self.root = Path(root).resolve() if root is not None else None
-        self._files: RealFiles | None = None  # of the root, while items are added
+        self._files: RealFiles | None = None  # resolved paths of the root while items are added
         self._indexes: dict[str, faiss.IndexFlatIP] = {}
         self._items: dict[str, list[dict[str, Any]]] = {}
-        self.corrected: dict[str, dict[str, Any]] = {}  # modality -> how its hubs were corrected
+        self.corrected: dict[str, dict[str, Any]] = {}  # modality -> settings of its hubness correction
 
     def __len__(self) -> int:
         return sum(map(len, self._items.values()))
@@ -83,11 +83,11 @@ class EmbeddingIndex:
         return {modality: len(items) for modality, items in self._items.items()}
 
     def items(self, modality: str) -> list[dict[str, Any]]:
-        """The metadata of one modality's items, in the order they were added."""
+        """Return the metadata of one modality's items, in the order they were added."""
         return list(self._items.get(modality, []))
 
     def path_of(self, item: dict[str, Any]) -> Path | None:
-        """The file of an item; None if it is no file.
+        """Return the file of an item; None if it is not a file.
 
         Raises:
             ValueError: If the index has no root, or the path leads out of it.
@@ -95,11 +95,11 @@ class EmbeddingIndex:
         return item_path(self.root, item)
 
     def embeddings(self, modality: str) -> np.ndarray:
-        """Every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
+        """Return every embedding of one modality, in the order added: shape (N, D), float32, unit length."""
         return np.ascontiguousarray(self._stored(modality)[:, : self.embed_dim])
 
     def _stored(self, modality: str) -> np.ndarray:
-        """What faiss holds: (N, D), or (N, D + 1) once hubs are corrected."""
+        """Return the vectors in faiss: (N, D), or (N, D + 1) after :meth:`correct`."""
         index = self._indexes[modality]
         rows: np.ndarray = index.reconstruct_n(0, index.ntotal)
         return rows
@@ -110,8 +110,8 @@ class EmbeddingIndex:
         Args:
             modality: A plain name (letters, digits, ``_``, ``-``); it becomes a file name.
             embeddings: Shape (N, D), any float dtype, finite, unit length.
-            items: N metadata dicts of JSON values; ``modality``, ``rank`` and ``similarity`` are no keys of theirs,
-                and a ``path`` lies below the index's root.
+            items: N metadata dicts of JSON values, without the keys ``modality``, ``rank`` and ``similarity``; each
+                ``path`` must lie below the index's root.
 
         Raises:
             ValueError: If name, width, count or values are not as above.
@@ -143,28 +143,28 @@ class EmbeddingIndex:
     def correct(
         self, modality: str, bank: np.ndarray | Tensor, *, neighbours: int = NEIGHBOURS, weight: float = WEIGHT
     ) -> None:
-        """Let the hubs of one modality give way: order by similarity less a share of how near an item is to everything.
+        """Apply nearest-neighbour normalisation to one modality: penalise items close to every query.
 
         The correction becomes one more dimension of what faiss holds, and search stays exact. Similarities of
         hits stay cosines; their order is the corrected one. Correcting again starts from the embeddings.
 
         Args:
-            modality: Whose items.
-            bank: Embeddings of training queries, shape (N, D), unit length; of the kinds that will be asked, in their
-                proportions, and none that a result is measured with.
-            neighbours: Of the bank, the most similar ones that count for an item.
+            modality: Modality to correct.
+            bank: Embeddings of training queries, shape (N, D), unit length; a sample of the expected kinds of
+                queries, without any that results are measured with.
+            neighbours: Number of nearest bank queries that are averaged for an item.
             weight: Of the correction, >= 0.
 
         Raises:
             KeyError: If the index holds no such modality.
-            ValueError: If the bank is empty, of another width or not of unit length, or a number makes no sense.
+            ValueError: If the bank is empty, of another width or not of unit length, or a number is out of range.
 
         Source:
             NNN, arXiv:2410.24114; see :mod:`fusemix.search.hubness`.
         """
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
-        weight, neighbours = float(weight), operator.index(neighbours)  # numpy's numbers are no JSON
+        weight, neighbours = float(weight), operator.index(neighbours)  # JSON cannot hold numpy's numbers
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
         rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
@@ -183,13 +183,13 @@ class EmbeddingIndex:
         top_k: int = 10,
         where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
-        """The nearest items of one modality for each query; after :meth:`correct`, in the corrected order.
+        """Find the nearest items of one modality for each query; after :meth:`correct`, in the corrected order.
 
         Args:
             modality: Which items to search.
-            queries: Shape (Q, D), any float dtype, finite; any length but zero, they are
-                normalised here, so that a similarity is always a cosine.
-            top_k: Hits per query; at most as many as there are items are returned.
+            queries: Shape (Q, D), any float dtype, finite; any length but zero, because they
+                are normalised here.
+            top_k: Hits per query, or all items if there are fewer.
             where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
 
         Returns:
@@ -214,9 +214,10 @@ class EmbeddingIndex:
         if modality in self.corrected:
             rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
         similarities, positions = index.search(rows, min(top_k, len(chosen)), params=params)
-        order = np.lexsort((positions, -similarities))  # equal similarities stand in the order the items were added
-        similarities, positions = (np.take_along_axis(found, order, axis=1) for found in (similarities, positions))
-        if modality in self.corrected:  # a hit's similarity is a cosine all the same
+        order = np.lexsort((positions, -similarities))  # ties are in the order the items were added
+        similarities = np.take_along_axis(similarities, order, axis=1)
+        positions = np.take_along_axis(positions, order, axis=1)
+        if modality in self.corrected:  # a hit's similarity stays a cosine
             last = np.stack([index.reconstruct_batch(found)[:, -1] for found in positions])
             similarities = similarities - last
         return [
@@ -231,20 +232,18 @@ class EmbeddingIndex:
         """Write ``index.json``, ``items.jsonl`` and the faiss files of each modality.
 
         Each file is written atomically and ``index.json``, which holds the checksums of the
-        others, last: a torn folder is noticed at load. Files over 9 MB are split.
+        others, last: an incomplete folder is detected at load. Files over 9 MB are split.
 
         Args:
             folder: Created if absent.
-            dtype: Of the stored embeddings. ``float16`` takes half the disk and moves a similarity by less than a
-                thousandth (and so may exchange hits that are as near as that); loaded, they are float32 and searched
-                exactly all the same.
+            dtype: Of the stored embeddings. ``float16`` halves the size and changes a similarity by less than a
+                thousandth, which may swap hits that are this close; it is loaded as float32 and searched exactly.
 
         Returns:
             The folder.
 
         Raises:
-            ValueError: If there is no item, the dtype is another, or what :meth:`correct` found is too large for
-                ``float16``.
+            ValueError: If there is no item, the dtype is unknown, or the correction is too large for ``float16``.
         """
         if not len(self):
             raise ValueError("The index holds nothing, so there is nothing to save; add items of a modality first.")
@@ -289,7 +288,7 @@ class EmbeddingIndex:
         for name, start in zip(names, starts, strict=True):
             rows = index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start))
             shard = _empty_shard(index.d, dtype)
-            if dtype == "float16":  # rows may be a little longer or shorter than 1 already: rounded, they still load
+            if dtype == "float16":  # lengths already differ a little from 1; after rounding the rows must still load
                 rows[:, : self.embed_dim] /= np.linalg.norm(rows[:, : self.embed_dim], axis=1, keepdims=True)
             shard.add(rows)
             write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
@@ -347,7 +346,7 @@ class EmbeddingIndex:
         return loaded
 
     def _restore(self, modality: str, stored: np.ndarray, how: dict[str, Any]) -> None:
-        """Take over what :meth:`correct` had made of a modality."""
+        """Restore the correction that :meth:`correct` made for a modality."""
         if stored.shape[1] != self.embed_dim + 1 or not np.isfinite(stored).all():
             raise ValueError(f"the correction of {modality!r} is not among its embeddings")
         self._indexes[modality] = faiss.IndexFlatIP(self.embed_dim + 1)
@@ -362,7 +361,7 @@ def _empty_shard(dim: int, dtype: str) -> faiss.Index:
 
 
 def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
-    """The file of an item below a folder; None if it is no file.
+    """Return the file of an item below a folder; None if it is not a file.
 
     Raises:
         ValueError: If the folder is not known, or the path leads out of it.
@@ -371,7 +370,7 @@ def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
         return None
     if root is None:
         raise ValueError(f"The index knows no folder for {item['path']!r}; {_REBUILD}.")
-    path = (root / item["path"]).resolve()
+    path: Path = (root / item["path"]).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"The item path {item['path']!r} leads out of {root}; {_REBUILD}.")
     return path
@@ -380,7 +379,7 @@ def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:
 def checked_items(
     modality: str, embeddings: np.ndarray | Tensor, items: Sequence[dict[str, Any]], embed_dim: int
 ) -> np.ndarray:
-    """What an index may take in: contiguous float32 rows (N, D), finite and of unit length.
+    """Check items for an index; return contiguous float32 rows (N, D), finite and of unit length.
 
     Raises:
         ValueError: If name, width, count or values are not so.
@@ -400,10 +399,10 @@ def checked_items(
 
 
 def check_metadata(items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse metadata that an index cannot keep; to be asked before anything is stored.
+    """Refuse metadata that an index cannot store; call it before anything is stored.
 
     Raises:
-        ValueError: If a key is one of :data:`RESERVED` or no text, or JSON cannot hold a value.
+        ValueError: If a key is one of :data:`RESERVED` or not a text, or JSON cannot hold a value.
     """
     for number, item in enumerate(items):
         if taken := [key for key in RESERVED if key in item]:
@@ -421,11 +420,11 @@ def check_metadata(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) -> np.ndarray:
-    """What an index searches with: float32 rows (Q, D), brought to unit length.
+    """Check queries; return float32 rows (Q, D) of unit length.
 
     Raises:
-        TypeError: If ``top_k`` is no whole number; numpy's are.
-        ValueError: If the shape or a value is not so, a row has length zero, or ``top_k`` < 1.
+        TypeError: If ``top_k`` is not an integer (numpy's are accepted).
+        ValueError: If the shape or a value is wrong, a row has length zero, or ``top_k`` < 1.
     """
     if operator.index(top_k) < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}.")
@@ -438,7 +437,7 @@ def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) ->
 
 
 def check_where(where: Mapping[str, str] | None) -> dict[str, str]:
-    """A filter on metadata, its keys known to be plain names.
+    """Check a filter on metadata and return it; keys must be plain names.
 
     Raises:
         ValueError: If a key is no plain name or a value no text.
@@ -452,7 +451,7 @@ def check_where(where: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _checked_rows(vectors: np.ndarray | Tensor, what: str, embed_dim: int) -> np.ndarray:
-    """Contiguous float32 rows (N, D), all finite."""
+    """Return contiguous float32 rows (N, D), all finite."""
     array = vectors.detach().cpu().float().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors)
     if array.ndim != 2 or array.shape[1] != embed_dim:
         raise ValueError(f"Expected {what} of shape (N, {embed_dim}), got {array.shape}.")

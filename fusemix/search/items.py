@@ -1,4 +1,4 @@
-"""Which pictures, sounds and captions of an index are one thing: an item with up to three faces."""
+"""Grouping of the pictures, sounds and captions of an index into items with up to three faces."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-FILE_FACES = ("image", "audio")
 _SAME = ("title", "source", "licence", "credit")  # what the rows of one thing share beside their group
 
 
 class ItemGroups:
-    """The things of an index, each with the rows of its faces.
+    """Items of an index, each with the rows of its faces.
 
     - A picture and a sound with one id are one item; so are the only picture and the only sound of a group.
-    - A caption belongs to every picture and sound whose own caption it is (an index holds each text once). One that is
-      nobody's own belongs to the item of its group, title, source, licence and credit, if there is exactly one.
-    - What is left is an item with one face.
+    - A caption belongs to every picture and sound that has it as caption (an index holds each text once). Any other
+      caption belongs to the item with its group, title, source, licence and credit, if there is exactly one.
+    - Every other row is an item with one face.
 
     Attributes:
         faces: Item -> face (``image``, ``audio``, ``text``) -> rows of the index, ascending.
@@ -27,7 +26,7 @@ class ItemGroups:
     """
 
     def __init__(self, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Group what an index holds.
+        """Group the rows of an index.
 
         Args:
             items: Modality -> metadata of its items, in the index's order.
@@ -52,7 +51,7 @@ class ItemGroups:
                 by_id.setdefault(entry["id"], number)
                 by_group[_group(entry)].append(number)
         self._captions(items)
-        for other in sorted(set(items) - {"image", "audio", "text"}):  # a modality of the user's own
+        for other in sorted(set(items) - {"image", "audio", "text"}):  # a user-defined modality
             for row, entry in enumerate(items[other]):
                 if entry["id"] in by_id:
                     self._add(by_id[entry["id"]], other, row)
@@ -67,7 +66,7 @@ class ItemGroups:
         return len(self.faces)
 
     def items_of(self, face: str, row: int) -> list[int]:
-        """Numbers of the items that have this face; several may share a caption."""
+        """Return the numbers of the items with this face; several may share a caption."""
         return list(self._item_of.get((face, row), ()))
 
     def _captions(self, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -99,7 +98,7 @@ class ItemGroups:
 
 
 def _group(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("group") or f"\0{entry['id']}")  # without a group an entry is one of its own
+    return str(entry.get("group") or f"\0{entry['id']}")  # an entry without a group is a group of its own
 
 
 def _kinship(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""The index beyond one machine: PostgreSQL with pgvector behind the interface of ``EmbeddingIndex``.
+"""An index on a server: PostgreSQL with pgvector behind the interface of ``EmbeddingIndex``.
 
-An address is ``postgresql://user@host:port/database/collection``. It may end in ``?root=FOLDER`` (where the items'
-files lie on this machine), ``&exact=1`` (compare with every item instead of walking the HNSW graph) and
+An address is ``postgresql://user@host:port/database/collection``. It may end in ``?root=FOLDER`` (the local folder of
+the items' files), ``&exact=1`` (compare with every item instead of walking the HNSW graph) and
 ``&host=FOLDER`` (the folder of a Unix socket, with no host before the path). The password is read from PGPASSWORD or
 ``~/.pgpass``, TLS settings from PGSSLMODE and the other variables of libpq.
 """
@@ -35,9 +35,9 @@ with extra("postgres", "An index in PostgreSQL"):
 SCHEMES = ("postgresql", "postgres")
 FORMAT = "fusemix-1"
 SCHEMA = "fusemix"
-EXACT_UP_TO = 10_000  # items of one modality: comparing with all of them takes milliseconds and misses none
+EXACT_UP_TO = 10_000  # items of one modality: exact search takes milliseconds
 WIDEST_VECTOR = 2_000  # dimensions of an HNSW graph over pgvector's float32
-WIDEST_HALF = 4_000  # and over its float16; the stored embeddings and the similarities stay float32
+WIDEST_HALF = 4_000  # over its float16; stored embeddings and similarities stay float32
 EF_SEARCH = 100  # candidates of the HNSW walk; at least four times top_k
 MOST_EF_SEARCH = 1_000  # pgvector's own bound
 CONNECT_S = 10
@@ -46,12 +46,12 @@ _REBUILD = "rebuild it with fusemix index --index"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a collection lies.
+    """Address of a collection.
 
     Attributes:
-        connection: What libpq connects with, without a password.
+        connection: Connection string for libpq, without a password.
         collection: Name of the collection.
-        root: Folder of the items' files on this machine; None if they have none here.
+        root: Local folder of the items' files; None without local files.
         exact: Whether every query is compared with every item.
     """
 
@@ -98,8 +98,8 @@ class Address:
 class PostgresIndex:
     """Unit-length embeddings and their items in two tables of a PostgreSQL database with pgvector.
 
-    A collection is built beside the one that is being searched and takes its place in one transaction
-    (:meth:`save`): a killed build leaves the old collection as it was. Up to ``EXACT_UP_TO`` items of a modality, or
+    A new collection is built beside the old one and replaces it in one transaction (:meth:`save`): a killed build
+    leaves the old collection unchanged. Up to ``EXACT_UP_TO`` items of a modality, or
     with ``exact=1``, search is exact; beyond, it walks an HNSW graph. Safe to search from several threads; a lost
     connection is opened again at the next search.
 
@@ -111,15 +111,15 @@ class PostgresIndex:
     """
 
     def __init__(self, address: Address, embed_dim: int, *, model_identity: str, building: bool) -> None:
-        """Use :meth:`create` or :meth:`load`."""
+        """Connect; use :meth:`create` or :meth:`load`."""
         self.address = address
         self.embed_dim = embed_dim
         self.model_identity = model_identity
         self.root = address.root
-        self._building = building  # a build does not survive its connection, which holds its lock
+        self._building = building  # the connection holds the build's lock
         self._table = sql.Identifier(SCHEMA, f"{address.collection}:building" if building else address.collection)
         self._counts: dict[str, int] = {}
-        self._items: dict[str, list[dict[str, Any]]] = {}  # read once, when first asked for
+        self._items: dict[str, list[dict[str, Any]]] = {}  # read once, on first use
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
 
@@ -128,7 +128,7 @@ class PostgresIndex:
 
     @classmethod
     def create(cls, address: str, embed_dim: int, *, model_identity: str) -> PostgresIndex:
-        """Begin to build a collection; the one of this name stays searchable until :meth:`save`.
+        """Start building a collection; an old one of this name stays searchable until :meth:`save`.
 
         Args:
             address: See the module.
@@ -212,7 +212,7 @@ class PostgresIndex:
     def path_of(self, item: dict[str, Any]) -> Path | None:
         """Return the file of an item, below the address's ``root``; None if it is no file.
 
-        The server is not asked for the folder: whoever writes to it must not choose what this machine serves.
+        The folder does not come from the server: its writers must not choose which local files are served.
 
         Raises:
             ValueError: If the address names no root, or the path leads out of it.
@@ -298,7 +298,7 @@ class PostgresIndex:
         Args:
             modality: Which items to search.
             queries: Shape (Q, D), any float dtype, finite; any length but zero.
-            top_k: Hits per query; at most as many as there are items are returned.
+            top_k: Hits per query, or all items if there are fewer.
             where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
 
         Returns:
@@ -331,7 +331,7 @@ class PostgresIndex:
             else:
                 candidates = max(EF_SEARCH, 4 * top_k)
                 cursor.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(sql.Literal(candidates)))
-                cursor.execute("SET LOCAL hnsw.iterative_scan = strict_order")  # filters must not thin out the hits
+                cursor.execute("SET LOCAL hnsw.iterative_scan = strict_order")  # filters must not reduce the hits
             for row in rows:
                 cursor.execute(
                     statement.format(
@@ -348,7 +348,7 @@ class PostgresIndex:
         return found
 
     def close(self) -> None:
-        """Let go of the connection, and of the build that was not saved."""
+        """Close the connection and discard a build that was not saved."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -356,7 +356,7 @@ class PostgresIndex:
 
     @property
     def _indexed(self) -> sql.Composable:
-        """The expression that the HNSW graph is built over."""
+        """Expression that the HNSW graph is built over."""
         if self.embed_dim <= WIDEST_VECTOR:
             return sql.SQL("embedding")
         return sql.SQL("embedding::halfvec({})").format(sql.Literal(self.embed_dim))
@@ -378,7 +378,7 @@ class PostgresIndex:
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
-        """Run statements as one transaction, one thread at a time; the server's errors become one sentence."""
+        """Open a transaction, one thread at a time; the server's errors become one sentence."""
         with self._lock:
             try:
                 if self._connection is None or (self._connection.closed and not self._building):
@@ -394,9 +394,10 @@ class PostgresIndex:
 
 
 def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
-    """Connect; with ``prepare`` also make sure of pgvector and of the list of collections, which needs the rights."""
+    """Connect; with ``prepare`` also create pgvector and the list of collections, which needs the rights to."""
+    where: dict[str, Any] = dict(address.connection)
     connection: psycopg.Connection[Any] = psycopg.connect(
-        **address.connection, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
+        **where, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
     )
     if prepare:
         with connection.transaction():
@@ -412,7 +413,7 @@ def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
 
 
 def _hits(modality: str, rows: Sequence[tuple[int, dict[str, Any], float]]) -> list[Hit]:
-    """Make hits of (position, item, similarity); equal similarities stand in the order the items were added."""
+    """Make hits of (position, item, similarity); ties are in the order the items were added."""
     ordered = sorted(rows, key=lambda row: (-row[2], row[0]))
     return [
         Hit(modality, item, float(np.clip(similarity, -1, 1)), rank)

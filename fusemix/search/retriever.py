@@ -1,4 +1,4 @@
-"""A query of any modality -> encoder -> adapter -> index -> hits of every modality."""
+"""Retrieval: a query of any modality -> encoder -> adapter -> index -> hits of every modality."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from fusemix.search.postgres_index import PostgresIndex
 
 MAX_QUERY_CHARS = 2000  # longest text query
-# Each part of a query, and what it counts for if nothing is said; below zero it is subtracted.
+# Default weight of each part of a query; a negative weight subtracts.
 DEFAULT_WEIGHTS = {"text": 1.0, "image": 1.0, "audio": 1.0, "minus_text": -0.5}
-_SMALLEST_SUM = 1e-3  # length below which a weighted sum of unit vectors points nowhere
+_SMALLEST_SUM = 1e-3  # length below which a weighted sum of unit vectors has no direction
 
 
 class Retriever:
-    """Search an index by text, picture, sound or a weighted sum of them. Safe to call from several threads.
+    """Search of an index by text, picture, sound or a weighted sum of them. Safe to call from several threads.
 
     Example:
         >>> retriever = Retriever.from_pretrained("checkpoints/default", "demo/index")
@@ -80,21 +80,21 @@ class Retriever:
                 ``fusemix index`` with the same checkpoint.
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
-            encoders: Modality -> where the folder of its encoder lies here, such as ``hub-image:/models/dino``, for
-                a checkpoint trained on an encoder in a folder elsewhere; checked by content.
+            encoders: Modality -> local folder of its encoder, such as ``hub-image:/models/dino``, for a checkpoint
+                trained with an encoder in a folder of another machine; checked by content.
 
         Raises:
             FileNotFoundError: If the checkpoint, the index or an encoder's folder is not there.
             ValueError: If a part is damaged or made for another one.
             ConnectionError: If the server of the index does not answer.
-            ImportError: If a package that this needs is not installed.
+            ImportError: If a required package is not installed.
         """
         model = FusionModel.from_pretrained(checkpoint, revision=revision)
         loaded = load_index(index, model_identity=model.identity)
         return cls(model, load_encoders(model.config, device=device, encoders=encoders), loaded)
 
     def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
-        """The embedding of one query.
+        """Embed one query.
 
         Args:
             text: At most 2,000 characters.
@@ -125,14 +125,14 @@ class Retriever:
         return embedding
 
     def encode(self, modality: str, prepared: Sequence[Any]) -> np.ndarray:
-        """Latents of what the modality's encoder prepared: shape (N, D_x), float32, not normalised."""
-        with self._locks[modality]:  # tokenizers are not thread-safe, and two cores gain nothing from two at once
+        """Encode prepared items of a modality: latents of shape (N, D_x), float32, not normalised."""
+        with self._locks[modality]:  # tokenizers are not thread-safe; parallel queries are no faster on two cores
             return self.encoders[modality].encode_prepared(prepared)
 
     def embed_heard(self, audio: Any) -> tuple[np.ndarray, Transcript]:
-        """The embedding of a sound as of :meth:`embed`, and the words heard in it, for one hearing of it.
+        """Embed a sound as :meth:`embed` does and transcribe it, with one pass of the encoder.
 
-        Without words if the model's encoder only hears sounds. Raises like :meth:`embed`.
+        The transcript is empty if the model's encoder has no decoder. Raises like :meth:`embed`.
         """
         encoder = self.encoders.get("audio")
         if audio is None or not isinstance(encoder, WhisperTinyEnWords):
@@ -146,9 +146,9 @@ class Retriever:
     def embed_parts(
         self, *, text: str | None = None, image: Any = None, audio: Any = None, minus_text: str | None = None
     ) -> dict[str, np.ndarray]:
-        """The embedding of each part given: name of the part -> shape (D,), float32, unit length.
+        """Embed each given part: name of the part -> shape (D,), float32, unit length.
 
-        Raises like :meth:`embed`; here any number of parts may be given.
+        Raises like :meth:`embed`, but accepts any number of parts.
         """
         given = {"text": text, "image": image, "audio": audio, "minus_text": minus_text}
         return {
@@ -159,7 +159,7 @@ class Retriever:
 
     @cached_property
     def fusion(self) -> Fusion:
-        """Ranks items by all their faces; holds every embedding of the index in memory."""
+        """Ranking of items by all their faces; it holds every embedding of the index in memory."""
         counts = self.index.counts
         return Fusion(
             {modality: self.index.items(modality) for modality in counts},
@@ -209,22 +209,22 @@ class Retriever:
         where: Mapping[str, str] | None = None,
         fuse: bool = False,
     ) -> dict[str, list[Hit]] | list[FusedHit]:
-        """The nearest pictures, sounds and captions, each kind on its own, or the best items by all their faces.
+        """Find the nearest pictures, sounds and captions, each on its own, or the best items by all their faces.
 
         Args:
             text: A part of the query, as in :meth:`embed`; at least one part is given.
             image: See ``text``.
-            audio: See ``text``. With ``fuse``, words that were heard for certain in it lead.
+            audio: See ``text``. With ``fuse``, words recognised with confidence in it dominate.
             minus_text: Words to subtract.
-            weights: Part -> weight, as in :func:`blend`; a part given and not named has its default.
+            weights: Part -> weight, as in :func:`blend`; a part without one has its default.
             top_k: Hits per modality, or with ``fuse`` items, >= 1.
-            modalities: Which kinds of items to return; all of the index by default. Not with ``fuse``.
+            modalities: Modalities to return; all of the index by default. Not with ``fuse``.
             where: Metadata key -> the value an item must have, such as ``{"licence": "CC0-1.0"}``.
-            fuse: Rank items instead of pictures, sounds and captions (:mod:`fusemix.search.fusion`). Corrections of
-                hubs are of the separate lists and do not count here.
+            fuse: Rank items instead of pictures, sounds and captions (:mod:`fusemix.search.fusion`). Corrections
+                for hubness apply to the separate lists only.
 
         Returns:
-            Modality -> hits, nearest first: similarities to different modalities do not compare. With ``fuse`` one
+            Modality -> hits, nearest first: similarities of different modalities are not comparable. With ``fuse`` one
             list of items, the best first, each with its faces.
 
         Raises:
@@ -243,12 +243,12 @@ class Retriever:
             words = self.embed_words(transcript)
         if not fuse:
             return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
-        blend(parts, weights)  # refuses what has no direction
+        blend(parts, weights)  # raises if the parts cancel
         met, counts = met_by_faces(parts, weights, words)
         return self.fusion.search(met, counts=counts, top_k=top_k, where=where)
 
     def embed_words(self, transcript: Transcript) -> np.ndarray | None:
-        """The embedding of the words that were heard for certain, as if they were typed: shape (D,); None without."""
+        """Embed the words of a transcript that Whisper was confident of, as text: shape (D,); None without any."""
         words = sure_words(transcript)[:MAX_QUERY_CHARS]
         return self.embed(text=words) if words and "text" in self.encoders else None
 
@@ -260,7 +260,7 @@ class Retriever:
         modalities: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
     ) -> dict[str, list[Hit]]:
-        """As :meth:`search`, by an embedding made before: shape (D,)."""
+        """Search as :meth:`search` does, by a given embedding of shape (D,)."""
         wanted = list(self.index.counts) if modalities is None else modalities
         return {
             modality: self.index.search(modality, embedding[None], top_k=top_k, where=where)[0] for modality in wanted
@@ -268,11 +268,11 @@ class Retriever:
 
 
 def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None) -> np.ndarray:
-    """The weighted sum of a query's parts, brought to unit length.
+    """Compute the weighted sum of a query's parts, normalised to unit length.
 
     Args:
         parts: Part (of :data:`DEFAULT_WEIGHTS`) -> embedding, shape (D,), unit length.
-        weights: Part -> weight, finite; below zero subtracts, zero leaves the part out.
+        weights: Part -> weight, finite; a negative weight subtracts, zero leaves the part out.
 
     Returns:
         Shape (D,), float32, unit length.
@@ -289,7 +289,7 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
         raise ValueError(f"Give at least one of {list(DEFAULT_WEIGHTS)}, got none.")
     if not np.isfinite([chosen[part] for part in parts]).all():
         raise ValueError(f"Weights must be finite numbers, got {dict(weights or {})}.")
-    largest = max(abs(float(chosen[part])) for part in parts) or 1.0  # only their ratios count; no sum overflows
+    largest = max(abs(float(chosen[part])) for part in parts) or 1.0  # only ratios count; scaling avoids overflow
     total = np.sum([chosen[part] / largest * embedding.astype(np.float64) for part, embedding in parts.items()], axis=0)
     length = np.linalg.norm(total)
     if length < _SMALLEST_SUM:
@@ -301,13 +301,13 @@ def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None =
 def met_by_faces(
     parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None, words: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The parts of a query as :class:`fusemix.search.fusion.Fusion` takes them, and what each counts for.
+    """Convert the parts of a query to those of :class:`fusemix.search.fusion.Fusion`, with their factors.
 
     Args:
         parts: Part -> embedding, shape (D,).
         weights: As in :func:`blend`.
-        words: The embedding of the words heard for certain in the sound, if there were any: then they lead and how it
-            sounds is but the voice.
+        words: Embedding of the words recognised with confidence in the sound, if any: then they dominate, and the sound
+            counts as their voice.
     """
     chosen = DEFAULT_WEIGHTS | dict(weights or {})
     met = dict(parts)
@@ -342,12 +342,12 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | P
 def load_encoders(
     config: ModelConfig, *, device: str = "cpu", encoders: Mapping[str, str | Path] | None = None
 ) -> dict[str, Encoder]:
-    """Load the encoders a configuration names, and check that they are the same.
+    """Load the encoders that a configuration names, and check their identity.
 
     Args:
         config: Of a model.
         device: A torch device string.
-        encoders: Modality -> where the folder of its Hub encoder lies here, such as ``hub-image:/models/dino``.
+        encoders: Modality -> local folder of its Hub encoder, such as ``hub-image:/models/dino``.
 
     Raises:
         FileNotFoundError: If the folder of an encoder is not found.

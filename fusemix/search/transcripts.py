@@ -1,4 +1,4 @@
-"""The words in a transcript: without Whisper's remarks in brackets and without what it repeats."""
+"""Cleaning of transcripts: removal of Whisper's remarks in brackets and of repeated sentences."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 from fusemix.encoders.speech import Transcript
 
-SURE = -1.0  # mean log-probability of a token from which words count; openai-whisper's own logprob_threshold
+SURE = -1.0  # mean log-probability of a token above which words count; openai-whisper's logprob_threshold
 _REMARKS = re.compile(r"\[[^\]]*(\]|$)|\([^)]*(\)|$)|\*[^*]*(\*|$)")  # [BLANK_AUDIO], (crow caws), *squeaking*
 _ENDS = (".", "!", "?", "…")
 
 
 def only_words(transcript: str) -> str:
-    """A transcript without remarks, which are no words, and without a sentence begun again at its end.
+    """Remove remarks, which are not speech, and a repeated sentence at the end of a transcript.
 
-    Whisper loops on short sounds: of "A boy with a toy gun. A boy wi" the second half goes. What is said twice with
-    other words between stays.
+    Whisper loops on short sounds: "A boy with a toy gun. A boy wi" loses its second half. Repetitions with other
+    words between them stay.
 
     Returns:
         The words; "" if no letter is left.
@@ -34,16 +34,16 @@ def only_words(transcript: str) -> str:
 
 
 def sure_words(transcript: Transcript) -> str:
-    """The words of a transcript that Whisper was sure of; "" if there are none or it was not."""
+    """Return the words of a transcript if Whisper was confident of them; "" if not, or if there are none."""
     return only_words(transcript.words) if transcript.log_probability >= SURE else ""
 
 
 def _begins(words: list[str], i: int) -> bool:
-    """Whether a sentence or a part of one begins at word ``i``."""
+    """Return whether a sentence or a part of one begins at word ``i``."""
     return words[i - 1][-1] in ".!?…,;:" or (words[i][0].isupper() and i + 1 < len(words))
 
 
 def _repeats(said: list[str], again: list[str]) -> bool:
-    """Whether a tail is what was said before it; of several words the last may be cut off."""
+    """Return whether a tail repeats the words before it; of several words the last may be cut off."""
     whole = said == again
     return whole or (len(again) > 1 and said[:-1] == again[:-1] and said[-1].startswith(again[-1]))

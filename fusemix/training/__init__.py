@@ -1,1 +1,1 @@
-"""FuseMix, the contrastive loss and the training loop."""
+"""FuseMix (mixup on latents), the contrastive loss and the training loop."""

@@ -1,4 +1,4 @@
-"""The curves of a training run: as TensorBoard events while it goes, as a picture when it is done."""
+"""Curves of a training run: TensorBoard events during the run, a plot at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TensorBoard:
     """Loss, temperature, learning rate and validation recall of a run as TensorBoard events.
 
     Args:
-        folder: Where the events go; made at the first step.
+        folder: Folder for the events; created at the first step.
 
     Raises:
         ImportError: If the package tensorboard is not installed.
@@ -27,7 +27,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def add(self, p: Progress) -> None:
-        """Write one step; the first after a resumption takes the place of what was written beyond it."""
+        """Write one step; the first step of a resumed run replaces events of later steps."""
         if self._writer is None:
             self._writer = self._open(str(self._folder), purge_step=p.step)
         values = {"loss": p.loss, "temperature": p.temperature, "learning_rate": p.learning_rate}

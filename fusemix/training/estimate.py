@@ -1,4 +1,4 @@
-"""What a training run will need, before it starts: memory, disk and hours, by a short probe."""
+"""Estimate of the memory, disk and time of a training run, by a short probe."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """Estimated costs of a run.
 
     Attributes:
-        parameters: Trained and fixed numbers in the adapters.
+        parameters: Number of trained and fixed parameters in the adapters.
         memory_bytes: Weights, gradients, AdamW's moments, latents held, one step's activations and logits.
         disk_bytes: Training state and checkpoint.
-        seconds_per_step: Median of the probe, the first steps left out.
-        steps: Optimizer steps in all; evaluation comes on top.
-        largest_batch: Pairs read a step that would fill three quarters of the free memory.
+        seconds_per_step: Median of the probe, without the first steps.
+        steps: Optimizer steps in all, without evaluation.
+        largest_batch: Pairs a step that would fill three quarters of the free memory.
     """
 
     parameters: int
@@ -40,7 +40,7 @@ class Plan:
     largest_batch: int
 
     def sentences(self) -> list[str]:
-        """For a person."""
+        """Write the estimate as sentences."""
         hours = self.seconds_per_step * self.steps / 3600
         return [
             f"{self.parameters:,} parameters; about {self.memory_bytes / 2**30:.1f} GiB of memory and "
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *, hold_bytes: int | None = None) -> Plan:
-    """Take ten real steps in a scratch folder and count the rest.
+    """Take ten real steps in a temporary folder and extrapolate.
 
     Args:
         sets: Joined latents, as for :func:`fusemix.training.trainer.train`.
@@ -85,7 +85,7 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *,
 
 
 def _bytes_of_a_row(sets: list[PairSet], model: ModelConfig) -> int:
-    """Activations that autograd keeps for one pair read, roughly: inputs, and each block's inside five times."""
+    """Estimate the activations that autograd keeps for one pair: inputs, and five times each block's hidden width."""
     total = 0.0
     for modality in {m for s in sets for m in s.stores}:
         width = model.latent_dims[modality]
@@ -103,7 +103,7 @@ def _logits(batch: int, config: TrainConfig) -> int:
 
 
 def _kept(sets: list[PairSet], model: ModelConfig, config: TrainConfig) -> int:
-    """Matrices of logits that wait for the backward pass: in tiles one, else one a path and pair of modalities."""
+    """Count the matrices of logits kept for the backward pass: one in tiles, else one a path and pair of modalities."""
     rows = config.batch_size // 2 if config.mixup_alpha is not None else config.batch_size
     pairs = max(math.comb(len(s.stores), 2) for s in sets)
     return len(model.trained_parts) * pairs if rows <= PLAIN_UP_TO else 1

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE between two sets of paired embeddings: plain, in tiles, and a process's share of it."""
+"""Symmetric InfoNCE between two sets of paired embeddings: plain, in tiles, and divided among processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-EPS = 1e-12  # least norm, as F.normalize has it
+EPS = 1e-12  # smallest norm, as in F.normalize
 ONE_EXP_BELOW = 40.0  # 1 / temperature; exp(-2 x 40) is still a normal float32
 TILE = 2048  # rows and columns of logits held at once
-PLAIN_UP_TO = 4096  # pairs; above, the plain version's B x B matrices cost more than computing tiles twice
+PLAIN_UP_TO = 4096  # pairs; above, B x B matrices cost more than computing tiles twice
 
 
 def info_nce(
@@ -23,18 +23,18 @@ def info_nce(
     groups: Tensor | None = None,
     tile: int | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE: row i of ``a`` should find row i of ``b`` among all rows, and back.
+    """Compute symmetric InfoNCE: row i of ``a`` should find row i of ``b`` among all rows, and vice versa.
 
-    Both sides are L2-normalised here, so inputs need not be unit length. One matrix product
-    serves both directions. Large batches are computed in tiles, exactly, in memory linear in B.
+    Both sides are L2-normalised here, so inputs need not have unit length. Both directions share one
+    matrix product. Large batches are computed exactly in tiles, in memory linear in B.
 
     Args:
         a: Embeddings of modality X, shape (B, D), float.
         b: Embeddings of modality Y, shape (B, D); b[i] is paired with a[i].
         temperature: Divides the cosine similarities; a scalar > 0, may carry a gradient.
         groups: (B,) integers: pairs of one group are right answers for one another, each with the
-            same share of the target. Default: every pair is its own. A departure from the paper, to
-            whose loss the other captions of a picture are wrong answers.
+            same share of the target. Default: one group per pair. A departure from the paper, whose
+            loss treats the other captions of a picture as wrong answers.
         tile: Rows and columns of logits held at once; by default all up to 4,096 pairs, else 2,048.
 
     Returns:
@@ -82,16 +82,16 @@ def info_nce_rows(
     groups: Tensor | None = None,
     tile: int = TILE,
 ) -> Tensor:
-    """This process's share of :func:`info_nce`: its rows against everybody's, in memory linear in all pairs.
+    """Compute this process's share of :func:`info_nce`: its rows against all rows, in memory linear in all pairs.
 
     The mean of all processes' shares is ``info_nce(all_a, all_b)``.
 
     Args:
         a: This process's embeddings of modality X, shape (n, D), float; normalised here.
-        b: Those of modality Y, shape (n, D).
+        b: Its embeddings of modality Y, shape (n, D).
         all_a: X of all processes with gradients, shape (N, D); rows first..first+n are ``a``.
         all_b: Y of all processes likewise, shape (N, D).
-        first: Where this process's rows begin in the whole.
+        first: Number of this process's first row among all rows.
         temperature: As in :func:`info_nce`.
         groups: (N,) integers for all rows, as in :func:`info_nce`.
         tile: Rows whose logits against all N are held at once; computed again in the backward pass.
@@ -124,20 +124,20 @@ def _shares(groups: Tensor) -> Tensor:
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """The loss from tiles of logits, which the backward pass computes again; a and b are normalised by the tile.
+    """InfoNCE in tiles of logits, which the backward pass computes again; a and b are normalised tile by tile.
 
     With S the logits, T the targets and B pairs, the loss is
     (sum_i lse_j S_ij + sum_j lse_i S_ij - 2 sum T S) / 2B, and its gradient by S is
     (softmax by rows + softmax by columns - 2 T) / 2B. Beyond the inputs, only their gradients and two tiles are held
-    at once. Logits lie within +-scale, so that for scales below 40 no exponential of S - scale can vanish, and one of
-    them serves both directions.
+    at once. Logits lie within +-scale, so that for scales below 40 no exponential of S - scale underflows, and both
+    directions can share it.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor | None, tile: int) -> Tensor:
         n, kind = len(a), torch.float64 if a.dtype == torch.float64 else torch.float32
         shared = float(scale) < ONE_EXP_BELOW
-        start = 0 if shared else -torch.inf  # of sums of exponentials, or of their logarithms
+        start = 0 if shared else -torch.inf  # sums of exponentials, or their logarithms
         rows = torch.full((n,), start, dtype=kind, device=a.device)
         columns = rows.clone()
         size = None if groups is None else torch.bincount(groups)[groups].to(kind)  # (B,)
@@ -155,7 +155,7 @@ class _TiledInfoNCE(torch.autograd.Function):
                 else:
                     rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
                     columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
-                del logits  # before the next is made
+                del logits  # free it before the next one
         if shared:
             rows, columns = rows.log_().add_(scale), columns.log_().add_(scale)
         ctx.save_for_backward(a, b, scale, groups, size, rows, columns)
@@ -205,7 +205,7 @@ def _pieces(n: int, tile: int) -> list[slice]:
 def _right(
     groups: Tensor | None, size: Tensor | None, i: slice, j: slice, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Where the right answers of a tile stand, (rows, columns), and the share of the target each has."""
+    """Return the positions of the right answers of a tile, (rows, columns), and the target of each."""
     if groups is None or size is None:
         diagonal = torch.arange(i.stop - i.start if i == j else 0, device=device)
         return diagonal, diagonal, 1.0
@@ -214,7 +214,7 @@ def _right(
 
 
 def _through_norm(x: Tensor, gradient: Tensor) -> None:
-    """Turn the gradient by x / max(|x|, EPS) into the one by x, in place: (t, D) both."""
+    """Convert the gradient with respect to x / max(|x|, EPS) to that with respect to x, in place: (t, D) both."""
     norm = x.norm(dim=1, keepdim=True)
     unit = x / norm.clamp_min(EPS)
     along = (gradient * unit).sum(1, keepdim=True).masked_fill_(norm < EPS, 0)

@@ -1,4 +1,4 @@
-"""FuseMix: mixup on the latents of a pair, with the same coefficient on every side."""
+"""FuseMix: mixup on the latents of pairs, with the same coefficient for all modalities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def fusemix(
     """Mix the first half of a batch of paired latents with the second half.
 
     One coefficient, lam ~ Beta(alpha, alpha), is shared by all modalities, so row i of
-    the outputs is again a positive pair: a mixed pair is a true pair.
+    the outputs is again a positive pair.
 
     Args:
         latents: One tensor per modality, shapes (2B, D_x); row i of each belongs to the
@@ -45,7 +45,7 @@ def fusemix(
 
 
 def draw_lam(alpha: float, n: int, rng: np.random.Generator, *, per_row: bool) -> np.ndarray:
-    """Coefficients lam ~ Beta(alpha, alpha), float64: shape (1, 1) for the batch, or (n, 1) by row."""
+    """Draw coefficients lam ~ Beta(alpha, alpha), float64: shape (1, 1) for the batch, or (n, 1) by row."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be > 0 and finite, got {alpha}.")
     return rng.beta(alpha, alpha, size=(n, 1)) if per_row else np.full((1, 1), rng.beta(alpha, alpha))

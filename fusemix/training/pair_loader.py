@@ -1,4 +1,4 @@
-"""Which pairs a step trains on, and their latents: held where the compute is, or read ahead from disk."""
+"""Loader of the pairs of each step and their latents: held on the device, or prefetched from disk."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fusemix.data.latent_store import LatentStore
 from fusemix.data.pair_set import PairSet
 from fusemix.threads import one_thread
 
-HOLD_BYTES = 512 * 2**20  # latents held in memory at most, unless told otherwise; on a GPU half of what is free
+HOLD_BYTES = 512 * 2**20  # most bytes of latents in memory by default; on a GPU half of its free memory
 
 
 class PairLoader:
-    """The batches of one set: functions of the seed and the step, whatever is held and whatever was read before."""
+    """Batches of one set: functions of the seed and the step only."""
 
     def __init__(
         self,
@@ -31,17 +31,17 @@ class PairLoader:
         processes: int = 1,
         rank: int = 0,
     ) -> None:
-        """Nothing is read yet.
+        """Prepare the loader; nothing is read yet.
 
         Args:
-            pair_set: Whose latents are read.
+            pair_set: The set whose latents are read.
             pairs: (N,) numbers of the pairs to train on.
-            batch: Pairs a step, of all processes together.
-            seed: Of the orders.
-            halved: Batches come in two halves, to be mixed.
-            held: Stores that lie on ``device`` already (:meth:`LatentStore.hold`); the others are read ahead.
-            device: Where latents are wanted.
-            processes: That share each half.
+            batch: Pairs a step, over all processes.
+            seed: Of the permutations.
+            halved: Whether batches have two halves, to be mixed.
+            held: Stores already on ``device`` (:meth:`LatentStore.hold`); others are prefetched.
+            device: Device for the latents.
+            processes: Number of processes that share each half.
             rank: Of this process.
         """
         self.pair_set, self.pairs, self.batch = pair_set, pairs, batch
@@ -52,10 +52,10 @@ class PairLoader:
         self._ahead: dict[tuple[str, int], Future[Tensor]] = {}  # by modality and step
 
     def draw(self, step: int) -> list[np.ndarray]:
-        """Pair numbers of a step's batch, of all processes, in halves to be mixed.
+        """Draw the pair numbers of a step's batch, over all processes, in halves to be mixed.
 
-        The batches of an epoch are consecutive pieces of a fresh permutation of all pairs: every order is
-        equally likely, whatever the shards, and no pair comes twice before all have come.
+        The batches of an epoch are consecutive pieces of a new permutation of all pairs: every order is
+        equally likely, and no pair repeats within an epoch.
         """
         epoch, piece = divmod(step, len(self.pairs) // self.batch)
         if epoch != self._epoch:
@@ -65,23 +65,23 @@ class PairLoader:
         return np.split(drawn, 2) if self.halved else [drawn]
 
     def share_of(self, half: np.ndarray) -> slice:
-        """This process's part of a half; parts differ by at most one row."""
+        """Return this process's part of a half; parts differ by at most one row."""
         return slice(len(half) * self.rank // self.processes, len(half) * (self.rank + 1) // self.processes)
 
     def latents(self, modality: str, step: int) -> Tensor:
-        """This process's latents of a step, (rows of all its halves, D_x), float32, on the device."""
+        """Return this process's latents of a step, (rows of all its halves, D_x), float32, on the device."""
         waited = self._ahead.pop((modality, step), None)
         return (self._read(modality, self.draw(step)) if waited is None else waited.result()).to(self.device)
 
     def read_ahead(self, step: int) -> None:
-        """Let another thread read a step's latents while an earlier one computes."""
+        """Prefetch a step's latents in another thread."""
         halves = self.draw(step)
         for modality, store in self.pair_set.stores.items():
             if store not in self.held:
                 self._ahead[modality, step] = self._reader.submit(self._read_alone, modality, halves)
 
     def _read_alone(self, modality: str, halves: list[np.ndarray]) -> Tensor:
-        with one_thread():  # the step that computes meanwhile has the threads
+        with one_thread():  # the training step needs the threads
             return self._read(modality, halves)
 
     def _read(self, modality: str, halves: list[np.ndarray]) -> Tensor:
@@ -91,7 +91,7 @@ class PairLoader:
 
 
 def stores_to_hold(sets: list[PairSet], hold_bytes: int | None, device: torch.device) -> list[LatentStore]:
-    """The stores to keep in memory: the smallest first, while together they take at most ``hold_bytes``."""
+    """Choose the stores to keep in memory: the smallest first, up to ``hold_bytes`` together."""
     if hold_bytes is None:
         hold_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else HOLD_BYTES
     stores = {id(store): store for s in sets for store in s.stores.values()}.values()

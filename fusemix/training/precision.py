@@ -1,4 +1,4 @@
-"""Which precision the matrix products of a training take."""
+"""Precision of the matrix products in training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def resolve_precision(name: str) -> str:
-    """Turn ``auto`` into bf16 where the processor multiplies it fast, else into ``no``; keep any other name."""
+    """Resolve ``auto`` to bf16 if the processor multiplies it fast, else to ``no``; keep any other name."""
     if name != "auto":
         return name
     if torch.cuda.is_available():

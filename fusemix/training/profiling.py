@@ -1,4 +1,4 @@
-"""Where the time of a training run goes: a few real steps and one evaluation under torch's profiler."""
+"""Profile of a training run: a few real steps and one evaluation under torch's profiler."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _STEP, _EVALUATION = "step", "evaluation"
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured.
+    """Measured times of a training run.
 
     Attributes:
-        seconds_per_step: Mean of the steps profiled; the profiler itself makes them a little slower.
+        seconds_per_step: Mean of the profiled steps; the profiler slows them a little.
         stages: Stage of :data:`STAGES` -> seconds of a step.
-        evaluation_seconds: One evaluation.
+        evaluation_seconds: Seconds of one evaluation.
         steps_per_evaluation: Steps of the run between two evaluations.
-        operators: (name, calls, seconds in it alone) over steps and evaluation, the costliest first.
+        operators: (name, calls, self time in seconds) over steps and evaluation, the slowest first.
         trace: File for chrome://tracing or ui.perfetto.dev.
     """
 
@@ -50,7 +50,7 @@ class Profile:
     trace: Path
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Write the profile as lines of text."""
         step, evaluation = self.seconds_per_step, self.evaluation_seconds / self.steps_per_evaluation
         whole = step + evaluation
         rows = [(STAGES[name], seconds) for name, seconds in self.stages.items()]
@@ -75,7 +75,7 @@ def profile(
     init: FusionModel | None = None,
     hold_bytes: int | None = None,
 ) -> Profile:
-    """Take steps in a scratch folder, the first of them unmeasured, and one evaluation.
+    """Take steps in a temporary folder, the first ones unmeasured, and one evaluation.
 
     Args:
         sets: Joined latents, as for :func:`fusemix.training.trainer.train`.
@@ -104,7 +104,7 @@ def profile(
             run.evaluate(1)
     write_atomic(trace, lambda path: measured.export_chrome_trace(str(path)))
     events = measured.key_averages()
-    # microseconds on the CPU; on a GPU the stages wait for it, so theirs hold its work too
+    # microseconds on the CPU; the stages wait for a GPU, so they include its work
     total = {event.key: event.cpu_time_total / 1e6 for event in events}
     alone = [(e.key, e.count, (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e6) for e in events]
     operators = [part for part in alone if part[0] not in {*STAGES, _STEP, _EVALUATION}]
@@ -120,7 +120,7 @@ def profile(
 
 @contextmanager
 def _waiting(name: str) -> Iterator[None]:
-    """A stage that ends when the GPU has done its work."""
+    """Record a stage that ends when the GPU has finished its work."""
     with record_function(name):
         yield
         torch.cuda.synchronize()

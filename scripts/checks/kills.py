@@ -1,10 +1,10 @@
-"""Kill -9 at random moments of training and of extraction, go on each time, and compare with runs left alone.
+"""Kill -9 at random moments of training and of extraction, resume, and compare with uninterrupted runs.
 
     python scripts/checks/kills.py --train 25 --extract 25
 
-A killed command is started again with the same words. When it ends by itself, its weights (or its latents and
-rows) must be those of the uninterrupted run, bit for bit, and no file of a killed write may be left; then the next
-round begins in a new folder, until the kills are used up. Writes ``docs/results/kills.json``.
+A killed command is started again with the same words. When it finishes, its weights (or its latents and rows) must
+equal those of the uninterrupted run bit for bit, and no temporary file may be left; then the next round begins in a
+new folder, until all kills are done. Writes ``docs/results/kills.json``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Kill, go on, compare; 0 when everything is equal, 1 when not."""
+    """Kill, resume and compare; return 0 if everything is equal, else 1."""
     args = parse(argv)
     rng = np.random.default_rng(args.seed)
     found = {}
@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def training(work: Path, epochs: int) -> list[str]:
-    """The training to be killed: a state of some megabytes, saved after every few steps."""
-    from fusemix.data.latent_store import write_latents
+    """Return the command of the training: a state of some megabytes, saved every few steps."""
+    from fusemix.data.latent_writer import write_latents
 
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(400, 16))
@@ -88,7 +88,7 @@ def training(work: Path, epochs: int) -> list[str]:
 
 
 def extraction(work: Path, texts: int) -> list[str]:
-    """The extraction to be killed: short texts, distinct, in shards of 1,024."""
+    """Return the command of the extraction: short, distinct texts in shards of 1,024."""
     lines = [f"{number} dogs {'run' if number % 2 else 'sleep'} on the grass" for number in range(texts)]
     pd.DataFrame({"text": lines}).to_csv(work / "pairs.csv", index=False)
     options = f"--pairs {work / 'pairs.csv'} --column text --encoder minilm-l6"
@@ -127,7 +127,7 @@ def kill_and_compare(
 
 
 def run_for(command: list[str], seconds: float | None) -> tuple[bool, bool]:
-    """Run a command for some seconds or, without, to its end; (whether it finished, whether it was killed)."""
+    """Run a command for some seconds, or to its end for None; return (finished, killed)."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, said = process.communicate(timeout=seconds)
@@ -135,14 +135,14 @@ def run_for(command: list[str], seconds: float | None) -> tuple[bool, bool]:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         return False, process.returncode == -signal.SIGKILL
-    # a kill between the last file and the end of the process leaves a run that was finished
+    # a kill between the last file and the end of the process leaves a finished run
     if process.returncode == 0 or "already holds a finished checkpoint" in said:
         return True, False
     raise SystemExit(f"{shlex.join(command)} ended with {process.returncode}: {said}")
 
 
 def compare_checkpoints(whole: Path, other: Path) -> bool:
-    """Whether two finished checkpoints hold the same files, weights and history."""
+    """Return whether two finished checkpoints hold the same files, weights and history."""
     names = {path.name for path in whole.iterdir()}
     same = ("model.safetensors", "config.json", "train_config.json", "history.json")
     return names == {path.name for path in other.iterdir()} and all(
@@ -151,7 +151,7 @@ def compare_checkpoints(whole: Path, other: Path) -> bool:
 
 
 def compare_stores(whole: Path, other: Path) -> bool:
-    """Whether two stores hold the same files, latents and rows."""
+    """Return whether two stores hold the same files, latents and rows."""
     from fusemix.data.latent_store import LatentStore
 
     if {path.name for path in whole.iterdir()} != {path.name for path in other.iterdir()}:

@@ -1,11 +1,11 @@
-"""Many visitors at once against a running app: answers, failures, latencies, and the server's memory.
+"""Load test of a running app with many visitors: answers, failures, latencies, and the server's memory.
 
     python app.py --port 7860 &
     python scripts/checks/load_test.py --url http://127.0.0.1:7860 --visitors 50 --seconds 300 --pid $! --json load.json
 
 Each visitor asks, waits for the answer, thinks, asks again: words, pictures, sounds, and now and then a drawing, files
 of their own (sent, embedded, searched, deleted) or a small training. Latencies are what a visitor waits, from the
-question to the last byte of the answer. Every question is a session of its own, the dearest case for the server. With
+question to the last byte of the answer. Every question is a session of its own, the costliest case for the server. With
 --pid the file also holds a sample of the server's memory every half minute, and how much it grew from minute 5 (of a
 short run: from its fifth part) to the end. The exit status is 1 if any question failed.
 """
@@ -40,18 +40,18 @@ from fusemix.files import write_json
 WORDS = ("a cat asleep", "a ship on the sea", "fresh fruit", "a fast car", "two children playing", "rain on a roof")
 PICTURE = ROOT / "demo/gallery/images"
 SOUND = ROOT / "demo/examples/spoken-cake.mp3"
-SETTLED_S = 300.0  # from here on memory should be flat; in a run of less than twice that, from its fifth part
+SETTLED_S = 300.0  # memory should be constant from here on; in a run shorter than twice this, from a fifth of it
 SAMPLE_S = 30.0  # between two samples of memory written down
 SHARES = {"text": 0.65, "image": 0.15, "audio": 0.13, "draw": 0.02, "own": 0.03, "train": 0.02}  # of the questions
 SEARCHES = ("text", "image", "audio")
-CAPTIONS = b"a red apple\na green pear\nrain on a roof\na dog asleep\n"  # of one's own, beside OWN_PICTURES pictures
+CAPTIONS = b"a red apple\na green pear\nrain on a roof\na dog asleep\n"  # own sounds, beside OWN_PICTURES pictures
 OWN_PICTURES = 4
 PAIRS, WIDTH, EPOCHS = 200, 32, 10  # of a small training
 
 
 @dataclass
 class Record:
-    """What was seen.
+    """Results of the test.
 
     Attributes:
         waits: Kind of question -> seconds waited, one per answer.
@@ -79,12 +79,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def drawing(words: str) -> list[object]:
-    """What the drawing's endpoint takes, in the order of its widgets: a picture of ten steps from noise, steered."""
+    """Return the inputs of the drawing's endpoint, in the order of its widgets: ten steered steps from noise."""
     return [None, words, None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7, 0.12]
 
 
 async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
-    """One call of a Gradio endpoint: its answer.
+    """Call a Gradio endpoint and return its answer.
 
     Raises:
         RuntimeError: If the app answered with an error.
@@ -104,19 +104,19 @@ async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
 
 
 async def upload(client: httpx.AsyncClient, name: str, content: bytes) -> dict[str, Any]:
-    """A file as an endpoint takes it."""
+    """Upload a file for an endpoint."""
     sent = await client.post("/gradio_api/upload", files={"files": (name, content)})
     sent.raise_for_status()
     return {"path": sent.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
 async def upload_file(client: httpx.AsyncClient, path: Path) -> dict[str, Any]:
-    """The same, of a file here."""
+    """Upload a local file."""
     return await upload(client, path.name, path.read_bytes())
 
 
 class Page:
-    """A page as a browser has it: what needs a session has no endpoint and is a widget's event."""
+    """A browser's page: functions that need a session have no endpoint but are events of widgets."""
 
     def __init__(self, client: httpx.AsyncClient, config: dict[str, Any]) -> None:
         self._client = client
@@ -125,7 +125,7 @@ class Page:
         self._session = secrets.token_hex(8)
 
     async def fire(self, elem_id: str, event: str, data: list[Any], *, then: list[Any] | None = None) -> str:
-        """What the page gets back, as JSON: of the event, or of the one that follows it, with its own data.
+        """Fire an event and return its result as JSON, or that of the following event ``then``.
 
         Raises:
             RuntimeError: If the app answered with an error or an apology.
@@ -162,7 +162,7 @@ class Page:
 
 @asynccontextmanager
 async def timed(record: Record, kind: str) -> AsyncIterator[None]:
-    """Write down how long the block took, unless it failed."""
+    """Record the duration of the block, unless it failed."""
     started = time.monotonic()
     yield
     record.waits[kind].append(time.monotonic() - started)
@@ -207,7 +207,7 @@ async def ask(
     record: Record,
     config: dict[str, Any],
 ) -> None:
-    """One question of a kind; files are sent each time, as a visitor would."""
+    """Ask a question of a kind; files are uploaded each time, as by a visitor."""
     if kind == "own":
         await own_files(Page(client, config), client, record, dice.sample(pictures, OWN_PICTURES))
     elif kind == "train":
@@ -218,7 +218,7 @@ async def ask(
 
 
 async def ask_endpoint(client: httpx.AsyncClient, kind: str, dice: random.Random, pictures: list[Path]) -> None:
-    """A search or a drawing.
+    """Request a search or a drawing.
 
     Raises:
         RuntimeError: If the app answered with an error or with nothing.
@@ -242,7 +242,7 @@ async def visitor(
     dice = random.Random(number)
     kinds = SEARCHES if args.search_only else tuple(SHARES)
     async with httpx.AsyncClient(base_url=args.url, timeout=120) as client:
-        await asyncio.sleep(dice.random() * args.think)  # not all in the same moment
+        await asyncio.sleep(dice.random() * args.think)  # spread the starts
         while time.monotonic() < until:
             kind = dice.choices(kinds, [SHARES[k] for k in kinds])[0]
             try:
@@ -253,7 +253,7 @@ async def visitor(
 
 
 async def watch(pid: int, record: Record, started: float) -> None:
-    """The server's resident memory every two seconds."""
+    """Record the server's resident memory every two seconds."""
     page = 4096 / 1e6
     while True:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -262,7 +262,7 @@ async def watch(pid: int, record: Record, started: float) -> None:
 
 
 async def visit(args: argparse.Namespace) -> Record:
-    """All visitors at once."""
+    """Run all visitors concurrently."""
     record, started = Record(), time.monotonic()
     pictures = sorted(PICTURE.glob("*"))[::50]
     watching = asyncio.create_task(watch(args.pid, record, started)) if args.pid else None
@@ -276,7 +276,7 @@ async def visit(args: argparse.Namespace) -> Record:
 
 
 def figures(record: Record, args: argparse.Namespace) -> dict[str, Any]:
-    """What is written down."""
+    """Summarise the record for the JSON file."""
     waits = {
         kind: {
             "answers": len(seconds),
@@ -304,11 +304,11 @@ def figures(record: Record, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_figures(memory: list[tuple[float, float]], settled_s: float) -> dict[str, Any]:
-    """How memory went.
+    """Summarise the course of the memory.
 
     Args:
         memory: (seconds since the start, MB), in order.
-        settled_s: When growth counts from; if nothing was seen after it, from the last look.
+        settled_s: Start of the growth measurement; the last sample if there is none later.
 
     Returns:
         MB at the start, when settled and at the end; the least and most since; growth in per cent since, of the end and

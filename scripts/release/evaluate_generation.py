@@ -1,4 +1,4 @@
-"""Is a generated picture about its input, and is it a copy? Measured on held-out items, written as JSON.
+"""Evaluation of generated pictures on held-out items: match with their input, and copying of training pictures.
 
     python scripts/release/evaluate_generation.py --held-out flickr8k-dev=../shared/flickr8k/pairs.csv:dev \
         --held-out gallery-val=demo/gallery/pairs.csv:val \
@@ -52,14 +52,14 @@ SPACES = ("latent", "shared", "outside")  # of the judges
 
 @dataclass(frozen=True)
 class Train:
-    """What the decoder was trained on: one row a picture, and the pairs for fitting bridges.
+    """Training data of the decoder: one row a picture, and the pairs for fitting bridges.
 
     Attributes:
         paths: Of the pictures.
         latents: (N, D_x) of the frozen image encoder.
         image: (N, D) shared-space embeddings.
         pairs: Modality -> (embeddings (M, D), rows (M,) of their pictures).
-        known: Path -> latent of every picture in the store, held-out ones too: nothing is encoded twice.
+        known: Path -> latent of every picture in the store, including held-out ones, so that nothing is encoded twice.
     """
 
     paths: list[str]
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """All measurements."""
+    """Run all measurements."""
     model = FusionModel.from_pretrained(args.checkpoint)
     encoders = {m: load_recorded(m, model.config.encoders) for m in model.modalities}
     generator = Generator.from_pretrained(args.decoder, model, device=args.device)
@@ -178,7 +178,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
 
 
 def training_of(decoder: str) -> dict[str, Any]:
-    """What the decoder's folder says about its training."""
+    """Read the training record in the decoder's folder."""
     path = Path(decoder) / "train_config.json"
     return {"training": read_json(path)} if path.is_file() else {}
 
@@ -187,7 +187,7 @@ def training_of(decoder: str) -> dict[str, Any]:
 
 
 def load_train(table: PairTable, root: Path, model: FusionModel) -> Train:
-    """Embeddings of the training split from finished latent stores."""
+    """Load embeddings of the training split from finished latent stores."""
     stores: dict[str, LatentStore] = {}
     for path in sorted(root.rglob(MANIFEST_NAME)):
         manifest = read_json(path)
@@ -203,7 +203,7 @@ def load_train(table: PairTable, root: Path, model: FusionModel) -> Train:
     picture_of: dict[int, int] = {}
     for i, group in enumerate(rows["image"]["group"]):
         picture_of.setdefault(int(group), i)
-    pairs = {}
+    pairs: dict[str, tuple[Tensor, np.ndarray]] = {}
     for modality in (m for m in ("text", "audio") if m in stores and m in model.modalities):
         mine = rows[modality][rows[modality]["group"].isin(list(picture_of))]
         embeddings = model.embed(modality, stores[modality].read(mine["item"].to_numpy()))
@@ -253,7 +253,7 @@ Draw = Callable[..., list[Image.Image]]
 
 
 def drawer(generator: Generator, model: FusionModel, encoder: Encoder, args: argparse.Namespace) -> Draw:
-    """A function that draws one picture for each row of conditioned embeddings, from noise or over a file."""
+    """Make a function that draws a picture for each row of image embeddings, from noise or from a file."""
     from fusemix.media import load_image
 
     def draw(embeds: Tensor, wanted: Tensor | None, seed: int, over: list[Path] | None = None) -> list[Image.Image]:
@@ -279,7 +279,7 @@ def drawer(generator: Generator, model: FusionModel, encoder: Encoder, args: arg
 
 
 class Judge:
-    """Finds the right photo for a picture: in the frozen encoder's space, the shared one, and another encoder's."""
+    """Retrieval of the right photo for a picture, in the spaces of the frozen encoder, the model and a judge."""
 
     def __init__(
         self, held_out: HeldOut, model: FusionModel, encoder: Encoder, outsider: Encoder | None = None
@@ -297,7 +297,7 @@ class Judge:
         self.groups = np.arange(len(held_out.latents))
 
     def see(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Pictures in every space, (N, D) each, unit length."""
+        """Embed pictures in every space, (N, D) each, unit length."""
         latents = torch.from_numpy(self.encoder.encode(images))
         seen = {
             "latent": F.normalize(latents - self.mean, dim=1),
@@ -309,7 +309,7 @@ class Judge:
         return seen
 
     def find(self, seen: dict[str, Tensor], rows: np.ndarray) -> dict[str, Any]:
-        """Recall, in every space, of pictures that should find photo ``rows[i]``."""
+        """Measure recall in every space; picture i should find photo ``rows[i]``."""
         return {space: recall(queries, self.galleries[space], rows, self.groups) for space, queries in seen.items()}
 
     def pictures(self, images: list[Image.Image], rows: np.ndarray) -> dict[str, Any]:
@@ -318,7 +318,7 @@ class Judge:
 
 
 def recall(queries: Tensor, gallery: Tensor, rows: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """recall_at_1/5/10 and median rank, with 95 % bootstrap intervals of recall@10."""
+    """Compute recall_at_1/5/10 and median rank, with 95 % bootstrap intervals of recall@10."""
     rank = ranks(queries, gallery, rows, groups)
     ci = bootstrap(rank, rows)["recall_at_10"]
     return {"n": len(rank), "of": len(gallery), **summarise(rank), "recall_at_10_ci95": list(ci)}
@@ -334,7 +334,7 @@ def measure(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
-    """One protocol: what generated pictures, ceilings and baselines find, and how near they are to training ones."""
+    """Measure one protocol: recall of generated pictures, ceilings and baselines, and distance to training pictures."""
     judge = Judge(held_out, model, encoder, load_encoder(args.judge) if args.judge else None)
     side = generator.side
     out: dict[str, Any] = {"conditioned_on": {}}
@@ -346,7 +346,7 @@ def measure(
         seen = judge.see(images)
         wrong = np.roll(rows, len(rows) // 2)
         nearest = (embeddings @ train.image.T).argmax(1).tolist()
-        values = {
+        values: dict[str, Any] = {
             "generated": judge.find(seen, rows),
             "generated_halved": judge.pictures(halved(images), rows),
             "shuffled": judge.find(seen, wrong),
@@ -387,7 +387,7 @@ def measure(
 
 
 def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: argparse.Namespace) -> list[Path]:
-    """The index's picture nearest to each query, held-out ones aside."""
+    """Find the index's picture nearest to each query, without held-out ones."""
     from fusemix.search.index import EmbeddingIndex
 
     index = EmbeddingIndex.load(args.from_gallery, model_identity=model.identity)
@@ -398,13 +398,13 @@ def begun_from(embeddings: Tensor, held_out: HeldOut, model: FusionModel, args: 
 def best_of(
     wanted: Tensor, embeds: Tensor, draw: Draw, model: FusionModel, encoder: Encoder, args: argparse.Namespace
 ) -> list[Image.Image]:
-    """For each query the picture of several that the encoder finds closest to what was asked for."""
+    """Draw several pictures for each query and keep the one closest to it by the encoder."""
     rounds = [draw(embeds, wanted, args.seed + 10_000 * i) for i in range(args.best_of)]
     return [rank_images([made[i] for made in rounds], wanted[i], model, encoder)[0][0] for i in range(len(embeds))]
 
 
 def copying(centred: Tensor, train: Train, mean: Tensor) -> dict[str, float]:
-    """Cosine of each picture's centred latent, unit length, to its nearest training picture's: percentiles."""
+    """Compute percentiles of the cosine of pictures' centred latents to their nearest training picture's."""
     gallery = F.normalize(train.latents - mean, dim=1)
     nearest = (centred @ gallery.T).amax(1).numpy()
     return {f"p{p}": float(np.percentile(nearest, p)) for p in (5, 50, 95, 100)}
@@ -420,12 +420,13 @@ def bridges(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
-    """Every bridge over the gap, fitted on the training split: what its embeddings and its unsteered pictures find."""
+    """Measure every bridge, fitted on the training split: recall of its embeddings and of unsteered pictures."""
     judge = Judge(held_out, model, encoder)
     out: dict[str, Any] = {}
     for modality in (m for m in ("text", "audio") if m in held_out.queries and m in train.pairs):
         source, pictures = train.pairs[modality]
-        embeddings, rows = (part[: args.bridge_queries] for part in held_out.queries[modality])
+        embeddings, rows = held_out.queries[modality]
+        embeddings, rows = embeddings[: args.bridge_queries], rows[: args.bridge_queries]
         out[modality] = {}
         for kind in BRIDGES:
             console.print(f"{held_out.name}: bridge {kind} from {modality}", highlight=False)
@@ -440,7 +441,7 @@ def bridges(
 
 
 def timing(generator: Generator, embeds: Tensor, steering: Steering | None) -> dict[str, float]:
-    """Seconds to the first preview and to the picture, warm, one picture at 25 steps: medians of five."""
+    """Measure seconds to the first preview and to the picture, warm, at 25 steps: medians of five."""
     runs = np.array([_timed(generator, embeds, steering, seed) for seed in range(6)][1:])
     first, whole = np.median(runs, axis=0)
     return {"first_preview": float(first), "picture": float(whole)}
@@ -456,17 +457,17 @@ def _timed(generator: Generator, embeds: Tensor, steering: Steering | None, seed
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """A photo at the decoder's resolution, squashed to a square as the encoder squashes it."""
+    """Resize a photo to a square at the decoder's resolution, as the encoder does."""
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def halved(images: list[Image.Image]) -> list[Image.Image]:
-    """Pictures at half their side and back: what fine patterns alone had gained is gone."""
+    """Halve pictures and enlarge them again, which removes fine patterns."""
     return [shrunk(shrunk(image, image.width // 2), image.width) for image in images]
 
 
 def shrunk_file(path: str, side: int) -> Image.Image:
-    """The same from a file."""
+    """Resize a photo from a file."""
     from fusemix.media import load_image
 
     return shrunk(load_image(path), side)
@@ -474,7 +475,7 @@ def shrunk_file(path: str, side: int) -> Image.Image:
 
 @torch.inference_mode()
 def reconstructed(images: list[Image.Image], generator: Generator) -> list[Image.Image]:
-    """Pictures through the autoencoder and back: what the decoder could reach at best."""
+    """Encode and decode pictures with the autoencoder: the decoder's upper bound."""
     vae, made = generator.pipeline.vae, []
     for start in range(0, len(images), BATCH):
         pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images[start : start + BATCH]])
@@ -487,7 +488,7 @@ def reconstructed(images: list[Image.Image], generator: Generator) -> list[Image
 
 
 def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
-    """Rows of pictures, real and generated in turn, for each modality."""
+    """Save rows of pictures, real and generated in turn, for each modality."""
     side = rows[0][0].width
     sheet = Image.new("RGB", (side * max(map(len, rows)), side * len(rows)), "white")
     for y, row in enumerate(rows):
@@ -497,7 +498,7 @@ def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Recall in percent as tables."""
+    """Print recall in percent as tables."""
     console = Console()
     for name, protocol in result["protocols"].items():
         table = Table(title=f"{name}: R@1 / R@10, %", title_justify="left")
@@ -517,7 +518,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def cells(spaces: dict[str, Any]) -> list[str]:
-    """The two recalls of each space that judged, and n."""
+    """Format the two recalls of each space, and n."""
     texts = [
         f"{100 * spaces[s]['recall_at_1']:.1f} / {100 * spaces[s]['recall_at_10']:.1f}" if s in spaces else ""
         for s in SPACES

@@ -1,10 +1,10 @@
-"""Sixty queries written down before the search was changed: how many please, by the old lists and by fused items.
+"""Share of satisfying results for sixty fixed queries, by separate lists and by fused items.
 
     python scripts/release/judge_queries.py --json docs/results/queries.json
 
-``tests/search/queries.json`` says for each query what would please, as words on an item's captions and title. Spoken
-queries are synthesised (Debian packages flite and espeak-ng); a picture's own item is left out. "Before" is the first
-thing the page showed then: the list of pictures, found by pixels alone.
+``tests/search/queries.json`` lists for each query the words of a satisfying item's captions and title. Spoken queries
+are synthesised (Debian packages flite and espeak-ng); a picture's own item is left out. "Before" is the list of
+pictures alone, found by their pixels.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fusemix.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERIES = ROOT / "tests/search/queries.json"
-FIRST = 6  # results that are looked at, of which so many should please:
+FIRST = 6  # results that are judged, and how many of them should satisfy:
 ENOUGH = 3
 
 
 def ask(service: Service, query: dict[str, str], folder: Path) -> Answer:
-    """The answer to one query, as the page would get it."""
+    """Return the answer to one query, as the page would get it."""
     if "text" in query:
         return service.search(Query(text=query["text"]), top_k=2 * FIRST)
     if "say" in query:
@@ -45,7 +45,7 @@ def ask(service: Service, query: dict[str, str], folder: Path) -> Answer:
 
 
 def speak(query: dict[str, str], folder: Path) -> Path:
-    """A sentence spoken by the voice the query names, as a WAV file."""
+    """Synthesise the query's sentence in its voice, as a WAV file."""
     tool, voice = query["voice"].split(":")
     out = folder / "spoken.wav"
     if tool == "flite":
@@ -57,7 +57,7 @@ def speak(query: dict[str, str], folder: Path) -> Path:
 
 
 def judge(query: dict[str, str], answer: Answer) -> dict[str, Any]:
-    """The first results before and now, and which of them please."""
+    """Judge the first results of the separate lists and of the fused items."""
     pattern = re.compile(rf"\b({query['pleases']})\b", re.IGNORECASE)
     before = [[hit.item] for hit in answer.hits["image"][:FIRST]]
     now = [[hit.item for hit in found.faces.values()] for found in answer.items[:FIRST]]

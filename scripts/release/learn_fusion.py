@@ -1,4 +1,4 @@
-"""Learn on validation what each face of an item counts for a query, and measure it on the half not learned from.
+"""Learn on validation data the weight of each face of an item, and measure it on the other half.
 
     python scripts/release/learn_fusion.py --flickr8k ../shared/flickr8k/pairs.csv --report docs/results/fusion.json
 
@@ -10,8 +10,8 @@ Weights maximise the likelihood of the right item (softmax over all items of the
 - a picture: the gallery's held-out pictures, the others of their group are right, the picture itself is left out;
 - a sound: the gallery's held-out sounds, without their own sound face.
 
-Where several columns compete, those are kept whose two-fold mean reciprocal rank is best: a face that does not help is
-not weighed. Reported on the other half (photos, speech), or by two-fold cross-validation over groups (gallery).
+The subset of columns with the best two-fold mean reciprocal rank is kept: a face that does not help gets no weight.
+Reported on the other half (photos, speech), or by two-fold cross-validation over groups (gallery).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NO_NOUNS = frozenset(
         "young little out back style from two one",
     )
 )
-PENALTY = 1e-3  # on squared weights: keeps what the data does not settle finite
+PENALTY = 1e-3  # on squared weights: keeps undetermined weights finite
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Task:
     left_out: np.ndarray | None = None  # (Q, items) bool
 
     def of(self, chosen: np.ndarray) -> Task:
-        """Some of the queries."""
+        """Return some of the queries."""
         left_out = None if self.left_out is None else self.left_out[chosen]
         return Task(self.values[chosen], self.right[chosen], self.groups[chosen], left_out)
 
@@ -73,7 +73,7 @@ def _out(task: Task) -> Tensor:
 
 
 def learn(tasks: Sequence[Task]) -> np.ndarray:
-    """Weights >= 0, one per column, of least mean negative log-likelihood."""
+    """Fit weights >= 0, one per column, that minimise the mean negative log-likelihood."""
     columns = tasks[0].values.shape[2]
     raw = torch.zeros(columns, requires_grad=True)
     data = [(torch.from_numpy(t.values).float(), torch.from_numpy(t.right), _out(t)) for t in tasks]
@@ -94,7 +94,7 @@ def learn(tasks: Sequence[Task]) -> np.ndarray:
 
 
 def ranks(task: Task, weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """(Q,) the rank of the best right item; ties count against it."""
+    """Compute the rank of the best right item, (Q,); ties count against it."""
     scores = task.values @ np.asarray(weights)
     if task.left_out is not None:
         scores[task.left_out] = -np.inf
@@ -104,14 +104,14 @@ def ranks(task: Task, weights: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def figures(task: Task, weights: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Recall of a right item among the first 1, 6 and 10."""
+    """Compute the recall of a right item among the first 1, 6 and 10."""
     found = ranks(task, weights)
     recall = {f"recall_at_{k}": round(float((found <= k).mean()), 4) for k in (1, 6, 10)}
     return {"queries": len(found), "items": task.right.shape[1], **recall, "median_rank": float(np.median(found))}
 
 
 def ablation(task: Task, weights: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """The figures of the weights, of each column alone, and of all but one."""
+    """Compute the figures of the weights, of each column alone, and of all but one."""
     report = {"fused": figures(task, weights)}
     for column, name in enumerate(names):
         report[f"{name} alone"] = figures(task, np.eye(len(names))[column])
@@ -119,14 +119,14 @@ def ablation(task: Task, weights: np.ndarray, names: Sequence[str]) -> dict[str,
 
 
 def halves(groups: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(Q,) bool: a random half of the groups."""
+    """Choose a random half of the groups: (Q,) bool."""
     names = np.unique(groups)
     first = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
     return np.isin(groups, first)
 
 
 def choose(task: Task) -> np.ndarray:
-    """Weights of the columns that help: the subset whose two-fold mean reciprocal rank is highest, fewest first."""
+    """Fit weights for the subset of columns with the highest two-fold mean reciprocal rank; fewer columns win ties."""
     first = halves(task.groups)
     columns = range(task.values.shape[2])
     subsets = [list(c) for size in range(1, len(columns) + 1) for c in combinations(columns, size)]
@@ -143,7 +143,7 @@ def choose(task: Task) -> np.ndarray:
 
 
 def cross_validated(task: Task, names: Sequence[str]) -> dict[str, Any]:
-    """The figures where each half of the groups is asked with the weights of the other, and of each column alone."""
+    """Compute the figures of each half of the groups with the other half's weights, and of each column alone."""
     first = halves(task.groups)
     parts = [(task.of(~first), learn([task.of(first)])), (task.of(first), learn([task.of(~first)]))]
     scores = [figures(part, weights) for part, weights in parts]
@@ -175,7 +175,7 @@ class Gallery:
         return self.fusion.groups
 
     def near(self, query: np.ndarray, without: tuple[str, int] | None = None, faces: Sequence[str] = FACES) -> Any:
-        """Standardised similarity to each face, shape (items, 3), zero where there is none or it is left out."""
+        """Compute the standardised similarity to each face, shape (items, 3), zero for missing faces."""
         columns = []
         for face in FACES:
             rows, owners = self.groups.rows[face], self.groups.owners[face]
@@ -186,7 +186,7 @@ class Gallery:
         return np.stack(columns, axis=1).astype(np.float32)
 
     def siblings(self, face: str) -> Task:
-        """Held-out pictures or sounds ask for the others of their group."""
+        """Make the task in which held-out pictures or sounds search for the others of their group."""
         values, right, out, groups = [], [], [], []
         for i in self.held_out:
             others = self.group == self.group[i]
@@ -199,7 +199,7 @@ class Gallery:
         return Task(np.array(values), np.array(right), np.array(groups), np.array(out))
 
     def named(self) -> Task:
-        """Held-out sounds ask for their own item without any sound: by its caption and picture."""
+        """Make the task in which held-out sounds search for their own item by its caption and picture only."""
         asked = [i for i in self.held_out if "audio" in self.groups.faces[i]]
         rows = [self.groups.faces[i]["audio"][0] for i in asked]
         values = [self.near(self.fusion.embeddings["audio"][row], faces=("image", "text")) for row in rows]
@@ -207,7 +207,7 @@ class Gallery:
         return Task(np.array(values), np.array(right), self.group[asked])
 
     def names(self) -> Task:
-        """Names of held-out sounds ask for the sound by how it sounds, among all that have one."""
+        """Make the task in which names of held-out sounds search among the sounds."""
         asked = [i for i in self.held_out if "audio" in self.groups.faces[i]]
         with_sound = [i for i, faces in enumerate(self.groups.faces) if "audio" in faces]
         rows = [self.groups.faces[i]["text"][0] for i in asked]
@@ -217,17 +217,17 @@ class Gallery:
 
 
 def together(a: Task, b: Task) -> Task:
-    """The queries of two tasks."""
+    """Join the queries of two tasks."""
     out = [np.zeros(t.right.shape, bool) if t.left_out is None else t.left_out for t in (a, b)]
     pairs = ((a.values, b.values), (a.right, b.right), (a.groups, b.groups), out)
     return Task(*(np.concatenate(pair) for pair in pairs))
 
 
 def sounds_that_fit(gallery: Gallery, weights: dict[str, float]) -> tuple[float, dict[str, Any]]:
-    """The score from which on a sound is shown under words, and how often that errs on the half not chosen on.
+    """Choose the score above which a sound is shown for words, and measure its error rate on the other half.
 
-    Asked with the captions of held-out pictures. A sound fits if its caption shares a word with the query, adjectives
-    and the like aside; that is stricter than an ear, which also likes a "crow cawing" under "a raven".
+    The queries are captions of held-out pictures. A sound fits if its caption shares a word with the query, except
+    adjectives and the like; this is stricter than a listener, who would accept "crow cawing" for "a raven".
     """
     fusion = Fusion(gallery.fusion.items, gallery.fusion.embeddings, weights={"text": weights})
     captions = fusion.items["text"]
@@ -261,7 +261,7 @@ def _nouns(caption: str) -> set[str]:
 
 
 def photos(work: Path, retriever: Retriever, pairs: Path) -> dict[str, Any]:
-    """Embeddings of Flickr8k dev, made once: photos, captions 0 to 4, spoken captions 0 and the words heard in them."""
+    """Embed Flickr8k dev once: photos, captions 0 to 4, spoken captions 0 and the words recognised in them."""
     path = work / "flickr8k-dev.npz"
     if path.is_file():
         return dict(np.load(path))
@@ -283,24 +283,25 @@ def photos(work: Path, retriever: Retriever, pairs: Path) -> dict[str, Any]:
         own["words"].append(retriever.embed(text=only_words(said.words)))
         own["speakers"].append(number[row["image"]])
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{key: np.array(value) for key, value in own.items()})
+    arrays: dict[str, Any] = {key: np.array(value) for key, value in own.items()}
+    np.savez(path, **arrays)
     return dict(np.load(path))
 
 
 def meet(queries: np.ndarray, photo: np.ndarray, caption: np.ndarray) -> np.ndarray:
-    """Standardised similarities to photos and captions: (Q, photos, 2)."""
+    """Compute standardised similarities to photos and captions: (Q, photos, 2)."""
     sides = [np.stack([standardised(row) for row in queries @ side.T]) for side in (photo, caption)]
     return np.stack(sides, axis=2).astype(np.float32)
 
 
 def answers(own: np.ndarray, count: int) -> np.ndarray:
-    """(Q, count) bool: each query's photo."""
+    """Mark each query's photo: (Q, count) bool."""
     right: np.ndarray = np.arange(count) == own[:, None]
     return right
 
 
 def learn_all(data: dict[str, Any], gallery: Gallery) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes into ``fusion.json``, and what it reaches."""
+    """Learn the content of ``fusion.json`` and measure it."""
     photo, owners, order = data["photos"], data["owners"], data["order"]
     kept = {k: data["captions"][order == k][np.argsort(owners[order == k])] for k in (0, 1)}
     chosen = halves(np.arange(len(photo)))

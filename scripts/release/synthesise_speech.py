@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _has(table: PairTable, column: str, row: int) -> bool:
-    return column in table.frame.columns and table.frame[column].iat[row] != ""
+    return column in table.frame.columns and bool(table.frame[column].iat[row] != "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures and a trained FusionModel -> a small Stable unCLIP pipeline of our own.
+"""Train a small Stable unCLIP pipeline on pictures and a trained FusionModel.
 
     python scripts/release/train_unclip.py --pairs demo/gallery/pairs.csv --checkpoint checkpoints/default \
         --out checkpoints/unclip-small
@@ -53,7 +53,7 @@ from fusemix.generation.small.pipeline import (
     read_small_parts,
     save_small_pipeline,
 )
-from fusemix.generation.small.train_loop import Loop, Report, Stopped
+from fusemix.generation.small.train_loop import Loop, Report
 from fusemix.generation.small.unet_training import (
     Conditions,
     DenoisingLoss,
@@ -62,7 +62,8 @@ from fusemix.generation.small.unet_training import (
     spread_conditions,
 )
 from fusemix.model.adapters import FusionModel
-from fusemix.training.trainer import resolve_precision
+from fusemix.stopping import Stopped
+from fusemix.training.precision import resolve_precision
 
 MODALITIES = ("image", "text", "audio")
 CARRIED = 3000  # pictures encoded again to carry a UNet into another space
@@ -97,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             if (field.name.startswith(("side", "latent", "vae", "perceptual"))) != bool(prefix):
                 continue
             value = getattr(defaults, field.name)
-            many = {"nargs": "+"} if isinstance(value, tuple) else {}
+            many: dict[str, Any] = {"nargs": "+"} if isinstance(value, tuple) else {}
             kind = type(value[0]) if isinstance(value, tuple) else type(value)
             flag = "--" + field.name.replace("_", "-")
             group.add_argument(flag, type=kind, default=value, help=f"default {value}", **many)
@@ -105,13 +106,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train or go on; 0 when done, 2 on bad input, 130 when stopped by a signal (state saved)."""
+    """Train or resume; return 0 when done, 2 on bad input, 130 when stopped by a signal (state saved)."""
     args = parse(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     console = Console(stderr=True)
     names = [field.name for field in dataclasses.fields(UnclipConfig)]
-    values = {name: getattr(args, name) for name in names}
-    config = UnclipConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    config = UnclipConfig(**values)
     try:
         return run(args, config, console)
     except (ValueError, OSError, ImportError, KeyError) as error:
@@ -123,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, config: UnclipConfig, console: Console) -> int:
-    """The four stages."""
+    """Run the four stages."""
     args.work.mkdir(parents=True, exist_ok=True)
     tables = [PairTable.read(path) for path in args.pairs]
     pictures, names = load_pictures(tables, args.split, config.side, args.work, console)
@@ -170,7 +172,7 @@ def load_pictures(
 
 
 def square(path: str, side: int) -> Image.Image:
-    """A picture padded to a square on white and scaled to ``side`` pixels."""
+    """Pad a picture to a square on white and scale it to ``side`` pixels."""
     from fusemix.media import load_image
 
     image = load_image(path)
@@ -215,7 +217,7 @@ def train_autoencoder(
 
 
 def loop_of(name: str, config: UnclipConfig, args: argparse.Namespace) -> Loop:
-    """The loop of the ``vae`` or of the ``unet``."""
+    """Make the loop of the ``vae`` or of the ``unet``."""
     return Loop(
         name=name,
         work=args.work,
@@ -231,8 +233,8 @@ def loop_of(name: str, config: UnclipConfig, args: argparse.Namespace) -> Loop:
 
 
 @torch.no_grad()
-def encode_pictures(vae: nn.Module, pictures: np.ndarray, args: argparse.Namespace, console: Console) -> np.ndarray:
-    """Latent means of every picture and its mirror image: (2, N, C, s, s), float32, raw scale."""
+def encode_pictures(vae: Any, pictures: np.ndarray, args: argparse.Namespace, console: Console) -> np.ndarray:
+    """Encode every picture and its mirror image: latent means (2, N, C, s, s), float32, raw scale."""
     cache = args.work / "latents.npy"
     key = [sha256_of(args.work / "pictures.npy"), sha256_of(args.work / "vae.pt")]
     if cache.exists() and read_json(args.work / "latents.json") == key:
@@ -285,7 +287,7 @@ def load_conditions(
 def embed_column(
     table: PairTable, column: str, model: FusionModel, args: argparse.Namespace, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, D) of the training items of a column, and their groups (n,)."""
+    """Embed the training items of a column: embeddings (n, D) and groups (n,)."""
     empty = np.empty((0, model.config.embed_dim), np.float32), np.empty(0, np.int64)
     if column not in model.config.latent_dims or column not in table.frame.columns:
         return empty
@@ -310,7 +312,7 @@ def embed_column(
 
 
 def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[str, object]) -> LatentStore | None:
-    """A finished latent store of this table, column and encoder somewhere below ``root``."""
+    """Find a finished latent store of this table, column and encoder anywhere below ``root``."""
     for path in sorted(root.rglob(MANIFEST_NAME)) if root else []:
         manifest = read_json(path)
         same = manifest.get("table") == table.fingerprint and manifest.get("column") == column
@@ -325,7 +327,7 @@ def find_store(root: Path | None, table: PairTable, column: str, encoder: dict[s
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What the UNet's stage needs of the earlier ones, and how the whole is saved.
+    """Results of the stages before the UNet, and saving of the pipeline.
 
     Attributes:
         vae: Trained.
@@ -366,7 +368,7 @@ class Trained:
 
 
 def latent_scale(latents: np.ndarray, args: argparse.Namespace) -> float:
-    """What the latents are multiplied by: the first pipeline's, else 1 / standard deviation."""
+    """Return the factor of the latents: the initial pipeline's, else 1 / standard deviation."""
     if args.init_pipeline is not None:
         return float(read_small_parts(args.init_pipeline)[1].config.scaling_factor)
     return 1.0 / float(latents.std())
@@ -408,14 +410,14 @@ def train_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
 
 
 def history_of(folder: Path) -> list[dict[str, int]]:
-    """The trainings that a pipeline folder has behind it: steps and pictures a step."""
+    """Read the earlier trainings of a pipeline folder: steps and pictures a step."""
     record = read_json(folder / "train_config.json")
     now = {"unet_steps": record["trained_unet_steps"], "unet_batch_size": record["unet_batch_size"]}
     return [*record.get("begun_from", []), now]
 
 
 def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Module:
-    """The UNet of --init-pipeline, carried into the new space if that is another one."""
+    """Load the UNet of --init-pipeline, adapted to the new space if it differs."""
     args, conditions = trained.args, trained.conditions
     unet = read_small_parts(args.init_pipeline)[0]
     if tuple(unet.config.block_out_channels) != trained.config.unet_channels:
@@ -440,12 +442,12 @@ def first_unet(trained: Trained, paths: list[str], console: Console) -> nn.Modul
 
 
 def embed_again(model: FusionModel, paths: list[str]) -> Tensor:
-    """Embeddings (N, D) of pictures by an earlier model."""
+    """Embed pictures with an earlier model: (N, D)."""
     return model.embed("image", load_recorded("image", model.config.encoders).encode(paths))
 
 
 def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
-    """Pictures made from the first training embeddings of each modality: one row a modality."""
+    """Draw pictures from the first training embeddings of each modality: one row a modality."""
     generator = Generator.from_pretrained(folder)
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(conditions.image))[:10]
@@ -469,7 +471,7 @@ def sample_grid(folder: Path, conditions: Conditions, path: Path) -> None:
 
 
 def card(record: dict[str, Any]) -> str:
-    """The model card."""
+    """Write the model card."""
     data = record["data"]
     begun = "".join(
         f" It went on from a decoder with {run['unet_steps']:,} UNet steps of {run['unet_batch_size']} behind it; "
@@ -534,7 +536,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def bar(console: Console) -> Progress:
-    """A progress bar with counts and times."""
+    """Make a progress bar with counts and times."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -548,14 +550,14 @@ def bar(console: Console) -> Progress:
 
 @contextmanager
 def reported(console: Console, name: str) -> Iterator[Report]:
-    """A progress bar as a function of steps done, steps in all and a note."""
+    """Show a progress bar as a function of steps done, steps in all and a note."""
     with bar(console) as progress:
         task = progress.add_task(name, total=None, note="")
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 
 
 def tracked(progress: Progress, items: range, description: str) -> Iterable[int]:
-    """Go through ``items`` and show how far."""
+    """Iterate over ``items`` with a progress bar."""
     return progress.track(items, task_id=progress.add_task(description, total=len(items), note=""))
 
 

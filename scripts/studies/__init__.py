@@ -1,1 +1,1 @@
-"""The parts of scripts.studies: one study a module."""
+"""Studies of the recipe: one study a module."""

@@ -1,4 +1,4 @@
-"""Which recipe is worth its work, and which part of it? Several seeds, same pairs, same passes, with intervals.
+"""Comparison of recipes and of their parts: several seeds on the same pairs and passes, with intervals.
 
     python -m scripts.studies recipes --pairs ../shared/flickr8k/pairs.csv --seeds 0 1 2
 

@@ -1,4 +1,4 @@
-"""What is each part of the recipe worth? One change at a time, beside the paper's recipe scaled down.
+"""Ablations of the recipe: one change at a time, compared with the paper's recipe scaled down.
 
 Latents of the last layer; ``--photos`` of the train photos (all by default; the same for all seeds), a tenth of the
 pairs a step, at most 4,096, which FuseMix halves. Without mixing a step then compares either as many pairs as with it
@@ -79,7 +79,7 @@ class Sigmoid(StudyTrainer):
     def loss(self, out: dict[str, Tensor], groups: Tensor | None) -> Tensor:
         """Average over rows the sum of binary losses."""
         a, b = (F.normalize(x, dim=1) for x in out.values())
-        logits = a @ b.T / self.model.temperature + self.model.bias
+        logits = a @ b.T / self.model.temperature + self.model.get_parameter("bias")
         signs = 2 * torch.eye(len(a)) - 1
         return -F.logsigmoid(signs * logits).sum() / len(a)
 
@@ -107,8 +107,7 @@ class HardNegatives(StudyTrainer):
 class Gated(StudyTrainer):
     """SAIL's idea of a gated adapter in place of the residual one: a product of two linear maps, then a projection.
 
-    Source: the gated linear unit of SAIL (arXiv:2412.04616) as FACTS describes it, hidden width 8 x 512; unchecked
-    against its code.
+    Source: the gated linear unit of SAIL (arXiv:2412.04616) with hidden width 8 x 512; not checked against its code.
     """
 
     def build_model(self, model_config: ModelConfig) -> FusionModel:
@@ -210,7 +209,7 @@ VARIANTS = [
 
 
 def run(args: argparse.Namespace) -> None:
-    """Every variant with every seed; the table, what is missing of an interrupted study left out."""
+    """Run every variant with every seed and print the table; an interrupted study leaves out missing rows."""
     stores = {"image": latents(args, "image", "efficientnet-lite0"), "text": latents(args, "text", "minilm-l6")}
     pairs, dev = joined(stores, "train"), joined(stores, "dev")
     if args.photos:
@@ -219,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
     earlier = json.loads(args.out.read_text()) if args.questions and args.out.exists() else {}
     results: dict[str, list[dict[str, Any]]] = {}
     chosen = [v for v in VARIANTS if not (v.question and args.questions) or v.question in args.questions]
-    for seed in args.seeds:  # seed by seed: an interrupted study is still a fair one
+    for seed in args.seeds:  # seed by seed: an interrupted study is still balanced
         for variant in chosen:
             name = _label(variant)
             changes = {"epochs": args.epochs, "eval_every": 5, "val_fraction": 0.02, "seed": seed, **variant.config}
@@ -236,7 +235,7 @@ def run(args: argparse.Namespace) -> None:
 def report(
     args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], data: dict[str, int], earlier: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write what there is, after the rows of an earlier file that are of the same settings and the same recipe."""
+    """Write the results so far, with rows of an earlier file of the same settings and the same recipe."""
     out = {name: _entry(runs, results[BASE]) for name, runs in results.items()}
     head = {**data, "epochs": args.epochs, "seeds": args.seeds, "metric": "mean R@1 on dev, last epoch"}
     before = earlier.get("variants", {})

@@ -1,4 +1,4 @@
-"""What the studies share: stores of latents, a run whose last epoch counts, means with intervals."""
+"""Shared parts of the studies: stores of latents, a trainer that keeps the last epoch, means with intervals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(script: str, *arguments: object) -> None:
 
 
 def latents(args: argparse.Namespace, column: str, encoder: str) -> dict[str, Path]:
-    """Split -> store, extracted if it is not there yet."""
+    """Return split -> store, extracted if it does not exist yet."""
     stores = {split: args.work / f"{encoder}-{split}" for split in ("train", "dev")}
     for split, out in stores.items():
         chosen = ("--column", column, "--encoder", encoder, "--split", split)
@@ -47,12 +47,12 @@ def latents(args: argparse.Namespace, column: str, encoder: str) -> dict[str, Pa
 
 
 def joined(stores: dict[str, dict[str, Path]], split: str) -> PairSet:
-    """The pairs of a split, latents of both modalities."""
+    """Join the pairs of a split, with latents of both modalities."""
     return PairSet.join({modality: LatentStore.open(paths[split]) for modality, paths in stores.items()})
 
 
 def write_rows(table: PairTable, rows: np.ndarray, columns: Sequence[str], path: Path) -> Path:
-    """A table of these rows of another, file cells as absolute paths, with their splits; kept if it is there."""
+    """Write rows of a table to a new table with absolute paths, unless it exists."""
     if not path.exists():
         cells = {c: [table.value(c, r) if table.frame[c].iat[r] else "" for r in rows] for c in columns}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def write_rows(table: PairTable, rows: np.ndarray, columns: Sequence[str], path:
 
 
 def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
-    """The pairs of so many photos."""
+    """Choose the pairs of so many photos."""
     groups = np.unique(pairs.groups)
     chosen = np.random.default_rng([seed, photos]).choice(groups, min(photos, len(groups)), replace=False)
     rows = np.isin(pairs.groups, chosen)
@@ -70,7 +70,7 @@ def subset(pairs: PairSet, photos: int, seed: int) -> PairSet:
 
 
 def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
-    """A model's shape for these pairs: the paper's adapter of one block, half as wide inside, but for the changes."""
+    """Make a model configuration: the paper's adapter with one block, half as wide inside, and the given changes."""
     return ModelConfig(**{
         "latent_dims": {name: store.dim for name, store in pairs.stores.items()},
         "encoders": {name: store.encoder for name, store in pairs.stores.items()},
@@ -80,15 +80,15 @@ def model_config(pairs: PairSet, **changes: Any) -> ModelConfig:
 
 
 class StudyTrainer(Trainer):
-    """The trainer, reporting recall@1 on ``dev`` as it goes. No epoch is chosen: the last weights count."""
+    """A trainer that reports recall@1 on ``dev``; no epoch is chosen, the last weights count."""
 
     def __init__(self, *args: Any, dev: PairSet) -> None:
-        """As the trainer's, and the pairs to report on."""
+        """Prepare the trainer with the pairs to report on."""
         self.dev = dev
         super().__init__(*args)
 
     def save(self) -> None:
-        """Keep nothing: a study keeps finished runs, not states."""
+        """Save no state: a study keeps finished runs only."""
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Measure recall@1 on dev, by direction."""
@@ -99,17 +99,17 @@ class StudyTrainer(Trainer):
 
 
 def recall_at_1(model: Any, pairs: PairSet) -> dict[str, float]:
-    """Recall@1 by direction, any right answer of a group, each item once, and their ``mean``."""
+    """Compute recall@1 by direction (any right answer of a group, each item once) and their ``mean``."""
     found = validation_recall(model, [pairs], [np.arange(len(pairs))])
     directions = {key.rpartition("/")[2]: value for key, value in found.items()}
     return {**directions, "mean": float(np.mean(list(directions.values())))}
 
 
 def rank_by_direction(pairs: PairSet, embed: Callable[[str, np.ndarray], Tensor]) -> dict[str, np.ndarray]:
-    """Direction (``image_to_text``) -> rank of each query's best right answer, each item standing once.
+    """Compute, by direction (``image_to_text``), the rank of each query's best right answer; each item counts once.
 
     Args:
-        pairs: Whose items are searched with and in; any item of the group is right.
+        pairs: Pairs whose items are queries and gallery; any item of the group is right.
         embed: (modality, item numbers) -> embeddings (N, D), unit length.
     """
     sides = {}
@@ -123,7 +123,7 @@ def rank_by_direction(pairs: PairSet, embed: Callable[[str, np.ndarray], Tensor]
 
 
 def cca_ranks(pairs: PairSet, dev: PairSet, *, directions: int, ridge: float) -> dict[str, np.ndarray]:
-    """As :func:`rank_by_direction` on ``dev``, of regularised CCA fitted on ``pairs`` (of two modalities)."""
+    """Compute :func:`rank_by_direction` on ``dev`` for regularised CCA fitted on ``pairs`` (of two modalities)."""
     names = list(pairs.stores)
     x, y = (pairs.latents(m, pairs.items[m]).numpy() for m in names)
     cca = fit_cca(x, y, dim=min(directions, x.shape[1], y.shape[1]), ridge=ridge)
@@ -142,7 +142,7 @@ def trained(
     config: TrainConfig,
     folder: Path,
 ) -> dict[str, Any]:
-    """Train, unless it has been: the last recall, its curve and the seconds; nothing but those is kept."""
+    """Train unless the result exists; keep only the last recall, its curve and the seconds."""
 
     def fresh() -> dict[str, Any]:
         began = time.perf_counter()
@@ -154,7 +154,7 @@ def trained(
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What lies at ``path``; made and written first if nothing does."""
+    """Read the JSON file at ``path``; make and write it first if it does not exist."""
     if not path.exists():
         value = make()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +164,12 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the half width of a 95 % interval (Student's t) of values, one per seed."""
+    """Compute mean, standard deviation and half width of a 95 % Student's t interval of values, one per seed."""
     return {**student_interval(values), "values": values}
 
 
 def points(value: dict[str, Any]) -> str:
-    """A summary in points: ``24.9 ± 1.5`` (95 %)."""
+    """Format a summary in points: ``24.9 ± 1.5`` (95 %)."""
     half = value["half_width_95"]
     return f"{100 * value['mean']:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
 

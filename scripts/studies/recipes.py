@@ -1,4 +1,4 @@
-"""Which recipe is worth its work? Two photos in a hundred of split ``train`` choose the epoch.
+"""Comparison of recipes; two photos in a hundred of split ``train`` choose the epoch.
 
 - ``paper``: the paper's recipe scaled to a small machine, on the plain latents;
 - ``two-path``: a closed form beside the trained blocks (fusemix/model/closed_form.py), on the plain latents;
@@ -74,7 +74,7 @@ CCA = ((0.3, 128), (1.0, 256))  # ridge, directions
 
 
 def train(out: Path, stores: dict[str, dict[str, Path]], flags: tuple[object, ...], seed: int) -> float:
-    """Train one checkpoint unless it is there; returns the seconds its trainer took."""
+    """Train one checkpoint unless it exists; return the trainer's seconds."""
     took = out / "seconds.json"
     if not took.exists():
         began = time.perf_counter()
@@ -85,7 +85,7 @@ def train(out: Path, stores: dict[str, dict[str, Path]], flags: tuple[object, ..
 
 
 def measure(table: PairTable, model: FusionModel, dev: dict[str, LatentStore]) -> dict[str, Any]:
-    """Recall in both directions on split dev, and the mean recall@1."""
+    """Measure recall in both directions on split dev, and the mean recall@1."""
     values = {
         f"{query}_to_{gallery}": evaluate(table, stored_items(model, dev), query=query, gallery=gallery, split="dev")
         for query, gallery in DIRECTIONS
@@ -99,7 +99,7 @@ Sides = dict[
 
 
 def dev_sides(stores: dict[str, dict[str, Path]]) -> Sides:
-    """Latents of dev, each item once."""
+    """Load the latents of dev, each item once."""
     dev = PairSet.join({m: LatentStore.open(s["dev"]) for m, s in stores.items()})
     found = {}
     for modality in stores:
@@ -109,7 +109,7 @@ def dev_sides(stores: dict[str, dict[str, Path]]) -> Sides:
 
 
 def closed_forms(stores: dict[str, dict[str, Path]], dev: Sides) -> dict[str, Sides]:
-    """Regularised CCA by itself, in each setting of :data:`CCA`: dev's embeddings, unit length."""
+    """Embed dev with regularised CCA, in each setting of :data:`CCA`: unit length."""
     train = PairSet.join({m: LatentStore.open(s["train"]) for m, s in stores.items()})
     sides = [train.latents(m, train.items[m]).numpy() for m in stores]
     found = {}
@@ -126,14 +126,14 @@ def _unit(values: np.ndarray) -> Tensor:
 
 
 def mean_recall(sides: Sides) -> float:
-    """Recall@1 of both directions, the mean."""
+    """Compute the mean recall@1 of both directions."""
     return float(
         np.mean([(ranks(sides[a][0], sides[b][0], sides[a][1], sides[b][1]) == 1).mean() for a, b in DIRECTIONS])
     )
 
 
 def beside(model: FusionModel, dev: Sides, closed: Sides) -> float:
-    """Mean recall@1 of a model and a closed form searched as one, each path counting as much."""
+    """Compute the mean recall@1 of a model joined with a closed form, with equal weight for each path."""
     return mean_recall({
         m: (torch.cat([model.embed(m, latents), closed[m][0]], dim=1), groups) for m, (latents, groups) in dev.items()
     })  # fmt: skip
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
 def side_by_side(
     args: argparse.Namespace, table: PairTable, members: dict[str, dict[str, Any]], dev: dict[str, LatentStore]
 ) -> dict[str, Any]:
-    """The members' models of one seed as one model, for every seed; its seconds are theirs together."""
+    """Measure the ensemble of the members' models for every seed; its seconds are the sum of theirs."""
     runs = []
     for number, seed in enumerate(args.seeds):
         joined = join_models([FusionModel.from_pretrained(args.work / f"{name}-seed{seed}") for name in members])

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from fusemix.data import import_latents as own_latents
+from fusemix.data.extract import extract
 from fusemix.data.import_latents import import_latents, open_latents
-from fusemix.data.latent_store import LatentStore, extract
+from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import PairTable
 from fusemix.encoders import load_encoder
 from scripts import evaluate as evaluate_script
@@ -132,7 +133,7 @@ def test_unusable_files_are_refused(tmp_path):
     pd.DataFrame({"latent": [[1.0, 2.0], None]}).to_parquet(tmp_path / "empty.parquet")
     pd.DataFrame({"a": ["x"], "b": [1.0]}).to_parquet(tmp_path / "words.parquet")
     for name, key, message in (
-        ("two.safetensors", None, r"holds 2 tensors \(a, b\); say which by the argument key"),
+        ("two.safetensors", None, r"holds 2 tensors \(a, b\); choose one by the argument key"),
         ("two.safetensors", "c", "no tensor 'c'; it holds a, b"),
         ("o.npy", None, "not a plain .npy array"),
         ("d.safetensors", None, "not a safetensors file, or damaged"),

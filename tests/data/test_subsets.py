@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pairs import PairTable
 from fusemix.data.subsets import _log_elementary, best, greedy_map, in_blocks, sample_kdpp, uniform
 from scripts import subset as subset_script

@@ -399,7 +399,7 @@ def test_an_empty_folder_is_answered_with_what_is_missing_and_where_it_comes_fro
 def test_a_folder_without_the_pictures_writes_no_table(tmp_path, capsys):
     write_json(tmp_path / "dataset_coco.json", COCO)
     assert make_table.main(["coco", "--root", str(tmp_path), "--out", str(tmp_path / "t.csv")]) == 2
-    assert "Not one of the 5 files that the annotations name is there" in capsys.readouterr().err
+    assert "None of the 5 files that the annotations name exists" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["dataset_coco.json"]
     assert make_table.main(["coco", "--root", str(tmp_path), "--out", "x", "--test-fold", "2"]) == 2
     assert "coco does not take --test-fold; it takes --annotations, --captions" in capsys.readouterr().err

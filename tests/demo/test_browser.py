@@ -214,7 +214,9 @@ def test_without_a_microphone_one_sentence_says_so(open_page):
         "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('none', 'NotFoundError'))"
     )
     page.get_by_role("button", name="Say it").click()
-    expect(page.get_by_role("alert")).to_contain_text("No microphone was found; type your words, or give a sound file.")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "No microphone was found; type your words, or upload a sound file."
+    )
 
 
 def test_the_reel_can_be_stopped_and_searched_with(open_page):
@@ -265,7 +267,7 @@ def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     page.locator("#fm-map canvas[data-ready]").wait_for()
     page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")
     expect(page.locator("#fm-nearest")).to_contain_text("Nearest to “a cat”")
-    page.get_by_role("button", name="gap closed").click()
+    page.get_by_role("button", name="overlaid").click()
     page.wait_for_timeout(1500)
     page.screenshot(path=shots / "desktop-explore.png", full_page=True)
     box = page.locator("#fm-map canvas").bounding_box()

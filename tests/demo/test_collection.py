@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo import collection as corpus_module
-from demo import sessions as visitors_module
+from demo import collection, sessions
 from demo.collection import Corpus
 from demo.query import Query
 from demo.sessions import Visitors
@@ -71,7 +70,7 @@ def test_more_like_this_takes_the_items_own_embedding(corpora, captions, monkeyp
     monkeypatch.setattr(corpus.retriever, "embed_parts", None)
     assert corpus.search(corpus.query_of("image", item["id"])).hits["image"][0].item == item
     for modality, identity in (("image", "image-99999"), ("text", "../x"), ("smell", "1")):
-        with pytest.raises(MediaError, match="not here any more"):
+        with pytest.raises(MediaError, match="no longer here"):
             corpus.query_of(modality, identity)
 
 
@@ -92,7 +91,7 @@ def test_a_file_that_breaks_a_decoder_is_listed_too(corpora, monkeypatch):
     def broken(source):
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(corpus_module, "load_audio", broken)
+    monkeypatch.setattr(collection, "load_audio", broken)
     corpus, _ = grown(corpora, "me", [PICTURES[0], SOUNDS[0]])
     assert [entry.sentence for entry in corpus.left_out] == [f"{SOUNDS[0].name} cannot be read"]
 
@@ -116,9 +115,9 @@ def test_visitors_see_their_own_items_alone(corpora, captions):
     assert mine.folder != theirs.folder and len(mine.folder.name) == 64
     assert corpora.delete("me") and not corpora.delete("me")
     assert not mine.folder.exists() and theirs.folder.exists()
-    with pytest.raises(MediaError, match="not here any more"):
+    with pytest.raises(MediaError, match="no longer here"):
         corpora.of("me")
-    with pytest.raises(MediaError, match="not here any more"):
+    with pytest.raises(MediaError, match="no longer here"):
         mine.search(Query(text="fruit"))
     assert len(theirs.search(Query(text="fruit")).hits["image"]) == 3
 
@@ -160,17 +159,17 @@ def test_a_stop_before_the_turn_leaves_everything_undone(corpora):
 
 
 def test_items_time_and_bytes_are_bounded(corpora, captions, monkeypatch):
-    monkeypatch.setattr(corpus_module, "MAX_ITEMS", 5)
+    monkeypatch.setattr(collection, "MAX_ITEMS", 5)
     corpus, _ = grown(corpora, "items", [*PICTURES[:4], captions])
-    assert len(corpus) == 5 and corpus.left_out[0].sentence == "2 of your items are beyond the 5 taken here"
-    monkeypatch.setattr(corpus_module, "MAX_BYTES", sum(p.stat().st_size for p in PICTURES[:2]))
+    assert len(corpus) == 5 and corpus.left_out[0].sentence == "2 of your items exceed the limit of 5"
+    monkeypatch.setattr(collection, "MAX_BYTES", sum(p.stat().st_size for p in PICTURES[:2]))
     corpus, _ = grown(corpora, "bytes", PICTURES[:2])
     corpus, _ = grown(corpora, "bytes", PICTURES[2:3])
-    assert len(corpus) == 2 and "beyond" in corpus.left_out[0].sentence
-    monkeypatch.setattr(corpus_module, "MAX_BYTES", 10**9)
-    monkeypatch.setattr(corpus_module, "MAX_SECONDS", 1e-9)
+    assert len(corpus) == 2 and "exceeds" in corpus.left_out[0].sentence
+    monkeypatch.setattr(collection, "MAX_BYTES", 10**9)
+    monkeypatch.setattr(collection, "MAX_SECONDS", 1e-9)
     corpus, last = grown(corpora, "time", PICTURES)
-    assert last.sentence.startswith("Stopped after the 0 minutes given to one visitor. 4 of 5")
+    assert last.sentence.startswith("Stopped after 0 minutes, the limit per visitor. 4 of 5")
 
 
 def test_files_that_come_after_a_stop_do_not_undo_it(corpora):
@@ -192,7 +191,7 @@ def test_two_embeddings_of_one_visitor_do_not_mix(corpora):
     corpus.arrive(PICTURES, link=False)
     first = corpus.embed()
     next(first)
-    with pytest.raises(MediaError, match="being embedded already"):
+    with pytest.raises(MediaError, match="already being processed"):
         next(corpus.embed())
     first.close()
     assert not corpus.busy
@@ -291,7 +290,7 @@ def test_what_an_earlier_process_left_is_swept(service, tmp_path, monkeypatch):
 
 
 def test_room_is_made_by_the_one_idle_longest_or_the_visitor_is_asked_back(corpora, monkeypatch):
-    monkeypatch.setattr(visitors_module, "MAX_VISITORS", 2)
+    monkeypatch.setattr(sessions, "MAX_VISITORS", 2)
     first, second = corpora.open("first"), corpora.open("second")
     with pytest.raises(MediaError, match="come back in a few minutes"):
         corpora.open("third")

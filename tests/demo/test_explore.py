@@ -82,7 +82,7 @@ def test_contributions_of_the_parts_add_up_to_the_similarity(service):
 def test_why_names_captions_parts_and_histograms_and_escapes_them(service):
     page = why(service.search(Query(text="<i>a square</i>", minus_text="hum")), service, {"image": 2, "audio": 1})
     assert page.count("<svg") == 2 and page.count("<tr>") == 11 and "<b>" not in page
-    assert "What each part gives" not in why(service.search(Query(text="a square")), service, {"image": 2})
+    assert "What each part adds" not in why(service.search(Query(text="a square")), service, {"image": 2})
     assert "&lt;b&gt;" in nearest_html(service.search(Query(text="a green square with <b>sound</b>")), "x")
 
 

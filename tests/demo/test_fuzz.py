@@ -222,8 +222,8 @@ links = st.dictionaries(
 
 def is_refusal(error):
     """Whether an error is one sentence for a visitor, and not the apology for a fault of ours."""
-    said = error.message if isinstance(error, gr.Error) else str(error)
-    return isinstance(error, MediaError | gr.Error) and SENTENCE.fullmatch(said) and "went wrong" not in said
+    message = error.message if isinstance(error, gr.Error) else str(error)
+    return isinstance(error, MediaError | gr.Error) and SENTENCE.fullmatch(message) and "went wrong" not in message
 
 
 def check_picture(image):
@@ -252,8 +252,8 @@ def check_page(page):
 
 
 def check_link(query):
-    """A query read from a link is well formed, is said, and its own link reads as the same query."""
-    query.said()
+    """A query read from a link is well formed, can be described, and its own link reads as the same query."""
+    query.describe()
     for part, (low, high) in WEIGHT_RANGE.items():
         assert low <= query.weight(part) <= high
     query.to_link().encode("ascii")

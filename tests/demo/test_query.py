@@ -49,7 +49,7 @@ def test_a_part_joins_the_others_in_the_place_of_its_own_kind():
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "expected"),
     [
         (Query(text="a dog"), "“a dog”"),
         (Query(image="a.png"), "your picture"),
@@ -60,13 +60,13 @@ def test_a_part_joins_the_others_in_the_place_of_its_own_kind():
         (Query(text="ship", image="a.png", weights={"image": 0}), "“ship”"),
     ],
 )
-def test_a_query_is_said_in_words_and_signs(query, said):
-    assert query.said() == said
+def test_a_query_is_described_in_words_and_signs(query, expected):
+    assert query.describe() == expected
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark_because_no_browser_could_be_sent_it():
     query = Query(text="a \ud800 dog", minus_text="\udfff")
-    assert (query.text, query.minus_text, query.said()) == ("a ? dog", "?", "“a ? dog” − 0.5 × “?”")
+    assert (query.text, query.minus_text, query.describe()) == ("a ? dog", "?", "“a ? dog” − 0.5 × “?”")
 
 
 @pytest.mark.parametrize(

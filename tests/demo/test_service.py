@@ -120,12 +120,12 @@ def test_many_visitors_at_once_get_their_own_answers(service):
 
 
 def test_a_picture_that_two_packages_share_is_found_once_and_the_library_keeps_both(shipped):
-    twins = {"openclipart-food-fruit-lemon", "tuxpaint-food-fruit-cartoon-lemon"}
+    duplicates = {"openclipart-food-fruit-lemon", "tuxpaint-food-fruit-cartoon-lemon"}
     lemon = shipped.root / "images/openclipart-food-fruit-lemon.webp"
-    assert twins <= {hit.item["id"] for hit in shipped.retriever.search(image=lemon, top_k=12)["image"]}
+    assert duplicates <= {hit.item["id"] for hit in shipped.retriever.search(image=lemon, top_k=12)["image"]}
     for answer in (shipped.search_image(lemon, top_k=12), shipped.search(Query(image=str(lemon)), top_k=12)):
         found = answer.hits["image"]
-        assert len(twins & {hit.item["id"] for hit in found}) == 1 and len(found) == 12
+        assert len(duplicates & {hit.item["id"] for hit in found}) == 1 and len(found) == 12
         assert [hit.rank for hit in found] == list(range(1, 13))
 
 
@@ -141,8 +141,8 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
 
     encoder, listened = shipped.retriever.encoders["audio"], []
     hear = encoder.hear
-    said = [Transcript("[hiss] (a) b", -0.5)]
-    monkeypatch.setattr(encoder, "hear", lambda given: listened.append(given) or (hear(given)[0], said))
+    transcripts = [Transcript("[hiss] (a) b", -0.5)]
+    monkeypatch.setattr(encoder, "hear", lambda given: listened.append(given) or (hear(given)[0], transcripts))
     item = shipped.items("audio")[0]
     known = Query(audio=str(shipped.path_of(item)), ids={"audio": item["id"]})
     assert shipped.search(known).heard == "" and not listened
@@ -150,7 +150,7 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
     assert len(listened) == 1  # an example is listened to once
     assert shipped.search(Query(audio=dog)).heard == "b" and len(listened) == 2  # once for latents and words
     assert shipped.search_audio(dog).doubt == ""
-    said[0] = Transcript("[hiss] (a) b", -1.5)
+    transcripts[0] = Transcript("[hiss] (a) b", -1.5)
     for answer in (
         shipped.search_audio(dog),
         shipped.search(Query(audio=dog)),

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from demo.drawing import DEFAULT_DECODER, STARTS, Request, Studio
-from demo.out_of_domain import SENTENCE, Familiar
+from demo.out_of_domain import SENTENCE, OutOfDomain
 from demo.service import Service
 from demo.tabs.sound_to_picture import (
     SOUND_EXAMPLES,
@@ -29,7 +29,7 @@ from demo.tabs.sound_to_picture import (
     request_of,
     waveform_html,
 )
-from demo.workers import Lanes
+from demo.workers import WorkerPools
 from fusemix.encoders import load_encoder
 from fusemix.generation.generator import Generator
 from fusemix.generation.guidance import STRENGTH
@@ -90,8 +90,8 @@ class FakeService:
             encoders={"image": BrightnessEncoder()},
             index=FakeIndex(),
         )
-        self.lanes = Lanes()
-        self.familiar = Familiar(np.empty((0, 8), np.float32))  # without captions: everything is
+        self.pools = WorkerPools()
+        self.out_of_domain = OutOfDomain(np.empty((0, 8), np.float32))  # without captions: everything is
 
     def row_of(self, modality, identity):
         return None  # no item of the gallery is offered as an example
@@ -122,11 +122,11 @@ def studio():
 def test_words_like_no_caption_are_drawn_and_doubted(studio, monkeypatch):
     unlike = np.zeros((200, 8), np.float32)
     unlike[:, 5] = 1  # captions on an axis of their own
-    monkeypatch.setattr(studio.service, "familiar", Familiar(unlike))
-    said = {name: list(studio.draw(Request(steps=2, **asked)))[-1] for name, asked in ASKED.items()}
-    assert all(frame.done and frame.images for frame in said.values())
-    assert {name for name, frame in said.items() if frame.sentence.startswith(SENTENCE)} == {"words"}
-    monkeypatch.setattr(studio.service, "familiar", Familiar(np.tile(np.eye(8, dtype=np.float32)[1], (200, 1))))
+    monkeypatch.setattr(studio.service, "out_of_domain", OutOfDomain(unlike))
+    last_frames = {name: list(studio.draw(Request(steps=2, **asked)))[-1] for name, asked in ASKED.items()}
+    assert all(frame.done and frame.images for frame in last_frames.values())
+    assert {name for name, frame in last_frames.items() if frame.sentence.startswith(SENTENCE)} == {"words"}
+    monkeypatch.setattr(studio.service, "out_of_domain", OutOfDomain(np.tile(np.eye(8, dtype=np.float32)[1], (200, 1))))
     assert SENTENCE not in list(studio.draw(Request(steps=2, text="ein Hund")))[-1].sentence
 
 
@@ -250,9 +250,9 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
     chosen = list(studio.draw(Request(audio=DOG, steps=2, n_images=2, candidates=6)))[-1]
     darkest = sorted(np.asarray(image).mean() for image, _ in everything)[:2]
     assert [np.asarray(image).mean() for image, _ in chosen.images] == pytest.approx(darkest, abs=0.5)
-    assert "Chosen from 6 by how well they fit your request, as the image encoder judges." in chosen.sentence
+    assert "Chosen from 6 by how well they match your request." in chosen.sentence
     *_, all_shown = studio.draw(Request(text="a dog", steps=2, n_images=2, candidates=2))
-    assert "Sorted by how well they fit your request" in all_shown.sentence
+    assert "Sorted by how well they match your request" in all_shown.sentence
 
 
 def test_what_is_repainted_is_shown_first_and_repaints_are_called_so(studio):
@@ -392,12 +392,13 @@ def test_every_example_begins_from_pictures_of_what_it_says():
 
 
 @pytest.mark.parametrize(
-    ("decoder", "said"), [("tiny", "A picture is drawn of"), (None, "nearest pictures are repainted")]
+    ("decoder", "expected"),
+    [("tiny", "draws a picture of what it hears"), (None, "repaints the closest gallery pictures")],
 )
-def test_the_tab_says_what_comes_of_it(studio, decoder, said):
+def test_the_tab_says_what_comes_of_it(studio, decoder, expected):
     with gr.Blocks() as blocks:
         build_generate_tab(studio.service, Studio(studio.service, source=decoder, generator=studio._generator))
-    assert said in "".join(str(getattr(block, "value", "")) for block in blocks.blocks.values())
+    assert expected in "".join(str(getattr(block, "value", "")) for block in blocks.blocks.values())
 
 
 def test_without_a_decoder_the_tab_says_so(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from demo.spelling import Spelling, slips
+from demo.spelling import Spelling, edit_distance
 
 SPELLING = Spelling(["a blue Butterfly", "an elephant", "bicycle", "a circle", "a table"], {"crouch", "wade", "welt"})
 
@@ -30,4 +30,4 @@ def test_an_unknown_word_is_replaced_by_the_nearest_and_a_known_one_stays(typed,
     ("a", "b", "count"), [("", "", 0), ("ab", "ba", 1), ("appel", "apple", 1), ("cat", "cart", 1), ("abc", "", 3)]
 )
 def test_slips_are_letters_missing_added_and_exchanged(a, b, count):
-    assert slips(a, b) == slips(b, a) == count
+    assert edit_distance(a, b) == edit_distance(b, a) == count

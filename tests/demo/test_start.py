@@ -93,8 +93,8 @@ def test_the_world_of_these_tests_is_whole_before_it_is_damaged(start, world):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_one_sentence_and_code_2(start, world, file, damage):
     DAMAGES[damage](world / file)
-    said = refused(start(world / "checkpoint", world / "index"))
-    assert str(world / Path(file).parent) in said or Path(file).name in said
+    message = refused(start(world / "checkpoint", world / "index"))
+    assert str(world / Path(file).parent) in message or Path(file).name in message
 
 
 @pytest.mark.parametrize("key", ["latent_dims", "encoders", "embed_dim", "depth", "expansion"])

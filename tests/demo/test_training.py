@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from demo import training as training_module
 from demo.sessions import Visitors
 from demo.tabs.train_your_own import EXAMPLE, SORRY, TrainingTab, curve, stage_html
 from demo.training import Stage, Training
@@ -55,7 +54,7 @@ def test_a_checkpoint_that_loads_and_finds_partners_comes_out(training, files, t
     assert last.done and [entry["epoch"] for entry in last.history] == list(range(1, 9))
     assert set(last.history[0]) == {"epoch", "sensor_to_words", "words_to_sensor"}
     assert max(entry["sensor_to_words"] for entry in last.history) > 0.5  # chance: about 0.03
-    assert "pairs held out" in last.sentence and "sensor to words" in last.sentence
+    assert "held-out pairs" in last.sentence and "sensor to words" in last.sentence
     assert 0 < stages[2].share <= stages[-2].share == 1.0
     with zipfile.ZipFile(training.download) as archive:
         archive.extractall(tmp_path)
@@ -124,7 +123,7 @@ def test_a_cancel_before_the_first_epoch_keeps_nothing(training, files):
 
 
 def test_the_time_is_bounded(training, files, monkeypatch):
-    monkeypatch.setattr(training_module, "MAX_SECONDS", 1e-9)
+    monkeypatch.setattr("demo.training.MAX_SECONDS", 1e-9)
     assert "nothing to keep" in ran(training, files, epochs=100)[-1].sentence
 
 
@@ -147,7 +146,7 @@ def test_a_new_run_replaces_the_old_checkpoint_and_nothing_happens_without_files
     next(stages), next(stages)
     assert training.download is None
     for call in (lambda: training.arrive(files), lambda: next(training.run(1))):
-        with pytest.raises(MediaError, match="under way already"):
+        with pytest.raises(MediaError, match="already running"):
             call()
     stages.close()
 
@@ -172,8 +171,8 @@ def two_tensors(path):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda f: save(f / "a.npy", np.ones((20_001, 2), "f4")), "here up to 20,000 of 4,096 are taken"),
-        (lambda f: save(f / "a.npy", np.ones((60, 4097), "f4")), "here up to 20,000 of 4,096 are taken"),
+        (lambda f: save(f / "a.npy", np.ones((20_001, 2), "f4")), "the limit here is 20,000 of 4,096"),
+        (lambda f: save(f / "a.npy", np.ones((60, 4097), "f4")), "the limit here is 20,000 of 4,096"),
         (lambda f: save(f / "a.npy", np.ones((60, 3), "f4")), "hold 60 and 120 latents"),
         (lambda f: save(f / "a.npy", np.full((120, 3), np.nan, "f4")), "a.npy has NaN or infinite values"),
         (lambda f: save(f / "a.npy", np.ones((120, 3), "i4")), "a.npy holds int32 values"),
@@ -198,7 +197,7 @@ def test_too_few_pairs_are_a_sentence(training, tmp_path):
 
 @pytest.mark.parametrize("names", [("../x", "text"), ("", "text"), ("a b", "text"), ("text",)])
 def test_names_that_cannot_be_used_are_a_sentence(training, names, tmp_path):
-    with pytest.raises(MediaError, match="is named with letters|different names"):
+    with pytest.raises(MediaError, match="Name a modality|different names"):
         training.arrive({name: tmp_path / "x.npy" for name in names})
 
 
@@ -236,7 +235,7 @@ def test_the_tab_shows_a_growing_curve_and_a_download_and_deletes_it(tab, files)
 
 
 def test_failures_of_the_tab_are_one_sentence(tab, files, monkeypatch, caplog):
-    assert "Choose two files" in tab.arrive("a", None, "b", None, ME)[tab.progress]
+    assert "Upload two files" in tab.arrive("a", None, "b", None, ME)[tab.progress]
     refused = tab.arrive("a", [str(files["sensor"])], "a", [str(files["words"])], ME)
     assert "different names" in refused[tab.progress] and refused[tab.ready] is False
     assert all(tab.progress not in page for page in tab.train(False, 3, False, ME))
@@ -280,5 +279,5 @@ def test_a_training_goes_after_its_lifetime(files, tmp_path):
     while training.folder.exists() and time.monotonic() < until:
         time.sleep(0.02)
     assert not training.folder.exists()
-    with pytest.raises(MediaError, match="not here any more"):
+    with pytest.raises(MediaError, match="no longer here"):
         training.arrive(files)

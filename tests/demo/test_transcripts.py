@@ -1,4 +1,4 @@
-"""What is told of the words in a sound: remarks, repetitions, doubt; real speech and real sounds."""
+"""Words in a sound, as shown on the page: remarks, repetitions, doubt; real speech and real sounds."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.transcripts import FOREIGN, UNSURE, Told, sentences, told
+from demo.transcripts import FOREIGN, UNSURE, SpokenWords, sentences, spoken_words
 from fusemix.encoders import load_encoder
 from fusemix.encoders.speech import Transcript
 from fusemix.search.transcripts import SURE, only_words
@@ -46,12 +46,12 @@ def test_remarks_and_repetitions_are_no_words(transcript, words):
 
 
 def test_words_are_told_as_far_as_whisper_was_sure():
-    assert told(Transcript("a dog (barks)", SURE)) == Told("a dog")
-    assert told(Transcript("a dog", SURE - 0.01)) == Told(doubt=UNSURE, perhaps="a dog")
-    assert told(Transcript("(barks)", -3.0)) == told(Transcript("", 0.0)) == Told()
+    assert spoken_words(Transcript("a dog (barks)", SURE)) == SpokenWords("a dog")
+    assert spoken_words(Transcript("a dog", SURE - 0.01)) == SpokenWords(doubt=UNSURE, uncertain="a dog")
+    assert spoken_words(Transcript("(barks)", -3.0)) == spoken_words(Transcript("", 0.0)) == SpokenWords()
     for remark in ("(speaking in foreign language)", "[Foreign language"):
-        assert told(Transcript(remark, -0.5)) == Told(doubt=FOREIGN)
-    assert told(Transcript("a dog (foreign language)", -0.5)) == Told("a dog")
+        assert spoken_words(Transcript(remark, -0.5)) == SpokenWords(doubt=FOREIGN)
+    assert spoken_words(Transcript("a dog (foreign language)", -0.5)) == SpokenWords("a dog")
 
 
 def test_lines_for_the_page_are_short_and_none_where_there_is_nothing_to_tell():
@@ -66,13 +66,15 @@ def test_lines_for_the_page_are_short_and_none_where_there_is_nothing_to_tell():
 def test_real_speech_is_told_and_german_and_the_gallerys_sounds_hardly_ever(tmp_path):
     encoder = load_encoder("whisper-tiny.en-words")
     for name, words in (("dog", "dog running on the grass"), ("boat", "sailing boat"), ("cake", "birthday cake")):
-        assert words in told(encoder.transcribe(str(ROOT / f"demo/examples/spoken-{name}.mp3"))).words.lower()
+        assert words in spoken_words(encoder.transcribe(str(ROOT / f"demo/examples/spoken-{name}.mp3"))).words.lower()
     for number, german in enumerate(GERMAN):
         path = tmp_path / f"{number}.wav"
         subprocess.run(["espeak-ng", "-v", "de", "-w", path, german], check=True)
-        heard = told(encoder.transcribe(str(path)))
+        heard = spoken_words(encoder.transcribe(str(path)))
         assert heard.words == "" and heard.doubt in (UNSURE, FOREIGN)
     sounds = sorted((ROOT / "demo/gallery").rglob("*.mp3"))[::5]
     assert len(sounds) > 40
-    claimed = [heard.words for heard in (told(encoder.transcribe(str(sound))) for sound in sounds) if heard.words]
+    claimed = [
+        heard.words for heard in (spoken_words(encoder.transcribe(str(sound))) for sound in sounds) if heard.words
+    ]
     assert len(claimed) <= len(sounds) // 20, claimed

@@ -17,7 +17,7 @@ from demo import ui
 from demo.query import Query
 from demo.results import NO_SOUND, apology, describe_counts, file_url, found, found_by, reel, results, status
 from demo.service import Answer, Service
-from demo.tabs import search as search_tab
+from demo.tabs import search
 from demo.tabs.explore import Explorer, map_component
 from demo.workers import AT_ONCE
 from fusemix.media import MediaError
@@ -75,7 +75,7 @@ def fake():
 def tab(fake):
     with gr.Blocks():
         explorer = Explorer(fake)
-        return search_tab.SearchTab(fake, explorer, map_component(explorer))
+        return search.SearchTab(fake, explorer, map_component(explorer))
 
 
 def fields(tab, *, text="", picture=None, sound=None, without="", weights=(1, 1, 1, -0.5), ids=None, mix=False):
@@ -146,16 +146,16 @@ def test_an_item_shows_its_picture_its_sound_its_caption_and_what_it_was_found_b
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"),
+    ("shares", "expected"),
     [
         ({"image": 1.0, "text": 9.0}, "found by its caption"),
         ({"image": 5.0, "text": -9.0}, "found by its picture"),
         ({"audio": 5.0, "text": 4.0}, "found by its sound and caption"),
-        ({"image": -1.0, "text": -2.0}, "nothing about it is near"),
+        ({"image": -1.0, "text": -2.0}, "a weak match"),
     ],
 )
-def test_the_faces_that_tell_are_named_the_most_telling_first(shares, said):
-    assert found_by(fused(tuple(shares), shares)) == said
+def test_the_faces_that_tell_are_named_the_most_telling_first(shares, expected):
+    assert found_by(fused(tuple(shares), shares)) == expected
 
 
 def test_metadata_of_items_and_words_heard_are_escaped():
@@ -168,7 +168,7 @@ def test_metadata_of_items_and_words_heard_are_escaped():
 
 
 def test_words_not_certain_and_typing_errors_can_be_corrected_where_somebody_listens():
-    answer = replace(nasty_answer(), perhaps="a <dog>", meant="a <cat>")
+    answer = replace(nasty_answer(), uncertain="a <dog>", suggestion="a <cat>")
     page = status(answer, "x", correct=True)
     assert "Did you say" in page and 'value="a &lt;dog&gt;"' in page
     assert 'class="fm-meant">a &lt;cat&gt;</button>' in page
@@ -196,15 +196,15 @@ def test_the_reel_shows_one_example_and_escapes_them_all():
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("counts", "expected"),
     [
         ({"image": 1804, "audio": 2, "text": 3}, "1,804 pictures, 2 sounds and 3 captions"),
         ({"image": 1}, "1 pictures"),
         ({}, "nothing yet"),
     ],
 )
-def test_counts_are_said_in_words(counts, said):
-    assert describe_counts(counts) == said
+def test_counts_are_described_in_words(counts, expected):
+    assert describe_counts(counts) == expected
 
 
 def test_text_search_clears_the_other_queries(tab, fake):
@@ -294,7 +294,7 @@ def test_a_result_can_be_the_next_query_or_join_a_mix(tab, fake, modality, asked
 @pytest.mark.parametrize("modality", ["image", "audio", "text", "example", "smell"])
 def test_an_unknown_result_is_answered_calmly(tab, modality):
     page = tab.by_item(picked(modality, "../../etc"), *fields(tab))
-    assert page == {tab.status: apology(search_tab.GONE), tab.results: ""}
+    assert page == {tab.status: apology(search.GONE), tab.results: ""}
 
 
 def test_nothing_is_explained_before_and_after_a_failed_search(tab):
@@ -323,7 +323,7 @@ def test_an_item_whose_file_is_gone_is_searched_with_and_its_field_stays_empty(t
 
 def test_a_plain_page_stays_as_it_is_and_a_dead_link_says_so(tab, fake):
     assert tab.by_link(Link(__theme="dark")) == {tab.status: gr.skip()}
-    assert "not here any more" in tab.by_link(Link(picture="../../etc/passwd"))[tab.status]
+    assert "no longer here" in tab.by_link(Link(picture="../../etc/passwd"))[tab.status]
 
 
 def test_bad_input_is_one_sentence_on_the_page_and_in_the_api(tab, fake):
@@ -411,7 +411,7 @@ def test_the_load_test_visits_the_tabs_that_need_a_session(page, pairs, monkeypa
             config = (await client.get("config")).json()
             for kind in ("own", "train"):
                 await load_test.ask(client, kind, random.Random(0), pictures, record, config)
-            with pytest.raises(RuntimeError, match="not here any more"):  # deleted, or another session's
+            with pytest.raises(RuntimeError, match="no longer here"):  # deleted, or another session's
                 await load_test.Page(client, config).fire("fm-own-go", "click", ["a red square"])
 
     asyncio.run(visit())

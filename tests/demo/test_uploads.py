@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import uploads as incoming
+from demo import uploads
 from demo.uploads import LeftOut, Piece, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,12 +126,12 @@ def test_a_name_that_two_files_share_gives_neither_the_caption_of_the_other(fold
 )
 def test_a_table_of_very_many_columns_is_refused_before_it_is_read(folder, tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    assert reasons(read([tmp_path / name], folder))[name] == "has 101 columns, more than the 100 taken here"
+    assert reasons(read([tmp_path / name], folder))[name] == "has 101 columns, more than the limit of 100"
 
 
 @pytest.mark.field
 def test_the_files_of_all_archives_together_are_counted(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_MEMBERS", 5)
+    monkeypatch.setattr(uploads, "MAX_MEMBERS", 5)
     paths = [packed(tmp_path / f"{n}.zip", {f"{i}.png": b"x" for i in range(3)}) for n in range(3)]
     found = read(paths, folder)
     assert len(found.pieces) == 5 and [entry.name for entry in found.left_out] == ["1.zip", "2.zip"]
@@ -142,7 +142,7 @@ def test_no_name_of_an_archive_becomes_a_path(folder, tmp_path):
     path = packed(tmp_path / "a.zip", dict.fromkeys(names, b"x"))
     found = read([path], folder)
     assert [piece.name for piece in found.pieces] == ["fine.png"]
-    assert set(reasons(found).values()) == {"has a name that leads out of the archive"} and len(found.left_out) == 5
+    assert set(reasons(found).values()) == {"has a path that leads outside the archive"} and len(found.left_out) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "unpacked"]
     assert [p.parent for p in folder.rglob("*")] == [folder]
 
@@ -155,21 +155,21 @@ def test_a_bomb_is_stopped_at_the_limit_whatever_it_says_of_itself(folder, tmp_p
     lying[at + 24 : at + 28] = struct.pack("<I", 30 * 10**6)
     path.write_bytes(lying)
     found = read([path], folder, max_bytes=10**6)
-    assert "beyond the 1 MB" in reasons(found)["big.png"]
+    assert "exceeds the limit of 1 MB" in reasons(found)["big.png"]
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 10**6
 
 
 def test_an_endless_list_of_contents_is_refused_before_it_is_read(folder, tmp_path, monkeypatch):
     path = packed(tmp_path / "many.zip", {f"{i}.png": b"" for i in range(200)})
-    monkeypatch.setattr(incoming, "MAX_DIRECTORY_BYTES", 1000)
-    assert read([path], folder).left_out == [LeftOut("many.zip", "lists far too many files; pack fewer")]
+    monkeypatch.setattr(uploads, "MAX_DIRECTORY_BYTES", 1000)
+    assert read([path], folder).left_out == [LeftOut("many.zip", "lists too many files; pack fewer")]
 
 
 def test_only_so_many_members_are_looked_at(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(uploads, "MAX_MEMBERS", 3)
     path = packed(tmp_path / "many.zip", {f"{i}.png": b"x" for i in range(5)})
     found = read([path], folder)
-    assert len(found.pieces) == 3 and reasons(found)["many.zip"] == "holds 2 files beyond the 3 looked at"
+    assert len(found.pieces) == 3 and reasons(found)["many.zip"] == "holds 2 files more than the limit of 3"
 
 
 def test_archives_that_cannot_be_read_and_what_is_odd_in_them_is_listed(folder, tmp_path):
@@ -196,27 +196,27 @@ def test_archives_that_cannot_be_read_and_what_is_odd_in_them_is_listed(folder, 
     assert [entry.sentence for entry in found.left_out] == [
         "link.png is a link, not a file",
         "a.png is damaged inside the archive",
-        "words.zip is not a zip archive that can be read, or damaged",
-        "empty.zip is not a zip archive that can be read, or damaged",
-        "a.png is protected by a password, or packed in a way not read here",
-        "gone.png did not arrive; send it again",
-        "inner.zip is an archive in an archive; send it by itself",
-        "notes.pdf is of a kind not taken here (.pdf)",
+        "words.zip is damaged or not a zip archive",
+        "empty.zip is damaged or not a zip archive",
+        "a.png is protected by a password or uses an unsupported compression",
+        "gone.png did not arrive; please upload it again",
+        "inner.zip is an archive inside an archive; upload it on its own",
+        "notes.pdf is not a supported file type (.pdf)",
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", b"smell,taste\n1,2\n", "has no column of captions (it has smell, taste)"),
-        ("a.csv", b"image\nx.png\n", "has no column of captions (it has image); call one text or caption or title"),
+        ("a.csv", b"smell,taste\n1,2\n", "has no caption column (it has smell, taste)"),
+        ("a.csv", b"image\nx.png\n", "has no caption column (it has image); name one text or caption or title"),
         ("a.csv", b'text\n"never closed\n', "cannot be read as a table of pairs: line"),
         ("a.csv", b"text\n", "holds no captions"),
         ("a.csv", b"", "cannot be read as a table of pairs"),
         ("a.csv", b"text\n\xff\xfe\x00\n", "cannot be read as a table of pairs"),
         ("a.jsonl", b"[" * 100_000, "cannot be read as a table of pairs"),
         ("a.jsonl", b"7\n8\n", "line 1: holds '7'; expected one object a line"),
-        ("a.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
+        ("a.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
         ("a.txt", b"\n \n", "holds no captions"),
     ],
 )
@@ -228,7 +228,7 @@ def test_tables_that_cannot_be_used_are_listed(folder, tmp_path, name, content, 
 
 
 def test_a_large_table_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_TABLE_BYTES", 10)
+    monkeypatch.setattr(uploads, "MAX_TABLE_BYTES", 10)
     (tmp_path / "a.txt").write_text("eleven chars")
     assert "is larger than" in reasons(read([tmp_path / "a.txt"], folder))["a.txt"]
 

@@ -43,7 +43,7 @@ def arrived(tab, tmp_path, page=ME):
 def test_files_are_taken_embedded_and_listed(tab, tmp_path):
     first, *pages = arrived(tab, tmp_path)
     assert first[tab.files] is None and first[tab.ready] and first[tab.cancel]["interactive"]
-    assert "one visitor at a time" in first[tab.progress]
+    assert "Your files have arrived" in first[tab.progress]
     last = pages[-1]
     assert "3 of 3 files and captions in" in last[tab.progress] and not last[tab.cancel]["interactive"]
     assert last[tab.panel]["visible"] and "2 pictures of your own" in last[tab.holdings]
@@ -73,7 +73,7 @@ def test_nothing_of_a_visitor_reaches_another(tab, tmp_path):
     while theirs.exists() and time.monotonic() < until:
         time.sleep(0.02)
     assert mine.exists() and not theirs.exists()
-    assert "not here any more" in tab.by_text("fruit", THEM)[0] and "Nearest" in tab.by_text("fruit", ME)[0]
+    assert "no longer here" in tab.by_text("fruit", THEM)[0] and "Nearest" in tab.by_text("fruit", ME)[0]
 
 
 def test_one_button_deletes_everything(tab, tmp_path):
@@ -81,7 +81,7 @@ def test_one_button_deletes_everything(tab, tmp_path):
     folder = tab.corpora.of("me").folder
     page = tab.remove(ME)
     assert not folder.exists() and not page[tab.panel]["visible"] and page[tab.results] == ""
-    assert "are deleted" in page[tab.progress] and "not here any more" in tab.by_text("fruit", ME)[0]
+    assert "are deleted" in page[tab.progress] and "no longer here" in tab.by_text("fruit", ME)[0]
 
 
 def test_the_example_needs_no_file_and_leaves_the_gallery_alone(tab, service):
@@ -95,7 +95,7 @@ def test_failures_are_one_sentence(tab, tmp_path, monkeypatch, caplog):
     refused = tab.arrive([], SimpleNamespace(session_hash=None))
     assert "no session" in refused[tab.progress] and refused[tab.ready] is False
     assert [tab.progress in page for page in tab.embed(False, ME)] == [False]  # the sentence stays
-    assert "not here any more" in next(tab.embed(True, ME))[tab.progress]
+    assert "no longer here" in next(tab.embed(True, ME))[tab.progress]
     assert "Stopping" in tab.stop(ME)
     arrived(tab, tmp_path)
     assert "The query is empty" in tab.by_text(" ", ME)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.evaluation import diagnose as d
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,9 @@ def test_the_script_compares_every_combination_of_stores(script, tmp_path, capsy
     assert script.main(["--latents", image, text, "--json", str(out), "--plot", str(picture)]) == 0
     result = json.loads(out.read_text())
     assert len(result["combinations"]) == 2 and result["n_pairs"] == 300
-    assert result["combinations"][0]["cca_recall_at_1"] == pytest.approx(d.diagnose_pair(x, y)["cca_recall_at_1"])
+    assert result["combinations"][0]["cca_recall_at_1"] == pytest.approx(
+        d.compare(d.geometry(x), d.geometry(y))["cca_recall_at_1"]
+    )
     assert picture.stat().st_size > 5000 and "Take image-a with text-a" in capsys.readouterr().out
     assert script.main(["--latents", f"image={tmp_path}/text-a", text]) == 2
     assert "holds text latents, not image latents" in capsys.readouterr().err

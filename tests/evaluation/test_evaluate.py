@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pairs import PairTable
 from fusemix.encoder_identity import check_encoder
 from fusemix.evaluation.evaluate import StoredPairs, evaluate, stored_items

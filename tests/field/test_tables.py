@@ -115,7 +115,7 @@ def test_rows_without_a_split_train_and_the_sentence_says_so(tmp_path):
 
 
 def test_stores_of_capital_splits_are_divided_by_their_meaning(tmp_path):
-    from fusemix.data.latent_store import write_latents
+    from fusemix.data.latent_writer import write_latents
 
     values = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     splits = ["Train"] * 16 + ["Val"] * 4 + ["TEST"] * 10

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from scripts.checks import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

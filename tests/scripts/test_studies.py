@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.model.config import TrainConfig
 from fusemix.training.losses import info_nce

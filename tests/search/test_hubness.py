@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.evaluation.metrics import ranks
 from fusemix.search.hubness import bank_items, corrected, hubness
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.data.latent_store import LatentStore, write_latents
+from fusemix.data.latent_store import LatentStore
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.distributed import join_processes
 from fusemix.model.adapters import FusionModel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusemix.cli.train import main
-from fusemix.data.latent_store import write_latents
+from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.training.curves import TensorBoard

@@ -1,1 +1,1 @@
-"""The small Stable unCLIP decoder of our own: its networks and their training."""
+"""The small Stable unCLIP decoder: its networks and their training."""

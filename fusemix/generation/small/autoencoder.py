@@ -1,4 +1,4 @@
-"""What the small decoder's autoencoder is trained on and by: batches, and a loss of colours and features.
+"""Training of the small decoder's autoencoder: batches, and a loss of colours and features.
 
 Its encoder is closed-form (:func:`fusemix.generation.small.pipeline.patch_components`); only the decoder learns.
 """
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PERCEPTUAL_SIDE = 112  # pixels at which the frozen encoder looks at a reconstruction
+PERCEPTUAL_SIDE = 112  # side in pixels of reconstructions for the frozen encoder
 PERCEPTUAL_BLOCKS = (2, 4, 10, 15)  # of EfficientNet-lite0's 16: strides 4, 8, 16, 32
 
 
 def picture_batch(pictures: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
-    """Random pictures, half of them mirrored, as (B, 3, S, S) in [-1, 1]."""
+    """Draw random pictures, half of them mirrored, as (B, 3, S, S) in [-1, 1]."""
     batch = torch.from_numpy(np.ascontiguousarray(pictures[np.sort(rng.integers(0, len(pictures), size))]))
     x = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
     mirrored = torch.from_numpy(rng.random(size) < 0.5)
@@ -24,7 +24,7 @@ def picture_batch(pictures: np.ndarray, rng: np.random.Generator, size: int) -> 
 
 
 class Perceptual:
-    """Distance between pictures in the frozen image encoder's features, each layer scaled to its own size."""
+    """Distance between pictures in the frozen image encoder's features, each layer divided by its own norm."""
 
     def __init__(self, device: str) -> None:
         from fusemix.encoders import load_encoder
@@ -34,7 +34,7 @@ class Perceptual:
         )
 
     def features(self, x: Tensor) -> list[Tensor]:  # (B, 3, S, S) in [-1, 1]
-        """Feature maps of four strides, and the pooled latent."""
+        """Return feature maps of four strides, and the pooled latent."""
         x = F.interpolate(x, size=(PERCEPTUAL_SIDE, PERCEPTUAL_SIDE), mode="bilinear", align_corners=False)
         net, out = self.network, []
         x = net._swish(net._bn0(net._conv_stem((x * 127.5 + 0.5) / 128)))
@@ -45,7 +45,7 @@ class Perceptual:
         return [*out, net._swish(net._bn1(net._conv_head(x))).mean((2, 3))]
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        """Scalar: mean over layers of ``|f(y) - f(x)|^2 / |f(x)|^2``."""
+        """Return the mean over layers of ``|f(y) - f(x)|^2 / |f(x)|^2``, a scalar."""
         with torch.no_grad():
             wanted = self.features(x)
         parts = [(a - b).pow(2).mean() / b.pow(2).mean() for a, b in zip(self.features(y), wanted, strict=True)]
@@ -55,8 +55,8 @@ class Perceptual:
 class ReconstructionLoss:
     """Squared and absolute error in orthonormal opponent colours, and the perceptual distance of half the batch.
 
-    Training an AutoencoderKL end to end on plain L1 for 4,700 steps left red against green
-    36 % explained (L1 learns grey first), hence the colours.
+    An AutoencoderKL trained end to end on plain L1 for 4,700 steps explained only 36 % of the
+    red-green component (L1 learns grey first), hence the opponent colours.
     """
 
     def __init__(self, device: str, *, noise_std: float, perceptual_weight: float) -> None:
@@ -64,8 +64,8 @@ class ReconstructionLoss:
 
         Args:
             device: A torch device string.
-            noise_std: Standard deviation of the noise on the latents, whose first component has 1.
-            perceptual_weight: Of :class:`Perceptual` beside the errors.
+            noise_std: Standard deviation of the noise on the latents, whose first component has deviation 1.
+            perceptual_weight: Weight of :class:`Perceptual` relative to the errors.
         """
         opponent = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]], device=device)
         self.opponent = opponent / opponent.norm(dim=1, keepdim=True)
@@ -73,7 +73,7 @@ class ReconstructionLoss:
         self.noise_std, self.perceptual_weight = noise_std, perceptual_weight
 
     def __call__(self, vae: nn.Module, x: Tensor, *, perceptual: bool) -> Tensor:
-        """Scalar loss of pictures (B, 3, S, S) in [-1, 1] and what the autoencoder makes of them."""
+        """Return the scalar loss of the autoencoder on pictures (B, 3, S, S) in [-1, 1]."""
         z = vae.encode(x).latents  # type: ignore[operator]
         y = vae.decode(z + self.noise_std * torch.randn_like(z)).sample  # type: ignore[operator]
         error = torch.einsum("ij,bjhw->bihw", self.opponent, y - x)

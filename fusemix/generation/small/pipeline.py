@@ -1,4 +1,4 @@
-"""A small Stable unCLIP of our own, in the same classes and files as the real one: its parts and its folder."""
+"""A small Stable unCLIP with the classes and files of the real one: its parts and its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATCH_WIDTH = 48  # channels that hold a 4 x 4 block of RGB pixels
 
 
 def new_autoencoder(latent_channels: int, width: int, blocks: tuple[int, ...]) -> Any:
-    """An untrained AutoencoderTiny for small pictures; its latent is 1/8 as wide. See :func:`patch_components`.
+    """Make an untrained AutoencoderTiny for small pictures; latents have 1/8 of the side. See :func:`patch_components`.
 
     Args:
         latent_channels: At most 48.
@@ -46,8 +46,8 @@ def patch_components(vae: Any, pictures: np.ndarray) -> None:
 
     Its convolutions, without activations between them, gather each patch's 192 values and
     project them. A component of standard deviation s is divided by sqrt(s), and all by one number that
-    gives the first one standard deviation 1: coarse structure stays larger, fine structure is
-    not drowned.
+    gives the first one standard deviation 1: coarse structure stays larger, but does
+    not dominate fine structure.
 
     Args:
         vae: Of :func:`new_autoencoder`.
@@ -71,7 +71,7 @@ def patch_components(vae: Any, pictures: np.ndarray) -> None:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     first.weight[range(3), range(3), 1, 1] = 1
-    for y, x_ in itertools.product(range(2), range(2)):  # a stride-2 kernel's last four taps are one 2 x 2 block
+    for y, x_ in itertools.product(range(2), range(2)):  # the last four taps of a stride-2 kernel are one 2 x 2 block
         for layer, channels in ((second, 3), (third, 12)):
             block = (2 * y + x_) * channels
             layer.weight[range(block, block + channels), range(channels), 1 + y, 1 + x_] = 1
@@ -85,7 +85,7 @@ def patch_components(vae: Any, pictures: np.ndarray) -> None:
 
 
 def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], embed_dim: int) -> Any:
-    """An untrained unCLIP UNet: projection class embeddings of width 2 x embed_dim, attention below the first level."""
+    """Make an untrained unCLIP UNet: class embeddings of width 2 x embed_dim, attention below the first level."""
     below = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=latent_side,
@@ -97,7 +97,7 @@ def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], 
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,  # diffusers reads this as the number of heads
-        cross_attention_dim=8,  # of the zeros that stand for a prompt
+        cross_attention_dim=8,  # of the zeros in place of a prompt
         class_embed_type="projection",
         projection_class_embeddings_input_dim=2 * embed_dim,
         resnet_time_scale_shift="scale_shift",
@@ -105,7 +105,7 @@ def new_unet(latent_side: int, latent_channels: int, channels: tuple[int, ...], 
 
 
 def read_small_parts(folder: Path) -> tuple[Any, Any]:
-    """UNet and autoencoder, float32, of a folder written by :func:`save_small_pipeline`.
+    """Read UNet and autoencoder, float32, from a folder written by :func:`save_small_pipeline`.
 
     Raises:
         FileNotFoundError: If the folder lacks one of them.
@@ -120,7 +120,7 @@ def read_small_parts(folder: Path) -> tuple[Any, Any]:
 
 
 def new_scheduler() -> Any:
-    """Cosine schedule, v-prediction, steps counted from the end (Lin et al., arXiv:2305.08891)."""
+    """Make a scheduler: cosine schedule, v-prediction, trailing timesteps (Lin et al., arXiv:2305.08891)."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -130,12 +130,12 @@ def new_scheduler() -> Any:
 
 
 def new_noising_scheduler() -> Any:
-    """The schedule that noises image embeddings, as in Stable unCLIP."""
+    """Make the scheduler that noises image embeddings, as in Stable unCLIP."""
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
 def noised_class_labels(image_embeds: Tensor, noise_levels: Tensor, mean: Tensor, std: Tensor, noising: Any) -> Tensor:
-    """What the pipeline's ``noise_image_embeddings`` does, for training: a noise level for each row.
+    """Noise image embeddings as the pipeline's ``noise_image_embeddings`` does, with a noise level for each row.
 
     Args:
         image_embeds: Shape (B, D).
@@ -145,7 +145,7 @@ def noised_class_labels(image_embeds: Tensor, noise_levels: Tensor, mean: Tensor
         noising: See :func:`new_noising_scheduler`.
 
     Returns:
-        Noised embeddings beside a sinusoidal embedding of the level, shape (B, 2 D).
+        Noised embeddings concatenated with a sinusoidal embedding of the level, shape (B, 2 D).
 
     Source:
         diffusers ``StableUnCLIPImg2ImgPipeline.noise_image_embeddings``.
@@ -156,14 +156,14 @@ def noised_class_labels(image_embeds: Tensor, noise_levels: Tensor, mean: Tensor
 
 
 def level_embedding(noise_levels: Tensor, width: int) -> Tensor:
-    """The sinusoidal embedding of noise levels (B,) that unCLIP puts beside the image embedding: (B, width)."""
+    """Return unCLIP's sinusoidal embedding of noise levels (B,): (B, width)."""
     return get_timestep_embedding(noise_levels, width, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
 def small_pipeline(unet: Any, vae: Any, mean: Tensor, std: Tensor) -> Any:
-    """A Stable unCLIP pipeline without text: UNet, autoencoder, normaliser (mean and std, (1, D)), schedulers.
+    """Build a Stable unCLIP pipeline without text: UNet, autoencoder, normaliser (mean, std, (1, D)), schedulers.
 
-    The image encoder is a stub of a few parameters, which diffusers only asks for its dtype.
+    The image encoder is a stub with a few parameters; diffusers only reads its dtype.
     """
     normaliser = StableUnCLIPImageNormalizer(embedding_dim=mean.shape[1])
     normaliser.mean.data, normaliser.std.data = mean.clone(), std.clone()
@@ -194,7 +194,7 @@ def save_small_pipeline(
     scaling_factor: float,
     conditioner: Conditioner | None = None,
 ) -> None:
-    """Write a whole pipeline folder in float16 shards under 10 MB, swapped in only once complete.
+    """Write a pipeline folder in float16 shards under 10 MB; it replaces an old one only when complete.
 
     Args:
         folder: Replaced if it exists.

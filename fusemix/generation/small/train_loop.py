@@ -1,4 +1,4 @@
-"""A training loop with its whole state on disk, for the small decoder's two networks."""
+"""A resumable training loop for the small decoder's two networks."""
 
 from __future__ import annotations
 
@@ -18,27 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from fusemix.files import write_atomic
+from fusemix.stopping import Stopped
 
-EMA_EVERY = 2  # steps; every one would cost a tenth of a small step
-LOG_STEPS = 100  # over which the reported loss is averaged
-LAST_RATE = 0.02  # of the learning rate, at the last step
+EMA_EVERY = 2  # steps between updates of the average; an update a step would cost a tenth of a small step
+LOG_STEPS = 100  # steps over which the reported loss is averaged
+LAST_RATE = 0.02  # final share of the learning rate
 
 Report = Callable[[int, int, str], None]  # steps done, steps in all, a note
 
 
-class Stopped(Exception):
-    """Raised once the state is saved after SIGTERM or SIGINT."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Steps with a state on disk: the network, its average, the optimizer; each step seeded by its number.
+    """A training with its state on disk: network, averaged network, optimizer; each step is seeded by its number.
 
     Attributes:
         name: Of the files in ``work``.
         work: Folder of the state, the log and the samples.
-        steps: In all; with 0 the network stays as ``create`` made it.
-        learning_rate: The highest; warmed up to, then a cosine down to a fiftieth.
+        steps: In all; 0 leaves the network as ``create`` made it.
+        learning_rate: The highest, after the warm-up; a cosine lowers it to a fiftieth.
         ema_decay: Of the averaged weights, per step.
         warmup_steps: At most a fifth of the steps.
         seed: Of every step's random numbers, with its number.
@@ -60,7 +57,7 @@ class Loop:
 
     @property
     def path(self) -> Path:
-        """The state's file."""
+        """File of the state."""
         return self.work / f"{self.name}.pt"
 
     def train(
@@ -76,10 +73,10 @@ class Loop:
         """Train from the saved step to the last; returns the averaged network.
 
         Args:
-            create: Makes the network to begin with.
+            create: Makes the initial network.
             loss_of: (network, step, random numbers of that step) -> scalar loss.
             report: Called after every step.
-            sample: Called now and then with the averaged network and the path of a picture to write.
+            sample: Called every ``sample_every`` steps with the averaged network and the path of a picture to write.
             check: May refuse a saved state before it is loaded.
             extra: Kept in the state.
 
@@ -87,6 +84,7 @@ class Loop:
             ValueError: If the saved state does not fit, or the loss is not finite.
             Stopped: After SIGTERM or SIGINT, once the state is saved.
         """
+        self.work.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         network = create().to(self.device).train()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -139,7 +137,7 @@ class Loop:
         return loss.item()
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         warm = min(1.0, (step + 1) / min(self.warmup_steps, max(1, self.steps // 5)))
         cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
         return self.learning_rate * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
@@ -185,7 +183,7 @@ class Loop:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT set a flag instead of ending the process."""
+    """Make SIGTERM and SIGINT set a flag inside the block instead of ending the process."""
     caught: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:

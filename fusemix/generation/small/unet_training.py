@@ -1,7 +1,7 @@
-"""What the small decoder's UNet learns from: one embedding of a random modality for each noisy latent.
+"""Training data and loss of the small decoder's UNet: noisy latents with an embedding of a random modality each.
 
-That draw closes the gap between the modalities by training: the UNet sees pictures', captions'
-and sounds' embeddings of the same picture, noised as in unCLIP and now and then dropped.
+The random choice closes the modality gap by training: the UNet is conditioned on embeddings of the
+picture, its captions and its sounds, noised as in unCLIP and sometimes dropped.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class UnclipConfig:
     warmup_steps: int = 200
     ema_decay: float = 0.999  # of the UNet; the autoencoder's is 0.995
     embedding_dropout: float = 0.1
-    clean_fraction: float = 0.5  # of examples whose embedding carries no noise
+    clean_fraction: float = 0.5  # share of examples whose embedding has no noise
     max_noise_level: int = 600  # of 1000
-    image_fraction: float = 0.5  # of examples conditioned on the picture's own embedding
+    image_fraction: float = 0.5  # share of examples conditioned on the picture's own embedding
     audio_fraction: float = 0.2  # on a sound's, where the picture has one; the rest on a caption's
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Shared-space embeddings, unit length, and which belong to which picture.
+    """Shared-space embeddings, unit length, of pictures and of their captions and sounds.
 
     Attributes:
         image: (N, D), one per picture.
@@ -63,7 +63,7 @@ class Conditions:
     identity: str  # of the shared space
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator, config: UnclipConfig) -> Tensor:
-        """One embedding for each picture of ``rows``, of a random modality: (B, D)."""
+        """Draw an embedding of a random modality for each picture of ``rows``: (B, D)."""
         out = self.image[rows].copy()
         dice = rng.random(len(rows))
         for i, row in enumerate(rows):
@@ -77,16 +77,16 @@ class Conditions:
         return torch.from_numpy(out)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the pictures' embeddings, (1, D) each: the normaliser's numbers."""
+        """Compute mean and standard deviation of the pictures' embeddings, (1, D) each, for the normaliser."""
         image = torch.from_numpy(self.image)
         return image.mean(0, keepdim=True), image.std(0, keepdim=True)
 
 
 class DenoisingLoss:
-    """v-prediction, every noise level alike.
+    """Loss of v-prediction with equal weight for every noise level.
 
-    Min-SNR weights were left out: they all but silence the noisiest steps, and those decide what
-    the picture is of when guidance starts from pure noise.
+    Without min-SNR weights: they almost remove the noisiest steps, which decide the content of a picture
+    drawn from pure noise.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DenoisingLoss:
             latents: (2, N, C, s, s), float32, raw scale: every picture's and its mirror image's.
             conditions: Of the same N pictures.
             config: The shares of modalities, noise and dropped embeddings.
-            scale: The latents are multiplied by it.
+            scale: Factor of the latents.
             device: A torch device string.
             bf16: Multiply in bfloat16; weights, optimizer and loss stay float32.
         """
@@ -117,7 +117,7 @@ class DenoisingLoss:
         self.noising = new_noising_scheduler()
 
     def __call__(self, unet: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        """Scalar loss of a random batch."""
+        """Return the scalar loss of a random batch."""
         size = self.config.unet_batch_size
         rows = rng.integers(0, self.latents.shape[1], size)
         x = torch.from_numpy(self.latents[rng.integers(0, 2, size), rows]) * self.scale
@@ -139,15 +139,15 @@ class DenoisingLoss:
 
 
 def draw_noise_levels(rng: np.random.Generator, size: int, config: UnclipConfig) -> Tensor:
-    """Noise levels (B,), int64: 0 for a share of the examples, else squeezed towards small ones."""
+    """Draw noise levels (B,), int64: 0 for a share of the examples, else mostly small ones."""
     levels = (rng.random(size) ** 2 * (config.max_noise_level + 1)).astype(np.int64)
     return torch.from_numpy(np.where(rng.random(size) < config.clean_fraction, 0, levels))
 
 
 def spread_conditions(unet: Any, conditions: Conditions) -> None:
-    """Start the class projection on whitened embeddings, so that the condition is heard from the first step.
+    """Whiten the input of the class projection, so that the condition has an effect from the first step.
 
-    Unit-length embeddings have tiny values beside the timestep half of the class labels; the
+    Unit-length embeddings have small values compared with the timestep half of the class labels; the
     first layer's columns are multiplied by their regularised inverse square-root covariance.
     """
     x = torch.from_numpy(conditions.image).double()
@@ -163,14 +163,14 @@ def spread_conditions(unet: Any, conditions: Conditions) -> None:
 
 
 def carry_projection(unet: Any, old: Tensor, new: Tensor, *, ridge: float = 0.01) -> None:
-    """Let a UNet that learned one space of embeddings be driven by another's, without training.
+    """Adapt a UNet trained on one embedding space to another one, without training.
 
     The first layer of the class projection is linear, so a linear map from the new embeddings
-    to the old ones, fitted by ridge regression on the same pictures, goes into its weights:
-    W old + b = W (M new + m) + b. Training then goes on from there.
+    to the old ones, fitted by ridge regression on the same pictures, is folded into its weights:
+    W old + b = W (M new + m) + b. Training can then continue.
 
     Args:
-        unet: Its first class layer is replaced.
+        unet: The UNet whose first class layer is replaced.
         old: Embeddings (N, D_old) in the space it was trained on.
         new: Embeddings (N, D_new) of the same pictures in the new space.
         ridge: Penalty as a multiple of the mean variance of the new embeddings.
@@ -193,7 +193,7 @@ def carry_projection(unet: Any, old: Tensor, new: Tensor, *, ridge: float = 0.01
     parts = layer.weight.detach().double().split(widths[0], dim=1)
     carried = nn.Linear(2 * widths[1], layer.out_features)
     with torch.no_grad():
-        carried.weight.copy_(torch.cat([w @ slope.T for w, (slope, _) in zip(parts, fitted, strict=True)], dim=1))
+        carried.weight.copy_(torch.cat([w @ weight.T for w, (weight, _) in zip(parts, fitted, strict=True)], dim=1))
         shift = sum((w @ offset for w, (_, offset) in zip(parts, fitted, strict=True)), layer.bias.double())
         carried.bias.copy_(shift)
     unet.class_embedding.linear_1 = carried
@@ -201,8 +201,8 @@ def carry_projection(unet: Any, old: Tensor, new: Tensor, *, ridge: float = 0.01
 
 
 def _affine(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression y ~ x slope + offset: (D_x, D_y) and (D_y,)."""
+    """Fit the ridge regression y ~ x weight + offset: (D_x, D_y) and (D_y,)."""
     xc, yc = x - x.mean(0), y - y.mean(0)
     penalty = ridge * len(x) * xc.pow(2).mean() * torch.eye(x.shape[1], dtype=x.dtype)
-    slope = torch.linalg.solve(xc.T @ xc + penalty, xc.T @ yc)
-    return slope, y.mean(0) - x.mean(0) @ slope
+    weight = torch.linalg.solve(xc.T @ xc + penalty, xc.T @ yc)
+    return weight, y.mean(0) - x.mean(0) @ weight
