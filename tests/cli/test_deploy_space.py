@@ -104,7 +104,7 @@ def here(checkout, tmp_path, monkeypatch, capsys):
             monkeypatch.setenv("HF_TOKEN", token)
         code = deploy_space.main(words)
         out, said = capsys.readouterr()
-        return code, out, " ".join(line for line in said.splitlines() if "%|" not in line)
+        return code, out, " ".join(line for line in said.splitlines() if line.strip() and "%|" not in line)
 
     return run
 
