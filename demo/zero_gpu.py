@@ -34,7 +34,8 @@ def on_zero_gpu() -> bool:
 
 def seconds(settings: dict[str, Any], *, is_small: bool) -> int:
     """How long a GPU is asked for: by steps and pictures, at most :data:`MAX_S`."""
-    return min(MAX_S, math.ceil(START_S + STEP_S[is_small] * settings["steps"] * settings["n_images"]))
+    steps = int(settings["steps"]) * int(settings["n_images"])  # of single pictures
+    return min(MAX_S, math.ceil(START_S + STEP_S[is_small] * steps))
 
 
 def borrowing(paint: Callable[..., T], *, is_small: bool) -> Callable[..., T]:

@@ -111,7 +111,7 @@ def check_account(repo_id: str) -> None:
         PermissionError: If there is no token, or it may not write there.
         ConnectionError: If the Hub cannot be reached or refuses.
     """
-    from huggingface_hub import get_token, whoami
+    from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
         raise PermissionError(
@@ -119,15 +119,13 @@ def check_account(repo_id: str) -> None:
             "https://huggingface.co/settings/tokens and log in with it: hf auth login."
         )
     try:
-        account = whoami()
+        account = HfApi().whoami()
     except Exception as error:  # the Hub client raises many types, and the cause is kept
         raise _refusal(repo_id, error) from error
     owners = [account["name"], *(org["name"] for org in account.get("orgs", []))]
     owner, role = repo_id.split("/")[0], account.get("auth", {}).get("accessToken", {}).get("role")
     if owner not in owners:
-        raise PermissionError(
-            f"This token belongs to {account['name']}, who cannot make a Space of {owner}'s; {_TOKEN}."
-        )
+        raise PermissionError(f"This token belongs to {account['name']}, who has no Spaces under {owner}; {_TOKEN}.")
     if role == "read":
         raise PermissionError(f"This token may only read; {_TOKEN}.")
 
@@ -259,19 +257,19 @@ def _requirements(lines: list[str]) -> list[str]:
 
 def _refusal(repo_id: str, error: Exception) -> OSError:
     """What the Hub's client met, as one sentence with the way out."""
-    from httpx import TransportError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError | TransportError):
+    unreachable = False
+    while not isinstance(cause, HfHubHTTPError):
+        kinds = {kind.__name__ for kind in type(cause).__mro__}  # of httpx or httpx2, by the client's version
+        unreachable |= bool(kinds & {"TransportError", "OfflineModeIsEnabled"})
+        if cause.__cause__ is None:
+            met = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
+            if unreachable:
+                return ConnectionError(f"The Hugging Face Hub could not be reached ({met}); check the network.")
+            return ConnectionError(f"The Hugging Face Hub did not take {repo_id} ({met}); run it again later.")
         cause = cause.__cause__
-    if not isinstance(cause, HfHubHTTPError):
-        met = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
-        if isinstance(cause, TransportError | OfflineModeIsEnabled):
-            return ConnectionError(
-                f"The Hugging Face Hub could not be reached for {repo_id} ({met}); check the network and try again."
-            )
-        return ConnectionError(f"The Hugging Face Hub did not take {repo_id} ({met}); try again.")
     status = cause.response.status_code
     if status == 401:
         return PermissionError(f"The Hugging Face Hub does not know this token; {_TOKEN}.")
