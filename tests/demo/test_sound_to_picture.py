@@ -258,7 +258,7 @@ def test_the_nearest_candidates_are_shown_first_and_the_choice_is_named(studio):
 def test_what_is_repainted_is_shown_first_and_repaints_are_called_so(studio):
     frames = list(studio.draw(Request(text="apple", steps=10, n_images=3, from_gallery=True, strength=0.2)))
     assert len(frames) == 4  # what is repainted, two of ten steps, and the end
-    assert frames[0].sentence == "Found in the gallery: 2 pictures to repaint …"
+    assert frames[0].sentence == "Found 2 pictures in the gallery to repaint …"
     assert [caption for _, caption in frames[0].images] == ["“Apple”, from the gallery", "“Banana”, from the gallery"]
     assert frames[-1].sentence.startswith("3 repaints in ")
     assert [(s.title, s.credit) for s in frames[-1].starts] == [("Apple", "Ann, CC0"), ("Banana", "")]
@@ -352,7 +352,7 @@ def test_the_bar_and_the_waveform_show_what_is_measured(studio, tmp_path):
 
 def test_unexpected_failures_are_noted_and_hidden(studio, monkeypatch, caplog):
     monkeypatch.setattr(studio._generator, "condition", lambda *a: 1 / 0)
-    with pytest.raises(gr.Error, match="noted"):
+    with pytest.raises(gr.Error, match="logged"):
         list(pages(studio, Request(text="a dog")))
     assert "ZeroDivisionError" in caplog.text
 
