@@ -309,7 +309,7 @@ def _check_packed(path: Path) -> None:
 
 def _sentence(error: Exception, files: Mapping[str, Path]) -> str:
     """Return the error with the visitor's file names, and without advice about the library."""
-    sentence = str(error).replace("; say which by the argument key.", "; send a file with one.")
+    sentence = str(error).replace("; choose one by the argument key.", "; send a file with one.")
     for path in files.values():
         sentence = sentence.replace(str(path), one_line(path.name))
     return sentence

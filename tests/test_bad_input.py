@@ -230,7 +230,7 @@ def test_the_api_refuses_what_is_missing(service):
     [
         ((RATE,), "got a tuple of 1"),
         ((float("nan"), np.ones(RATE)), "sample rate between"),
-        ((None, np.ones(RATE)), "sample rate between"),
+        ((None, np.ones(RATE)), "sample rate in Hz"),
         ((8000, np.ones(2)), "lasts 0.00 s"),
         ((RATE, np.ones(RATE) * 1j), "Expected samples"),
         ((RATE, np.ones(RATE, dtype="m8[s]")), "Expected samples"),

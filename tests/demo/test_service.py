@@ -188,7 +188,7 @@ def test_the_service_fits_in_memory_and_leaves_slow_libraries_alone():
     code = (
         "import sys; from demo.service import Service; from demo.drawing import Studio; import demo.ui\n"
         "service = Service.from_pretrained('checkpoints/default', 'demo/index')\n"
-        "assert Studio(service).steering > 0 and 'small one' in Studio(service).label\n"  # as the page asks for
+        "assert Studio(service).steering > 0 and 'small decoder' in Studio(service).label\n"  # as the page asks for
         "slow = {'transformers', 'diffusers'} & set(sys.modules)\n"  # five seconds of the app's start
         "assert not slow, slow\n"
         # getrusage's maximum begins with that of whoever started the process, here all of pytest

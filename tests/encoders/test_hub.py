@@ -210,7 +210,7 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="No encoder folder at"):
         load_encoder(f"hub-image:{tmp_path}/nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="could not be loaded as an encoder"):
+    with pytest.raises(FileNotFoundError, match="lacks the files of its tokenizer"):
         load_encoder(f"hub-text:{tmp_path}/empty")
 
 
