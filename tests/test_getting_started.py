@@ -96,6 +96,7 @@ def test_photos_are_found_by_voice(desk):
     assert serves(app, desk)
 
 
+@pytest.mark.slow
 def test_a_clip_of_your_own(desk):
     (desk / "plants").mkdir()
     for row in rows(60):
@@ -114,6 +115,7 @@ def test_a_clip_of_your_own(desk):
     assert "plants" in run(lines[8], desk)
 
 
+@pytest.mark.slow
 def test_a_conditioner_for_stable_diffusion(desk):
     tiny_stable_unclip(768).save_pretrained(desk / "sd")
     with open(desk / "pairs.csv", "w", newline="", encoding="utf-8") as handle:

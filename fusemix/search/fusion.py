@@ -102,13 +102,15 @@ class Fusion:
             Face -> (n_items,) float64; zero where an item lacks the face.
         """
         counts = {"minus_text": -0.5} | dict(counts or {})
+        largest = max((abs(counts.get(kind, 1.0)) for kind in parts), default=0.0) or 1.0
+        counts = {kind: counts.get(kind, 1.0) / largest for kind in parts}  # only their ratio matters to the order
         faces: dict[str, np.ndarray] = {}
         for face, rows in self.embeddings.items():
             total = np.zeros(len(rows))
             for kind, embedding in parts.items():
                 weight = self.weights.get("text" if kind == "minus_text" else kind, {}).get(face, 0.0)
                 if weight:
-                    total += counts.get(kind, 1.0) * weight * standardised(rows @ embedding)
+                    total += counts[kind] * weight * standardised(rows @ embedding)
             best = np.full(len(self.groups), -np.inf)  # the nearest of several captions counts
             np.maximum.at(best, self.groups.owners[face], total[self.groups.rows[face]])
             faces[face] = np.where(np.isfinite(best), best, 0.0)

@@ -65,6 +65,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "work" / "unet.pt", weights_only=True)["average"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_ends_like_one_that_was_not(script, data, tmp_path, monkeypatch):
     assert script.main(command(data, tmp_path / "whole")) == 0
     step = script.Loop._step
@@ -167,6 +168,7 @@ def test_a_projection_is_carried_into_a_space_of_another_width():
     assert sample.shape == (1, 4, 4, 4)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_pipeline_in_another_space(script, data, tmp_path, capsys):
     assert script.main(command(data, tmp_path / "first")) == 0
     torch.manual_seed(1)

@@ -24,6 +24,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_loss_in_tiles_adds_less_memory_than_the_plain_one(tmp_path):
     done = run("--out", tmp_path, "loss", "--batches", 6000, "--dim", 64)
     assert done.returncode == 0, done.stderr
@@ -77,6 +78,7 @@ def test_a_peer_that_is_not_there_is_named(tmp_path):
     assert done.returncode != 0 and "checkout of layer6ai-labs/fusemix" in done.stderr
 
 
+@pytest.mark.slow
 def test_whisper_on_short_clips_is_faster_without_the_padding_and_near_the_same(tmp_path):
     done = run("--out", tmp_path, "sounds", "--limit", 6)
     assert done.returncode == 0, done.stderr
@@ -95,6 +97,7 @@ def test_search_is_measured_beside_numpy(tmp_path):
     assert 0.3 < rows["faiss IVF"]["recall"] <= 1 and rows["faiss HNSW"]["recall"] > 0.8
 
 
+@pytest.mark.slow
 def test_training_is_measured_as_the_pairs_grow_and_what_does_not_fit_is_said(tmp_path):
     small = ("--widths", 12, 8, "--batch-size", 64, "--steps", 2, "--turns", 1, "--disk", tmp_path)
     done = run("--out", tmp_path, "scale", "--pairs", 500, 10**13, "--also-held", 500, *small)

@@ -143,6 +143,7 @@ def test_latents_that_are_not_held_are_read_a_step_ahead_by_another_thread(store
     assert batches.count(True) == 2 and batches.count(False) == 2 * (steps - 1)  # the first step has nobody before it
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_run_does_not_grow_with_its_latents(tmp_path):
     """150 and 600 MB of float32 on disk; the second run's own memory may not follow."""
     child = (
@@ -336,7 +337,11 @@ def test_views_learn_and_each_path_finds_pairs_alone(stores, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "signals"),
-    [("views", ["KILL", "TERM"]), ("two-path", ["KILL", "KILL", "TERM", "KILL"]), ("paper", ["INT"])],
+    [
+        ("views", ["KILL", "TERM"]),
+        pytest.param("two-path", ["KILL", "KILL", "TERM", "KILL"], marks=pytest.mark.slow),
+        pytest.param("paper", ["INT"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_is_killed_and_resumes_to_equal_weights(stores, tmp_path, recipe, signals):
     def command(out):
