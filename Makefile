@@ -11,15 +11,18 @@ TORCH ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test lint types imports docs lock wheel index clean
+.PHONY: demo test test-browser lint types imports docs lock wheel index clean
 
 demo: $(VENV)/.run
 	$(PY) app.py --port $(PORT)
 
-# Tests that measure time or drive a browser (marked serial) run alone, after the others.
+# Tests that measure time (marked serial) run alone, before the others. `make test-browser` drives the app in Chromium.
 test: $(VENV)/.dev
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not serial"
 	$(PY) -m pytest -n 0 -m "serial and not slow and not gpu" || test $$? = 5  # 5: there is none
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not serial"
+
+test-browser: $(VENV)/.dev
+	$(PY) -m pytest -n 0 -m serial tests/demo
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

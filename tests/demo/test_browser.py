@@ -30,6 +30,7 @@ FLAGS = [
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.serial,
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
 QUERY = "a dog running on the grass"

@@ -18,6 +18,7 @@ from tests.demo.test_sound_to_picture import FakeService
 
 pytestmark = [
     pytest.mark.serial,
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
 STEP_S = 0.4  # seconds a step takes at least

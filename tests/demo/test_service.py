@@ -165,6 +165,7 @@ def median_ms(search, query, *, repeats=15):
     return statistics.median(search(query).seconds * 1000 for _ in range(repeats))
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_warm_queries_answer_in_a_blink(shipped):
     rng = np.random.default_rng(0)
