@@ -436,7 +436,7 @@ class _Drawing:
 
 
 def _device() -> str:
-    """Where the decoder draws: ``cuda`` also on ZeroGPU, outside of the calls that borrow a GPU too."""
+    """Return the device of the decoder: ``cuda`` or ``cpu``; on ZeroGPU ``cuda``, also outside GPU calls."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

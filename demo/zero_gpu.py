@@ -28,12 +28,12 @@ LOST = "The GPU was lost while it drew; please draw again."
 
 
 def on_zero_gpu() -> bool:
-    """Whether this is a Space on ZeroGPU, as the package ``spaces`` reads it."""
+    """Return whether this is a Space on ZeroGPU, by the variable that ``spaces`` reads."""
     return os.environ.get(VARIABLE, "").lower() in ("1", "t", "true")
 
 
 def seconds(settings: dict[str, Any], *, is_small: bool) -> int:
-    """How long a GPU is asked for: by steps and pictures, at most :data:`MAX_S`."""
+    """Return the seconds of GPU to request, by steps and pictures, at most :data:`MAX_S`."""
     steps = int(settings["steps"]) * int(settings["n_images"])  # of single pictures
     return min(MAX_S, math.ceil(START_S + STEP_S[is_small] * steps))
 
@@ -73,7 +73,7 @@ def borrowing(paint: Callable[..., T], *, is_small: bool) -> Callable[..., T]:
 
 
 def _sentence(title: str, message: str) -> str:
-    """What a visitor is told; ``spaces`` says it in a title of its own, that of others is "Error"."""
+    """Return the message for a visitor; ``spaces`` says it in a title of its own, that of others is "Error"."""
     if not title.startswith("ZeroGPU"):
         return message
     logger.warning("%s: %s", title, message)

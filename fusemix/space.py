@@ -26,7 +26,7 @@ The method is FuseMix ([Vouitsis et al., CVPR 2024](https://arxiv.org/abs/2312.1
 
 @dataclass(frozen=True)
 class SpaceFolder:
-    """What a Space is made of.
+    """Files and settings of a Space.
 
     Attributes:
         files: Path in the Space -> the file here, or the bytes that are written.
@@ -192,7 +192,7 @@ _TOKEN = "use one with the role 'write' for the owner of the Space (https://hugg
 
 
 def _is_left_out(name: str) -> bool:
-    """Whether a path is hidden, a cache or for the watcher of a training alone."""
+    """Return whether a path is hidden, a cache, or a log of a training."""
     return any(part[0] == "." for part in name.split("/")) or any(fnmatchcase(name, p) for p in NOT_SENT)
 
 
@@ -256,7 +256,7 @@ def _requirements(lines: list[str]) -> list[str]:
 
 
 def _refusal(repo_id: str, error: Exception) -> OSError:
-    """What the Hub's client met, as one sentence with the way out."""
+    """Convert an error of the Hub's client to one sentence that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     cause: BaseException = error
