@@ -28,6 +28,7 @@ from fusemix.search.index import Hit
 from scripts import build_index
 from scripts.checks import load_test
 
+ROOT = Path(__file__).resolve().parents[2]
 NASTY = '<img src=x onerror="alert(1)">&\'"'
 
 
@@ -344,6 +345,11 @@ def test_an_unexpected_error_is_logged_and_hidden(tab, fake, caplog):
 def test_the_api_bounds_the_number_of_results(fake, top_k):
     with pytest.raises(gr.Error, match="Ask for 1 to 100 results"):
         ui.answer_api(fake.search_text, "dogs", top_k)
+
+
+def test_every_icon_that_the_page_names_is_there_and_no_other():
+    code = "".join(file.read_text() for file in (ROOT / "demo").rglob("*.py"))
+    assert set(re.findall(r"icons/([\w.-]+)", code)) == {file.name for file in (ROOT / "demo/icons").iterdir()}
 
 
 def test_the_page_serves_the_gallery_and_the_examples_and_nothing_else(fake):
