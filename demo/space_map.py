@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VIEWS = ("true positions", "overlaid")
+VIEWS = ("as trained", "gap removed")
 
 
 @dataclass(frozen=True)

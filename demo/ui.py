@@ -33,7 +33,13 @@ MAX_SESSIONS = 500  # pages remembered; the longest unused is dropped first, as 
 _HEAD = (
     "<style>.gradio-container { min-height: 100vh; } "
     "@media (max-width: 640px) { .gradio-container .app { padding: 12px !important; } } "
-    "footer .divider { display: none; }</style>"
+    "footer .divider { display: none; } "
+    # Gradio lays its parts out one after the other; they are shown when all stand (status.js), or after four seconds.
+    "html:not(.fm-ready) .gradio-container { visibility: hidden; animation: fm-late 0s 4s forwards; } "
+    "@keyframes fm-late { to { visibility: visible; } } "
+    "html:not(.fm-ready)::before { content: 'FuseMix'; position: fixed; inset: 40% 0 auto; text-align: center; "
+    "font: 700 2rem ui-sans-serif, system-ui, sans-serif; color: #0f766e; animation: fm-early 0s 4s forwards; } "
+    "@keyframes fm-early { to { visibility: hidden; } }</style>"
 )
 
 

@@ -35,7 +35,7 @@ def why(answer: Answer, service: Service, shown: dict[str, int]) -> str:
     )
     return (
         f"{_captions(answer.hits.get('text', []))}{_parts(answer, service)}"
-        f'<h2>How clear the match is</h2><div class="fm-plots">{plots}</div>'
+        f'<h2>Where these results stand among all items</h2><div class="fm-plots">{plots}</div>'
     )
 
 
@@ -46,7 +46,7 @@ def _captions(hits: Sequence[Hit]) -> str:
         f"<li>{escape(str(hit.item.get('text', '')))} <span>{hit.similarity:.2f}</span></li>"
         for hit in hits[:_CAPTIONS]
     )
-    return f'<h2>Closest captions</h2><ol class="fm-words">{lines}</ol>'
+    return f'<h2>Captions most like your query</h2><ol class="fm-words">{lines}</ol>'
 
 
 def contributions(answer: Answer, service: Service, hit: Hit) -> dict[str, float]:

@@ -171,7 +171,8 @@ from tests.data.test_latent_store import LengthEncoder
 extract_module.SHARD_ITEMS = 8
 encoder = LengthEncoder()
 store = extract_module.extract(PairTable.read({table!r}), "text", encoder, {out!r}, batch_size=3, skip_errors=True)
-print("rank", os.environ["RANK"], "encoded", len(encoder.encoded), "of", len(store), flush=True)
+line = f"rank {{os.environ['RANK']}} encoded {{len(encoder.encoded)}} of {{len(store)}}\\n"
+sys.stdout.write(line)  # in one piece: both processes write to one pipe
 """
 
 

@@ -43,3 +43,14 @@ const reel = setInterval(() => {
   const paused = box.querySelector('.fm-pause').getAttribute('aria-pressed') === 'true';
   if (!paused && !still() && !box.matches(':hover, :focus-within') && !document.hidden) show(current() + 1);
 }, CHANGE_MS);
+
+// The page is shown once its height rests (demo/ui.py hides it until then).
+const page = document.querySelector('.gradio-container');
+let height = 0;
+const rest = setInterval(() => {
+  if (page.scrollHeight === height) {
+    document.documentElement.classList.add('fm-ready');
+    clearInterval(rest);
+  }
+  height = page.scrollHeight;
+}, 150);

@@ -63,7 +63,8 @@ class Explorer:
         first, second = (self.map.planes[view].explained for view in VIEWS)
         return (
             f"This map shows two of {self.service.retriever.index.embed_dim} directions (PCA): {first:.0%} of the "
-            f"variance in true positions, {second:.0%} overlaid. Dots that look close may be far apart in the others."
+            f"variance as trained, {second:.0%} with the gap removed. Dots that look close may be far apart in the "
+            "others."
         )
 
     def place(self, answer: Answer, asked: str) -> dict[str, Any] | None:
@@ -138,8 +139,8 @@ def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
     gr.HTML(
         '<p class="fm-lead">Every picture, sound and caption in the gallery is a dot; similar things are close. '
         "<strong>Type, and watch your words land.</strong> Hover over a dot to see it; click it to search with it. "
-        "Pictures, sounds and captions form separate clouds: the <em>modality gap</em>. Training leaves it because it "
-        "only ranks items of the same kind. “Overlaid” moves the clouds on top of each other.</p>"
+        "Pictures, sounds and captions form separate clouds: the <em>modality gap</em>. Training leaves it "
+        "because each ranking holds items of one kind only. “Gap removed” moves the clouds on top of each other.</p>"
     )
     text = gr.Textbox(
         label="Words to place on the map",

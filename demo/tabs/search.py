@@ -50,7 +50,33 @@ _VERBS = {
     "image": "You show a picture:",
     "speech": "You say",
 }
-MOSAIC_SIZE = 24  # pictures shown before the first query
+# Pictures to tap before the first query; another gallery shows as many of its own, evenly spaced.
+TAPPED = [
+    "animals-amphibians-frog",
+    "animals-birds-crowned-crane",
+    "household-globe",
+    "vehicles-farming-cartoon-tux-tractor",
+    "plants-flowers-rose",
+    "animals-mammals-cats-cheetah",
+    "food-dessert-smallcake",
+    "town-houses-cartoon-circus",
+    "animals-fish-seahorse",
+    "hobbies-camera-35mm",
+    "animals-insects-cartoon-ladybug-2",
+    "vehicles-ship-sail-boat2",
+    "animals-marsupials-koala",
+    "people-cartoon-snowman",
+    "household-rubberduck",
+    "space-planets-6-saturn",
+    "food-fruit-grapes",
+    "vehicles-locomotive-white-train",
+    "clothes-hats-purplehat",
+    "plants-mushrooms-cep",
+    "space-rocket2",
+    "animals-mammals-bears-toys-edward-bear",
+    "hobbies-music-percussion-drum-tomtom-floor",
+    "seasonal-christmas-tree",
+]
 FILES = ("image", "audio")  # parts that are files
 
 # Note when a visitor asked, and whether by typing.
@@ -203,7 +229,9 @@ class SearchTab:
             if name in self.examples
         ]
         items = self.service.items("image") if "image" in self.service.counts else []
-        glimpse = items[:: max(1, len(items) // MOSAIC_SIZE)][:MOSAIC_SIZE]
+        known = {str(item["id"]): item for item in items}
+        chosen = [known[name] for name in (f"tuxpaint-{short}" for short in TAPPED) if name in known]
+        glimpse = chosen or items[:: max(1, len(items) // len(TAPPED))][: len(TAPPED)]
         return reel(slides, self.service.path_of) + mosaic(glimpse, self.service.path_of)
 
     @property

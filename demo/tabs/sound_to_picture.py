@@ -77,7 +77,7 @@ def heard_html(answer: Answer) -> str:
         f"<small>{hit.similarity:.2f}</small></li>"
         for hit in hits
     )
-    return f"{words}<p>Closest captions, with their similarity to the sound:</p><ol>{lines}</ol>"
+    return f"{words}<p>Captions most like the sound, with their similarity:</p><ol>{lines}</ol>"
 
 
 Shown = tuple[Any, str, Any]  # captions and words of the sound, status, pictures
@@ -276,7 +276,7 @@ def request_of(
         n_images=int(_number("The number of pictures", n_images)),
         candidates=int(_number("The number of candidates", candidates)),
         from_gallery=bool(from_gallery),
-        strength=_number("How freely to repaint", strength),
+        strength=_number("How much to change the gallery picture", strength),
         steering=_number("The steering", steering),
     )
 
@@ -332,7 +332,11 @@ def _more_inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
             studio.from_gallery, label="Repaint the closest gallery pictures instead of starting from noise"
         )
         strength = gr.Slider(
-            0.1, 1, STRENGTH, step=0.05, label="How freely to repaint (0.1: barely, 1: almost completely)"
+            0.1,
+            1,
+            STRENGTH,
+            step=0.05,
+            label="How much to change the gallery picture (0.1: barely, 1: almost completely)",
         )
         count = gr.Slider(1, 8, 4, step=1, label="Pictures to show")
         candidates = gr.Slider(1, 16, 4, step=1, label="Pictures to draw; the best matches are shown")

@@ -76,7 +76,8 @@ class TrainingTab:
         self.trainings = Visitors(Training, Path(get_upload_folder()) / "trainings") if trainings is None else trainings
         gr.HTML(
             '<p class="fm-lead">Upload two files of latents (.npy, .safetensors or .parquet), one latent per row; '
-            "row 1 pairs with row 1. FuseMix then trains small adapters on them, here, on one processor core. "
+            "the first row of one belongs to the first row of the other, and so on. FuseMix then trains small adapters "
+            "on them, here, on one processor core. "
             f"<span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} minutes; very wide "
             "latents spend the first minutes in the closed form. Your files are deleted once they are read, the "
             "result a minute after you close the page, or after an hour.</span></p>"

@@ -210,6 +210,19 @@ def test_the_field_sticks_and_what_fingers_tap_is_large_enough(open_page):
     expect(page.get_by_placeholder("Describe what you are looking for")).to_be_in_viewport()
 
 
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_nothing_moves_while_the_page_is_built(open_page, width, height):
+    """The layout shift as browsers report it; below 0.1 counts as good."""
+    page = open_page(width=width, height=height)
+    page.wait_for_timeout(1500)
+    shifts = page.evaluate(
+        """() => new Promise((done) => new PerformanceObserver((list) => done(list.getEntries()
+            .filter((entry) => !entry.hadRecentInput).reduce((sum, entry) => sum + entry.value, 0)))
+            .observe({ type: 'layout-shift', buffered: true }) || setTimeout(() => done(0), 500))"""
+    )
+    assert shifts < 0.1
+
+
 def test_without_a_microphone_one_sentence_says_so(open_page):
     page = open_page()
     page.evaluate(
@@ -268,7 +281,7 @@ def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     page.locator("#fm-map canvas[data-ready]").wait_for()
     page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")
     expect(page.locator("#fm-nearest")).to_contain_text("Nearest to “a cat”")
-    page.get_by_role("button", name="overlaid").click()
+    page.get_by_role("button", name="gap removed").click()
     page.wait_for_timeout(1500)
     page.screenshot(path=shots / "desktop-explore.png", full_page=True)
     box = page.locator("#fm-map canvas").bounding_box()

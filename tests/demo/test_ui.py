@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 import httpx
+import pandas as pd
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -350,6 +351,11 @@ def test_the_api_bounds_the_number_of_results(fake, top_k):
 def test_every_icon_that_the_page_names_is_there_and_no_other():
     code = "".join(file.read_text() for file in (ROOT / "demo").rglob("*.py"))
     assert set(re.findall(r"icons/([\w.-]+)", code)) == {file.name for file in (ROOT / "demo/icons").iterdir()}
+
+
+def test_the_pictures_to_tap_are_in_the_gallery():
+    gallery = pd.read_csv(ROOT / "demo/gallery/pairs.csv")
+    assert {f"tuxpaint-{short}" for short in search.TAPPED} <= set(gallery["id"])
 
 
 def test_the_page_serves_the_gallery_and_the_examples_and_nothing_else(fake):
