@@ -51,7 +51,7 @@ _VERBS = {
     "speech": "You say",
 }
 # Pictures to tap before the first query; another gallery shows as many of its own, evenly spaced.
-TAPPED = [
+TAPPED = (
     "animals-amphibians-frog",
     "animals-birds-crowned-crane",
     "household-globe",
@@ -76,7 +76,7 @@ TAPPED = [
     "animals-mammals-bears-toys-edward-bear",
     "hobbies-music-percussion-drum-tomtom-floor",
     "seasonal-christmas-tree",
-]
+)
 FILES = ("image", "audio")  # parts that are files
 
 # Note when a visitor asked, and whether by typing.
