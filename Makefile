@@ -16,9 +16,10 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 demo: $(VENV)/.run
 	$(PY) app.py --port $(PORT)
 
-# Tests that measure time (marked serial) run alone, before the others. `make test-browser` drives the app in Chromium.
+# First the app in Chromium, alone, because it measures time (marked serial); then the rest. `make test-browser` runs
+# all tests that are marked serial.
 test: $(VENV)/.dev
-	$(PY) -m pytest -n 0 -m "serial and not slow and not gpu" || test $$? = 5  # 5: there is none
+	$(PY) -m pytest -n 0 -m "serial and not slow and not gpu" tests/demo
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not serial"
 
 test-browser: $(VENV)/.dev

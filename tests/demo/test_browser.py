@@ -31,7 +31,6 @@ FLAGS = [
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.serial,
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
 QUERY = "a dog running on the grass"
@@ -190,6 +189,7 @@ def test_back_goes_to_the_search_before_and_then_to_the_start(open_page, address
     expect_answer(page, "“a red flower”")
 
 
+@pytest.mark.slow
 def test_words_that_were_misheard_are_corrected_and_searched_with(open_page, shots):
     page = open_page("?sound=spoken-cake.mp3")
     expect_answer(page, "your sound")
@@ -201,6 +201,7 @@ def test_words_that_were_misheard_are_corrected_and_searched_with(open_page, sho
     expect_answer(page, "“a cat on the grass”")
 
 
+@pytest.mark.slow
 def test_the_field_sticks_and_what_fingers_tap_is_large_enough(open_page):
     page = open_page(width=390, height=844)
     ask(page)
@@ -223,6 +224,7 @@ def test_nothing_moves_while_the_page_is_built(open_page, width, height):
     assert shifts < 0.1
 
 
+@pytest.mark.slow
 def test_without_a_microphone_one_sentence_says_so(open_page):
     page = open_page()
     page.evaluate(
@@ -233,6 +235,7 @@ def test_without_a_microphone_one_sentence_says_so(open_page):
     expect(page.get_by_role("alert")).to_contain_text(sentence)
 
 
+@pytest.mark.slow
 def test_the_reel_can_be_stopped_and_searched_with(open_page):
     page = open_page()
     page.get_by_role("button", name="Next example").click()
@@ -244,6 +247,7 @@ def test_the_reel_can_be_stopped_and_searched_with(open_page):
     expect_answer(page, "your sound" if "cake" in name else "")
 
 
+@pytest.mark.slow
 def test_a_link_reproduces_a_mixed_search(open_page, address):
     page = open_page("?q=at+night&picture=tuxpaint-animals-mammals-dogs-dog&without=grass&w=q:0.5")
     expect_answer(page, "your picture + 0.5 × “at night” − 0.5 × “grass”")
@@ -259,6 +263,7 @@ def test_a_link_reproduces_a_mixed_search(open_page, address):
     assert sent.locator(".fm-items .fm-name").all_inner_texts() == names
 
 
+@pytest.mark.slow
 def test_the_address_and_both_times_are_shown_after_a_search(open_page):
     page = open_page()
     ask(page)
@@ -266,6 +271,7 @@ def test_the_address_and_both_times_are_shown_after_a_search(open_page):
     assert "?q=a+dog+running+on+the+grass" in page.url
 
 
+@pytest.mark.slow
 def test_why_these_results_is_one_click_away(open_page, shots):
     page = open_page()
     ask(page)
@@ -275,6 +281,7 @@ def test_why_these_results_is_one_click_away(open_page, shots):
     page.screenshot(path=shots / "desktop-why.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     page = open_page()
     page.get_by_role("tab", name="Explore").click()
@@ -295,6 +302,7 @@ def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     expect(page.locator("#fm-nearest")).not_to_contain_text("a cat")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FUSEMIX_AXE" not in os.environ, reason="FUSEMIX_AXE names no axe.min.js (npm pack axe-core)")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
@@ -322,6 +330,7 @@ def test_axe_finds_nothing(open_page, dark, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_a_sound_plays(open_page):
     page = open_page()
     ask(page, "a drum")
@@ -352,6 +361,7 @@ def test_a_recording_is_searched_with(open_page):
     expect_answer(page, "your sound")
 
 
+@pytest.mark.slow
 def test_examples_are_one_click_away(open_page, shots):
     page = open_page()
     page.get_by_role("button", name="a birthday party").click()
@@ -363,6 +373,7 @@ def test_examples_are_one_click_away(open_page, shots):
     page.screenshot(path=shots / "desktop-spoken.png", full_page=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [".fm-look", ".fm-foot .fm-more"])
 def test_a_result_is_the_next_query_and_no_result_of_it(open_page, what):
     page = open_page()
@@ -396,6 +407,7 @@ def test_a_phone_shows_everything_within_its_width(open_page, shots):
     page.screenshot(path=shots / "phone-text.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_a_mix_and_its_reasons_fit_on_a_dark_phone(open_page, address, shots):
     link = "?q=at+night&picture=tuxpaint-animals-mammals-dogs-dog&without=grass&__theme=dark"
     page = open_page(link, width=390, height=844, dark=True)
@@ -406,6 +418,7 @@ def test_a_mix_and_its_reasons_fit_on_a_dark_phone(open_page, address, shots):
     page.screenshot(path=shots / "phone-mix-dark.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_dark_mode_is_legible(open_page, shots):
     page = open_page(dark=True)
     ask(page)
@@ -414,6 +427,7 @@ def test_dark_mode_is_legible(open_page, shots):
         assert contrast(page, selector) >= 4.5, selector
 
 
+@pytest.mark.slow
 def test_light_mode_is_legible(open_page):
     page = open_page()
     ask(page)
@@ -501,6 +515,7 @@ def test_a_spoken_sentence_becomes_a_picture_step_by_step(open_page, shots):
     page.screenshot(path=shots / "desktop-generate.png", full_page=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "checkpoints/unclip-small").is_dir(), reason="no decoder ships")
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
 def test_drawing_from_nothing_is_a_calm_sentence_and_draw_is_above_the_fold(open_page, width, height):
