@@ -10,8 +10,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from demo.near_duplicates import alike
 from demo.service import Answer, Service
-from demo.zero_gpu import borrowing
+from demo.zero_gpu import borrowing, seconds, seconds_to_embed
 from fusemix.datasets.paper_recipes import DECODER as STABLE_UNCLIP
 from fusemix.files import read_json
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
@@ -33,16 +33,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECODER_VARIABLE = "FUSEMIX_DECODER"
-CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder of scripts/train_conditioner.py, for a decoder without one
-AUTO = (
-    "auto"  # as the decoder: Stable Diffusion unCLIP where there are a GPU and a conditioner, else the one that ships
-)
+CONDITIONER_VARIABLE = "FUSEMIX_CONDITIONER"  # folder or Hub id, of fusemix conditioner, for a decoder without one
+AUTO = "auto"  # as the decoder: Stable Diffusion unCLIP where there is a GPU, else the one that ships
 DEFAULT_DECODER = Path(__file__).resolve().parents[1] / "checkpoints" / "unclip-small"
 SHOWN_SIDE = 320  # pixels, to which small pictures are enlarged on the page
 THUMBNAIL_SIDE = 96  # pixels, longer side, of the pictures that drawings start from
 N_CAPTIONS = 5  # shown for a sound
 STARTS = 4  # most gallery pictures that drawings start from
 STRENGTH = 0.6  # the start is still recognisable, but clearly repainted
+HUB_S = 5  # waited for the Hub's answer
 WARM_UP = "warm-up"  # visitor name of the first drawing, made in the background
 
 
@@ -64,6 +63,7 @@ class Request:
         from_gallery: Start from the nearest gallery pictures, noised, in turn, instead of from pure noise.
         strength: How much to repaint them, in (0, 1].
         steering: How far the image encoder moves every second step towards the request; 0 for none.
+        small: Whether the small decoder draws, on the CPU, instead of a larger one.
     """
 
     audio: str | None = None
@@ -79,6 +79,7 @@ class Request:
     from_gallery: bool = False
     strength: float = STRENGTH
     steering: float = 0.0
+    small: bool = False
 
     def queries(self) -> dict[str, str]:
         """Return modality -> query for those given."""
@@ -124,24 +125,35 @@ class Start:
 class Studio:
     """Drawing service with one decoder, loaded in the background or at the first request."""
 
-    def __init__(self, service: Service, source: str | None = None, generator: Generator | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        source: str | None = None,
+        generator: Generator | None = None,
+        device: str | None = None,
+    ) -> None:
         """Choose the decoder.
 
         Args:
             service: Service whose encoders and model make the embeddings.
-            source: Folder or Hub id, or ``auto``: Stable Diffusion unCLIP if there is a GPU and FUSEMIX_CONDITIONER is
-                set, else checkpoints/unclip-small; by default the environment variable FUSEMIX_DECODER, else
-                checkpoints/unclip-small.
+            source: Folder or Hub id, or ``auto``: Stable Diffusion unCLIP if there is a GPU, else
+                checkpoints/unclip-small; by default the environment variable FUSEMIX_DECODER, else ``auto``.
             generator: Loaded decoder, for tests.
+            device: A torch device string; by default ``cuda`` if there is a GPU, else ``cpu``.
         """
         self.service = service
-        self.source = source or os.environ.get(DECODER_VARIABLE) or str(DEFAULT_DECODER)
-        self._conditioner = os.environ.get(CONDITIONER_VARIABLE) or None
+        self.device = device or _device()
+        self.source = source or os.environ.get(DECODER_VARIABLE) or AUTO
         if self.source == AUTO:
-            self.source = STABLE_UNCLIP if self._conditioner and _device() == "cuda" else str(DEFAULT_DECODER)
-            self._conditioner = self._conditioner if self.source == STABLE_UNCLIP else None
+            self.source = (
+                STABLE_UNCLIP if self.device == "cuda" and _can_be_had(STABLE_UNCLIP) else str(DEFAULT_DECODER)
+            )
+        is_shipped = self.source == str(DEFAULT_DECODER)
+        self._conditioner = None if is_shipped else os.environ.get(CONDITIONER_VARIABLE) or None
         self._generator = generator
+        self._unfitted: Path | None = None  # folder of a loaded decoder that still needs a conditioner
         self.borrowed: Callable[..., list[Image.Image]] | None = None  # on ZeroGPU, what draws in another process
+        self._clip: Callable[..., Any] | None = None  # there, what embeds pictures in another process
         self._lock = threading.Lock()
         self._stops: dict[str, threading.Event] = {}
 
@@ -170,7 +182,7 @@ class Studio:
         """Description of the decoder in a few sentences."""
         record = Path(self.source) / "train_config.json"
         if not record.is_file():
-            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures."
+            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures.{self._borrowed_maps()}"
         values = read_json(record)
         side, count = values["side"], values["data"]["pictures"]
         return (
@@ -179,6 +191,17 @@ class Studio:
             "the object. That is why it repaints pictures from the gallery"
             + (", guided by the image encoder." if self.steering else ".")
         )
+
+    def _borrowed_maps(self) -> str:
+        """Say which modalities are mapped to the decoder as another one is, once it is loaded; "" for none."""
+        nouns = {"audio": "sounds", "text": "words", "image": "pictures"}
+        lines = ""
+        if self._generator is not None and self._unfitted is None:
+            for modality in sorted(self.service.understood & nouns.keys()):
+                used = self._generator.conditioner.bridge_of(modality)
+                if used not in (None, modality):
+                    lines += f" It has no map for {nouns[modality]} of their own; that of {nouns[used]} is used."
+        return lines
 
     @property
     def from_gallery(self) -> bool:
@@ -205,16 +228,60 @@ class Studio:
         """
         with self._lock:
             if self._generator is None:
+                from fusemix.generation.first_fit import needs_conditioner
                 from fusemix.generation.generator import Generator
+                from fusemix.generation.pipelines import resolve
 
+                folder = resolve(self.source, None)
+                if self._conditioner is None and needs_conditioner(folder):
+                    if self.device == "cpu":
+                        raise ValueError(
+                            f"The decoder {self.source} needs a conditioner for this checkpoint, and without a GPU it "
+                            f"takes hours to fit one; make it with fusemix conditioner, and name it in "
+                            f"{CONDITIONER_VARIABLE}."
+                        )
+                    self._unfitted = folder
                 self._generator = Generator.from_pretrained(
-                    self.source,
-                    self.service.retriever.model,
+                    folder,
+                    None if self._unfitted else self.service.retriever.model,
                     conditioner=self._conditioner,
-                    device=_device(),
+                    device=self.device,
                     prompts=False,
                 )
             return self._generator
+
+    def conditioned(self, report: Callable[[int, int], None] | None = None) -> Generator:
+        """Return the decoder with a conditioner for the model; the first time one is fitted from the index, if needed.
+
+        Args:
+            report: Called with the pictures embedded and in all, while it is fitted.
+
+        Raises:
+            As :meth:`generator`, and ValueError if the index is too small.
+        """
+        generator = self.generator()
+        with self._lock:
+            if self._unfitted is not None:
+                from fusemix.generation.first_fit import conditioner_for, embed_pictures
+
+                def embed(folder: Path, pictures: Sequence[Path], report: Any) -> Any:
+                    if self._clip is None:
+                        return embed_pictures(folder, pictures, report, device=_device())
+                    on_step = None if report is None else lambda done, total, _: report(done, total) or False
+                    return self._clip(on_step, str(folder), [str(path) for path in pictures])
+
+                retriever = self.service.retriever
+                found = conditioner_for(self._unfitted, retriever.model, retriever.index, embed=embed, report=report)
+                generator.condition_by(found, retriever.model)
+                self._unfitted = None
+            return generator
+
+    @cached_property
+    def small(self) -> Studio | None:
+        """The small decoder on the CPU, for when no GPU is lent; None if this is it, or if it does not ship."""
+        if self.source == str(DEFAULT_DECODER) or not DEFAULT_DECODER.is_dir():
+            return None
+        return Studio(self.service, str(DEFAULT_DECODER), device="cpu")
 
     @property
     def is_loaded(self) -> bool:
@@ -229,7 +296,20 @@ class Studio:
             ValueError: If it does not fit the model.
         """
         generator = self.generator()
-        self.borrowed = borrowing(partial(paint, self.service, generator, None), is_small=generator.is_small)
+
+        def seconds_of(*values: Any) -> int:
+            return seconds(values[-1], is_small=generator.is_small)
+
+        def embed(on_step: Callable[..., bool], folder: str, pictures: list[str]) -> Any:
+            from fusemix.generation.first_fit import embed_pictures
+
+            def report(done: int, total: int) -> None:
+                on_step(done, total, None)
+
+            return embed_pictures(Path(folder), [Path(path) for path in pictures], report, device=_device())
+
+        self.borrowed = borrowing(partial(paint, self.service, generator), seconds_of)
+        self._clip = borrowing(embed, lambda folder, pictures: seconds_to_embed(len(pictures)))
 
     def load_in_background(self) -> None:
         """Load the decoder in a low-priority thread, so that the first visitor need not wait for it.
@@ -241,7 +321,7 @@ class Studio:
         def load() -> None:
             lower_priority()
             try:
-                if self.generator().is_small and "text" in self.service.understood:
+                if self.conditioned().is_small and "text" in self.service.understood:
                     request = Request(
                         text="a picture", steps=1, from_gallery=self.from_gallery, strength=1, steering=self.steering
                     )
@@ -265,7 +345,7 @@ class Studio:
     def stop(self, visitor: str) -> bool:
         """End a visitor's drawing at its next step, or before it begins; return whether there is one."""
         if visitor not in self._stops:
-            return False
+            return "small" in self.__dict__ and self.small is not None and self.small.stop(visitor)
         self._stops[visitor].set()
         return True
 
@@ -285,6 +365,11 @@ class Studio:
             ValueError: If a setting is out of range.
             FileNotFoundError: If the decoder is missing.
         """
+        if request.small and self.small is not None:
+            small = self.small
+            request = replace(request, small=False, from_gallery=small.from_gallery, steering=small.steering)
+            yield from small.draw(request, visitor)
+            return
         queries = request.queries()
         if not queries:
             raise MediaError("Record or drop a sound first, type a few words, or add a picture.")
@@ -303,6 +388,9 @@ class Studio:
         if not self.is_loaded:
             yield Frame("Loading the decoder …")
         generator = self.generator()
+        if self._unfitted is not None:
+            yield Frame("Preparing, once: Stable Diffusion looks at the gallery's pictures, for about a minute …")
+            generator = self.conditioned()
         retriever = self.service.retriever
         embeddings = self.service.pools.run(lambda: retriever.embed_parts(**queries), slow=set(queries) != {"text"})
         from fusemix.generation.generator import blend_weights
@@ -409,7 +497,7 @@ class _Drawing:
         order = (self.embeds, wanted, request.steering, [start.image for start in self.starts], settings)
         if self.studio.borrowed is not None:
             self.frames.put(Frame("Drawing, as soon as a GPU is free …", starts=self.starts))
-            images = self.studio.borrowed(*order)
+            images = self.studio.borrowed(on_step, *order)
         else:
             images = paint(self.studio.service, self.generator, on_step, *order)
         shown = [(image, self._caption(i)) for i, image in enumerate(images)]
@@ -440,6 +528,20 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _can_be_had(repo_id: str) -> bool:
+    """Return whether a repository is in the Hub's cache or the Hub answers; log why not."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo_id, "model_index.json"), str):
+        return True
+    try:
+        HfApi().model_info(repo_id, timeout=HUB_S)
+    except Exception as error:  # the Hub client raises many types; all mean "not there"
+        logger.warning("%s cannot be had (%s), so the small decoder draws.", repo_id, type(error).__name__)
+        return False
+    return True
 
 
 def paint(

@@ -82,6 +82,54 @@ def service(checkpoint, index_folder):
     return Service.from_pretrained(checkpoint, index_folder)
 
 
+def embeddings(n, seed, dim=8):
+    """Random embeddings of unit length, the same for a seed: a tensor (n, dim)."""
+    rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """Keep conditioners that are fitted at the first start below the test's folder."""
+
+    def kept(library, *, namespace, subfolder):
+        return tmp_path / library / namespace / subfolder
+
+    monkeypatch.setattr("fusemix.generation.first_fit.cached_assets_path", kept)
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A random model of three modalities: 8-dimensional."""
+    torch.manual_seed(0)
+    return FusionModel(ModelConfig(latent_dims=dict.fromkeys(("image", "text", "audio"), 6), embed_dim=8)).eval()
+
+
+@pytest.fixture(scope="session")
+def clip_decoder(tmp_path_factory):
+    """Folder of a tiny Stable unCLIP of the real classes, with its CLIP and without a conditioner."""
+    from tests.generation.test_generator import tiny_stable_unclip
+
+    folder = tmp_path_factory.mktemp("decoder") / "sd"
+    tiny_stable_unclip(768).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture_index(small_model, tmp_path):
+    """60 pictures in 60 groups, each with its caption; 3 sounds, too few for a map of their own."""
+    from fusemix.search.index import EmbeddingIndex
+
+    names = [{"caption": f"number {i}", "group": str(i)} for i in range(60)]
+    for i in range(60):
+        Image.fromarray(np.full((8, 8, 3), 4 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    index = EmbeddingIndex(8, model_identity=small_model.identity, root=tmp_path)
+    index.add("image", embeddings(60, 1), [{"id": f"p{i}", "path": f"{i}.png"} | names[i] for i in range(60)])
+    index.add("text", embeddings(60, 2), [{"id": f"t{i}", "text": f"number {i}", "group": str(i)} for i in range(60)])
+    index.add("audio", embeddings(3, 3), [{"id": f"s{i}", "path": f"{i}.mp3"} | names[i] for i in range(3)])
+    return index
+
+
 def tone(hertz, *, seconds=0.5, sample_rate=16_000):
     """A sine of half the full scale."""
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * sample_rate)) / sample_rate)

@@ -17,7 +17,7 @@ from demo.results import apology
 from demo.service import Answer, Service
 from demo.tabs.picture_input import PictureInput
 from demo.transcripts import sentences
-from demo.zero_gpu import on_zero_gpu
+from demo.zero_gpu import NoGpu, on_zero_gpu
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ SPOKEN_EXAMPLES = (
 )
 SOUND_EXAMPLES = (("sound-drum-tom-hi-hard", "a drum"),)  # sounds whose nearest gallery pictures show their source
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}  # search never waits for it
+SMALL = "Draw with the small decoder"
 SORRY = "Something went wrong on our side, and we have logged it. Please try again."
 
 
@@ -96,6 +97,9 @@ def pages(studio: Studio, request: Request, visitor: str = "") -> Iterator[Shown
             heard = waveform_html(request.audio) + heard_html(studio.listen(request.audio))
         for frame in studio.draw(request, visitor):
             yield heard, progress_html(frame), frame.images or gr.skip()
+    except NoGpu as error:
+        offer = f" Or switch on “{SMALL}” in the settings." if studio.small is not None else ""
+        raise gr.Error(f"{error}{offer}", print_exception=False) from error
     except (MediaError, FileNotFoundError, ValueError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     except Exception as error:
@@ -167,17 +171,15 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     def stop_drawing(page: gr.Request) -> Any:
         if not studio.stop(page.session_hash or ""):
             return gr.skip()
-        return progress_html(Frame("Stopped." if forks else "Stopping after this step …", done=True))
+        return progress_html(Frame("Stopping after this step …", done=True))
 
     drawing: dict[str, Any] = {"fn": for_page, "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
     asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
-    drawings = [go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)]
+    go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
-        drawings.append(chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private))
-    # A drawing in this process ends by itself at its next step; one in another process must be cancelled.
-    stopping: dict[str, Any] = {"cancels": drawings if forks else None, "queue": False, "show_progress": "hidden"}
-    stop.click(stop_drawing, None, sentence, **stopping, **private)
+        chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
+    stop.click(stop_drawing, None, sentence, queue=False, show_progress="hidden", **private)  # at its next step
     gr.Button(visible=False).click(
         for_api,
         inputs,
@@ -258,6 +260,7 @@ def request_of(
     from_gallery: bool,
     strength: float,
     steering: float = 0.0,
+    small: bool = False,
 ) -> Request:
     """Read the widgets' values as a request.
 
@@ -278,6 +281,7 @@ def request_of(
         from_gallery=bool(from_gallery),
         strength=_number("How much to change the gallery picture", strength),
         steering=_number("The steering", steering),
+        small=bool(small),
     )
 
 
@@ -352,4 +356,5 @@ def _more_inputs(understood: frozenset[str], studio: Studio) -> list[Any]:
         )
         noise = gr.Slider(0, 600, 0, step=10, label="Noise: more noise follows your request less closely")
         seed = gr.Number(0, label="Seed: a different number gives different pictures", precision=0)
-    return [image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering]
+        small = gr.Checkbox(False, label=f"{SMALL} (simpler pictures, no GPU needed)", visible=studio.small is not None)
+    return [image, share, steps, guidance, noise, seed, count, candidates, gallery, strength, steering, small]

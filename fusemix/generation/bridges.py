@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix import hub_folders
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.model.adapters import FusionModel
 from fusemix.model.ensemble import member_parts
@@ -34,6 +36,8 @@ BRIDGES = ("cosine", "mean_shift", "moments", "covariance", "ridge", "mlp", "fus
 ACROSS = ("ridge", "mlp", "fusemix")  # kinds that can change the width; they need pairs
 _RESIDUAL_BATCH = 256  # pairs a step; FuseMix halves it
 _TEMPERATURE = 0.07
+# Whose bridge serves a modality that has none: the modality trained against it, then the next.
+_STAND_INS = {"audio": ("text", "image"), "text": ("image", "audio"), "image": ("text", "audio")}
 _UNPAIRED = ("mean_shift", "moments", "covariance")  # kinds that need both clouds but no pairs
 
 
@@ -208,7 +212,8 @@ class Conditioner:
         """Combine bridges and target length.
 
         Args:
-            bridges: Modality -> bridge; a modality without one is not mapped (``cosine``).
+            bridges: Modality -> bridge; a modality without one is not mapped (``cosine``), or, between spaces of
+                different widths, takes that of :meth:`bridge_of`.
             embed_dim: Width D_in of the input embeddings.
             image_embeds_dim: Width D_out of the output image embeddings.
             norm: Mean L2 norm of the decoder's image embeddings: 1 for the shared space, the
@@ -275,10 +280,27 @@ class Conditioner:
             raise ValueError(f"This conditioner takes shape (N, {self.embed_dim}), got {tuple(embeddings.shape)}.")
         if not torch.isfinite(embeddings).all() or (embeddings.norm(dim=1) == 0).any():
             raise ValueError("An embedding holds NaN or infinite values or only zeros; encode the item again.")
-        bridge = self.bridges.get(modality)
-        if bridge is None and self.embed_dim != self.image_embeds_dim:
-            raise ValueError(f"This conditioner has no bridge for {modality!r}; it has {sorted(self.bridges)}.")
-        return (bridge or Bridge("cosine"))(embeddings) * self.norm
+        used = self.bridge_of(modality)
+        return (self.bridges[used] if used else Bridge("cosine"))(embeddings) * self.norm
+
+    def bridge_of(self, modality: str) -> str | None:
+        """Return the modality whose bridge maps this one: its own, or the shared space's nearest that has one.
+
+        Returns:
+            None if the embeddings are not mapped, because they are in the decoder's space already.
+
+        Raises:
+            ValueError: If there is no bridge at all between two spaces.
+        """
+        if modality in self.bridges:
+            return modality
+        if self.embed_dim == self.image_embeds_dim and "image" not in self.bridges:
+            return None  # pictures need no map: the decoder's space is the shared one
+        others: list[str] = [*_STAND_INS.get(modality, ()), *sorted(self.bridges)]
+        for other in others:
+            if other in self.bridges:
+                return other
+        raise ValueError(f"This conditioner has no bridge for {modality!r}; it has none.")
 
     def save(self, folder: str | Path) -> None:
         """Write ``conditioner.json`` and ``conditioner.safetensors`` into an existing folder."""
@@ -299,6 +321,13 @@ class Conditioner:
         }
         write_atomic(folder / WEIGHTS_NAME, lambda temporary: save_file(state, temporary))
         write_json(folder / CONFIG_NAME, config)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Conditioner:
+        """Load a conditioner from a folder or the Hub; raises as :meth:`load`, FileNotFoundError if it is neither."""
+        files = [CONFIG_NAME, WEIGHTS_NAME]
+        folder = hub_folders.resolve(source, "conditioner", lambda name: snapshot_download(name, allow_patterns=files))
+        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Conditioner:

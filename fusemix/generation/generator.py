@@ -80,15 +80,8 @@ class Generator:
         self.image_embeds_dim = check_pipeline(pipeline)
         if conditioner is None:
             conditioner = Conditioner({}, embed_dim=self.image_embeds_dim, image_embeds_dim=self.image_embeds_dim)
-        if conditioner.image_embeds_dim != self.image_embeds_dim:
-            raise ValueError(
-                f"The conditioner makes image embeddings of width {conditioner.image_embeds_dim}, but this decoder "
-                f"takes {self.image_embeds_dim}; fit it for this decoder."
-            )
-        if model is not None:
-            conditioner = conditioner.of(model)
         self.pipeline = pipeline
-        self.conditioner = conditioner
+        self.condition_by(conditioner, model)
         self.name = name
         self.side: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.is_small = self.side <= _SMALL_SIDE
@@ -136,10 +129,23 @@ class Generator:
         if conditioner is None and (folder / CONDITIONER_NAME).is_file():
             conditioner = folder
         if isinstance(conditioner, str | Path):
-            conditioner = Conditioner.load(conditioner)
+            conditioner = Conditioner.from_pretrained(conditioner)
         generator = cls(pipeline, model, conditioner=conditioner, empty_prompt=empty, name=str(source))
         generator._load_s = load_s
         return generator
+
+    def condition_by(self, conditioner: Conditioner, model: FusionModel | None) -> None:
+        """Take a conditioner, for a model's embeddings if one is given.
+
+        Raises:
+            ValueError: If it is for another decoder or another model.
+        """
+        if conditioner.image_embeds_dim != self.image_embeds_dim:
+            raise ValueError(
+                f"The conditioner makes image embeddings of width {conditioner.image_embeds_dim}, but this decoder "
+                f"takes {self.image_embeds_dim}; fit it for this decoder."
+            )
+        self.conditioner = conditioner if model is None else conditioner.of(model)
 
     @property
     def cost(self) -> Cost:

@@ -312,6 +312,7 @@ def test_a_new_drawing_ends_the_one_before(studio):
 def test_the_decoder_is_loaded_and_warm_before_anybody_asks(studio, monkeypatch):
     loads, threads = [], []
     monkeypatch.setattr(Generator, "from_pretrained", lambda *a, **k: loads.append(k) or studio._generator)
+    monkeypatch.setattr("fusemix.generation.pipelines.resolve", lambda source, revision: Path(source))
     cold = Studio(studio.service, source="tiny")
     monkeypatch.setattr("demo.drawing.lower_priority", lambda: threads.append(threading.current_thread().name))
     drawn = []

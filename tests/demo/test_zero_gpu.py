@@ -4,21 +4,28 @@ import json
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+import torch
 
 from demo import zero_gpu
-from demo.drawing import CONDITIONER_VARIABLE, DEFAULT_DECODER, STABLE_UNCLIP, Studio
-from demo.tabs.sound_to_picture import build_generate_tab
+from demo.drawing import CONDITIONER_VARIABLE, DEFAULT_DECODER, STABLE_UNCLIP, Request, Studio
+from demo.tabs.sound_to_picture import build_generate_tab, pages
+from fusemix.generation.generator import Generator
+from fusemix.generation.sampling import Cancelled
+from tests.demo.test_sound_to_picture import DOG, FakeService
+from tests.generation.test_generator import tiny_small_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"steps": 25, "n_images": 4}
 
 SPACES = """
-import json, os, pickle, sys, threading
+import json, os, pickle, sys
 
 def note(**values):
     with open(os.environ["SPACES_LOG"], "a") as log:
@@ -33,11 +40,8 @@ def GPU(duration):
             from gradio.context import LocalContext
             asked = LocalContext.request.get(None) is not None
             note(event="borrowed", seconds=duration(*values), request=asked, values=[type(v).__name__ for v in values])
-            sent, made = pickle.loads(pickle.dumps(values)), []
-            thread = threading.Thread(target=lambda: made.append(pickle.dumps(function(*sent))))
-            thread.start()
-            thread.join()
-            return pickle.loads(made[0])
+            for value in function(*pickle.loads(pickle.dumps(values))):
+                yield pickle.loads(pickle.dumps(value))
         return borrowed
     return decorate
 """
@@ -84,9 +88,9 @@ def test_the_app_as_zero_gpu_starts_it(tmp_path):
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [event.pop("event") for event in events] == [
-        *("import", "loaded", "decorated", "launch", "searched", "borrowed", "drawn")
+        *("import", "loaded", "decorated", "decorated", "launch", "searched", "borrowed", "drawn")
     ]
-    imported, loaded, _, launched, _, borrowed, drawn = events
+    imported, loaded, _, _, launched, _, borrowed, drawn = events
     assert imported == {"before": []}
     assert loaded == {"device": "cuda"} and launched == {"trains_on": "cpu"}
     assert borrowed["request"] and borrowed["seconds"] == 11  # whose quota it is; 10 s and 5 steps
@@ -105,7 +109,7 @@ def lent(monkeypatch):
                 record.seconds.append(duration(*values))
                 if record.fault is not None:
                     raise record.fault
-                return function(*values)
+                yield from function(*values)
 
             return borrowed
 
@@ -117,8 +121,29 @@ def lent(monkeypatch):
 
 def test_a_gpu_is_asked_for_as_long_as_steps_and_pictures_take(lent):
     for small, settings in [(True, SETTINGS), (False, SETTINGS), (False, {"steps": 100, "n_images": 16})]:
-        assert zero_gpu.borrowing(lambda settings: "made", is_small=small)(settings) == "made"
+        duration = partial(zero_gpu.seconds, is_small=small)
+        assert zero_gpu.borrowing(lambda on_step, settings: "made", duration)(None, settings) == "made"
     assert lent.seconds == [20, 40, 120]
+    assert (zero_gpu.seconds_to_embed(1000), zero_gpu.seconds_to_embed(100_000)) == (30, 120)
+
+
+def test_steps_come_back_while_it_draws_and_a_visitor_who_stops_ends_it(lent):
+    taken, seen = [], []
+
+    def work(on_step, count):
+        for step in range(count):
+            taken.append(step)
+            if on_step(step + 1, count, None):
+                return "stopped"
+            time.sleep(0.02)
+        return "made"
+
+    borrowed = zero_gpu.borrowing(work, lambda count: 10)
+    assert borrowed(lambda *progress: seen.append(progress), 3) == "made"
+    assert seen == [(1, 3, None), (2, 3, None), (3, 3, None)] and taken == [0, 1, 2]
+    with pytest.raises(Cancelled):
+        borrowed(lambda done, total, preview: done == 2, 1000)
+    assert len(taken) < 50  # the other process has stopped as well
 
 
 @pytest.mark.parametrize(
@@ -141,16 +166,17 @@ def test_a_gpu_is_asked_for_as_long_as_steps_and_pictures_take(lent):
 def test_without_a_gpu_the_visitor_is_told_why_in_a_sentence_or_two(lent, title, message, said, caplog):
     lent.fault = gr.Error(message, title=title)
     with pytest.raises(ValueError) as told:
-        zero_gpu.borrowing(lambda settings: None, is_small=True)(SETTINGS)
+        zero_gpu.borrowing(lambda on_step, settings: None, lambda settings: 1)(None, SETTINGS)
     assert str(told.value) == said and message in caplog.text
+    assert isinstance(told.value, zero_gpu.NoGpu) == (said != zero_gpu.TOO_LONG)  # asking for less helps there
 
 
 def test_what_cannot_be_drawn_is_said_as_without_a_gpu(lent):
-    def paint(settings):
+    def paint(on_step, settings):
         raise ValueError("steps must be 1 to 1000, got 0.")
 
     with pytest.raises(ValueError, match=r"^steps must be 1 to 1000, got 0\.$"):
-        zero_gpu.borrowing(paint, is_small=True)(SETTINGS)
+        zero_gpu.borrowing(paint, lambda settings: 1)(None, SETTINGS)
 
 
 @pytest.mark.parametrize("value", ["1", "true", "True"])
@@ -168,7 +194,7 @@ def test_a_decoder_that_cannot_be_loaded_there_leaves_the_page_without_drawing(m
         raise FileNotFoundError("'owner/name' could not be loaded from the Hugging Face Hub.")
 
     monkeypatch.setenv(zero_gpu.VARIABLE, "true")
-    monkeypatch.setattr("fusemix.generation.generator.Generator.from_pretrained", refuse)
+    monkeypatch.setattr("fusemix.generation.pipelines.resolve", refuse)
     service = SimpleNamespace(retriever=SimpleNamespace(model=None, encoders={}), understood=frozenset({"text"}))
     with gr.Blocks() as page:
         build_generate_tab(service, Studio(service, source="owner/name"))
@@ -177,21 +203,61 @@ def test_a_decoder_that_cannot_be_loaded_there_leaves_the_page_without_drawing(m
 
 
 @pytest.mark.parametrize(
-    ("gpu", "conditioner", "source"),
-    [
-        (True, "folder", STABLE_UNCLIP),
-        (True, None, str(DEFAULT_DECODER)),
-        (False, "folder", str(DEFAULT_DECODER)),
-    ],
+    ("gpu", "hub", "source"),
+    [(True, True, STABLE_UNCLIP), (True, False, str(DEFAULT_DECODER)), (False, True, str(DEFAULT_DECODER))],
 )
-def test_auto_takes_stable_diffusion_where_it_can(monkeypatch, gpu, conditioner, source):
-    monkeypatch.setenv("FUSEMIX_DECODER", "auto")
-    monkeypatch.setenv(CONDITIONER_VARIABLE, conditioner or "")
+def test_stable_diffusion_draws_where_there_are_a_gpu_and_the_hub(monkeypatch, gpu, hub, source, caplog):
+    def model_info(self, repo_id, timeout):
+        if not hub:
+            raise ConnectionError("no network")
+
+    monkeypatch.delenv("FUSEMIX_DECODER", raising=False)
+    monkeypatch.setenv(CONDITIONER_VARIABLE, "folder")
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("fusemix.generation.pipelines.resolve", lambda source, revision: Path(source))
     asked = []
     monkeypatch.setattr(
         "fusemix.generation.generator.Generator.from_pretrained",
-        lambda source, model, **more: asked.append((source, more["conditioner"], more["device"])),
+        lambda folder, model, **more: asked.append((str(folder), more["conditioner"], more["device"])),
     )
     Studio(SimpleNamespace(retriever=SimpleNamespace(model=None))).generator()
     assert asked == [(source, "folder" if source == STABLE_UNCLIP else None, "cuda" if gpu else "cpu")]
+    assert ("so the small decoder draws" in caplog.text) == (gpu and not hub)
+
+
+@pytest.fixture
+def stable(clip_decoder, small_model, picture_index, own_cache):
+    """A Studio with a tiny Stable unCLIP, which has no conditioner yet."""
+    service = FakeService()
+    service.retriever.model, service.retriever.index = small_model, picture_index
+    return Studio(service, str(clip_decoder), device="cpu")
+
+
+def test_the_first_drawing_fits_the_conditioner_where_there_is_a_gpu(stable, lent, monkeypatch):
+    refused = stable.draw(Request(text="a dog", steps=2))
+    with pytest.raises(ValueError, match="needs a conditioner.*fusemix conditioner.*FUSEMIX_CONDITIONER"):
+        list(refused)
+    stable.device = "cuda:0"  # pretended; the networks stay where they are
+    monkeypatch.setattr("fusemix.generation.pipelines.StableUnCLIPImg2ImgPipeline.to", lambda self, device: self)
+    monkeypatch.setattr("fusemix.generation.pipelines.default_dtype", lambda device: torch.float32)
+    stable.load_for_zero_gpu()
+    sentences = [frame.sentence for frame in stable.draw(Request(text="a dog", steps=2, audio=DOG))]
+    assert sentences[0].startswith("Preparing, once") and sentences[-1].startswith("1 picture in")
+    assert "Step 2 of 2" in sentences and lent.seconds == [12, 11]  # CLIP, then two steps
+    assert "It has no map for sounds of their own; that of words is used." in stable.label
+    again = [frame.sentence for frame in stable.draw(Request(text="a dog", steps=2))]
+    assert not any(sentence.startswith("Preparing") for sentence in again) and lent.seconds == [12, 11, 11]
+
+
+def test_without_a_gpu_the_small_decoder_is_offered_and_draws(stable, lent, monkeypatch):
+    small = Studio(stable.service, source="tiny", generator=Generator(tiny_small_pipeline(8)))
+    monkeypatch.setitem(stable.__dict__, "small", small)
+    monkeypatch.setattr(stable, "generator", lambda: stable.small.generator())
+    stable.borrowed = zero_gpu.borrowing(lambda on_step, *_: [], lambda *_: 1)
+    lent.fault = gr.Error("You have exceeded your quota", title="ZeroGPU quota exceeded")
+    with pytest.raises(gr.Error, match="used up.*Or switch on “Draw with the small decoder” in the settings"):
+        list(pages(stable, Request(text="a dog", steps=2)))
+    *_, (_, sentence, pictures) = pages(stable, Request(text="a dog", steps=2, small=True))
+    assert "1 picture in" in sentence and len(pictures) == 1
