@@ -61,16 +61,19 @@ def check_finite(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callab
 
 
 def check_range(given: np.ndarray, stored: np.ndarray, dtype: str, name: Callable[[int], str]) -> None:
-    """Refuse what :func:`check_finite` does, and values of which a narrower type loses more than :data:`MOST_LOST`."""
+    """Refuse what :func:`check_finite` does, and rows of which a narrower type loses more than :data:`MOST_LOST`."""
     check_finite(given, stored, dtype, name)
-    if str(given.dtype) == dtype or not (largest := float(np.abs(given).max(initial=0))):
+    if str(given.dtype) == dtype or not given.size:
         return
-    length = float(np.linalg.norm(given / largest))
-    lost = float(np.linalg.norm((given - stored) / largest))
-    if lost > MOST_LOST * length:
+    largest = np.abs(given).max(axis=1, keepdims=True)
+    scale = np.where(largest > 0, largest, 1)  # squares of the smallest values are 0
+    length = np.linalg.norm(given / scale, axis=1)
+    lost = np.linalg.norm((given - stored) / scale, axis=1)
+    if len(bad := np.flatnonzero(lost > MOST_LOST * length)):
+        row = int(bad[0])
         raise ValueError(
-            f"{name(0)} and what follows hold no value above {largest:.3g}, which is too small for {dtype}: "
-            f"{100 * lost / length:.0f}% would be lost; store it as float32."
+            f"{name(row)} holds no value above {float(largest[row, 0]):.3g}, which is too small for {dtype}: "
+            f"{100 * lost[row] / length[row]:.0f}% would be lost; store it as float32, or scale all latents alike."
         )
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 from fusemix.data.latent_store import DTYPES, LatentStore
 from fusemix.data.latent_writer import row_index, write_latents
 from fusemix.data.pairs import PairTable
+from fusemix.number_range import check_range
 
 PIECE_BYTES = 16 * 2**20  # read and stored at a time
 ENDINGS = (".npy", ".safetensors", ".parquet")
@@ -172,6 +173,7 @@ def _check(piece: np.ndarray, what: str, start: int, dtype: str) -> np.ndarray:
         if np.isfinite(piece[bad[0]]).all():
             why = f"values too large for {dtype} (largest {np.abs(piece[bad[0]]).max():.3g})"
         raise ValueError(f"{what} has {why}, first in latent {start + int(bad[0])} (counted from 0).")
+    check_range(piece, stored, dtype, lambda i: f"{what}: latent {start + i} (counted from 0)")
     return stored
 
 

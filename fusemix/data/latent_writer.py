@@ -26,6 +26,7 @@ from fusemix.data.latent_store import (
     short,
 )
 from fusemix.data.pairs import PairTable
+from fusemix.datasets.splits import plain
 from fusemix.encoder_identity import same_encoder
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.number_range import check_range
@@ -129,6 +130,12 @@ def _numbered(
     }
     if any(len(values) != n for values in columns.values()):
         raise ValueError(f"rows, groups and splits must each have {n} entries, one per latent.")
+    for name in ("row", "group"):
+        if columns[name].dtype.kind not in "iu":
+            raise ValueError(f"{name}s must be whole numbers, got {columns[name].dtype}; number them first.")
+    if len(np.unique(columns["row"])) < n:
+        raise ValueError("rows must name each pair once; latents of one pair several times would be paired crosswise.")
+    columns["split"] = np.array([plain(name) for name in columns["split"]], dtype=object)
     return pd.DataFrame(columns)
 
 
@@ -167,6 +174,8 @@ def as_stored(
     Raises:
         ValueError: If a value is not finite, as given or in that dtype, naming its row.
     """
+    if latents.dtype.kind not in "fiu":
+        raise ValueError(f"Latents are numbers, preferably floating point, got {latents.dtype}; convert them first.")
     with np.errstate(over="ignore"):
         stored = latents.astype(dtype, copy=False)
     check_range(latents, stored, dtype, name or (lambda i: f"Latent {start + i} (counted from 0)"))

@@ -57,6 +57,7 @@ class PairSet:
         first, *others = stores
         rows = stores[first].rows.rename(columns={"item": first})
         for name in others:
+            _check_agree(stores[first], stores[name])
             other = stores[name].rows[["row", "item"]].rename(columns={"item": name})
             if np.array_equal(rows["row"], other["row"]) and (np.diff(other["row"]) > 0).all():
                 rows[name] = other[name].to_numpy()  # the usual case; a join of millions is slow and large
@@ -138,6 +139,21 @@ class PairSet:
             return pairs
         kept = np.random.default_rng(0).choice(distinct, limit, replace=False)
         return pairs[np.isin(groups, kept)]
+
+
+def _check_agree(one: LatentStore, other: LatentStore) -> None:
+    """Refuse stores that were given other splits or groups for the same rows; those of one table cannot differ."""
+    if one.manifest["table"] is not None:
+        return
+    both = one.rows.merge(other.rows, on="row")
+    for name in ("split", "group"):
+        differ = np.flatnonzero((both[f"{name}_x"] != both[f"{name}_y"]).to_numpy())
+        if len(differ):
+            a, b = both[f"{name}_x"].iloc[differ[0]], both[f"{name}_y"].iloc[differ[0]]
+            raise ValueError(
+                f"{one.folder} and {other.folder} were given other {name}s for {len(differ):,} of the same rows: row "
+                f"{both['row'].iloc[differ[0]]} has {a!r} and {b!r}; write both with the same {name}s."
+            )
 
 
 def _held_out(groups: np.ndarray, config: TrainConfig) -> list[int]:

@@ -43,11 +43,24 @@ class HubEncoder(Encoder):
         self.revision = self._files.identity(network)
         prepared = [self.prepare(item) for item in self._samples()]
         # a wrong pooling or layer fails here, and widths may differ from layer to layer
-        self.dim = self._run(prepared[:1]).shape[1]
+        self.dim = self._first(prepared[:1]).shape[1]
         self.fingerprint = f"{self._preprocessing()}; layers {list(self.spec.layers)}; {self.pooling}"
         probe(self, prepared, distinct=True, hint=self._hint)
         if folder:
             folders.note(self.revision, folder)
+
+    def _first(self, prepared: Sequence[Any]) -> Tensor:
+        """Run the network for the first time; an error from inside it becomes one sentence."""
+        try:
+            return self._run(prepared)
+        except Exception as error:  # networks of some hundred families raise errors of every type
+            if str(error).startswith(self.name):
+                raise
+            said = (str(error).splitlines() or ["no reason given"])[0]
+            raise ValueError(
+                f"{self.name}: its network fails on what its processor makes of an item ({type(error).__name__}: "
+                f"{said}). The processor may be another model's, or the model is not of the kind {self.spec.kind}."
+            ) from error
 
     _hint = ""  # likely cause if all latents are equal
 
@@ -203,8 +216,8 @@ class HubText(HubEncoder):
         for name, module in self._network.named_modules():  # RoBERTa counts positions from its padding token's number
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 said.append(module.num_embeddings - module.padding_idx - 1)
-        # a tokenizer without a limit says 10^30; T5, whose positions are relative, was trained on 512
-        return int(min((limit for limit in said if limit and limit < 10**9), default=512))
+        # a tokenizer without a limit says 10^30, XLNet -1; T5, whose positions are relative, was trained on 512
+        return int(min((limit for limit in said if limit and 0 < limit < 10**9), default=512))
 
     def _samples(self) -> list[Any]:
         """Make texts of equal length with equal first and last words: they differ only in the words between."""

@@ -36,6 +36,10 @@ def ranks(
     """
     if len(queries) != len(query_groups) or len(gallery) != len(gallery_groups):
         raise ValueError("queries and gallery must each come with one group per row.")
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"Expected queries (Q, D) and a gallery (G, D), got {(*queries.shape,)} and {(*gallery.shape,)}."
+        )
     for side, embeddings in (("queries", queries), ("gallery", gallery)):
         if bad := int((~torch.isfinite(embeddings).all(dim=1)).sum()):
             raise ValueError(
@@ -55,6 +59,8 @@ def ranks(
 
 def summarise(rank: np.ndarray) -> dict[str, float]:
     """Compute recall_at_1/5/10 (fractions of queries) and median_rank."""
+    if not len(rank):
+        raise ValueError("There is no rank to summarise; ask at least one query.")
     values: dict[str, float] = {f"recall_at_{k}": float((rank <= k).mean()) for k in RECALL_AT}
     values["median_rank"] = float(np.median(rank))
     return values

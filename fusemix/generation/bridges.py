@@ -26,6 +26,7 @@ from fusemix import hub_folders
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.model.adapters import FusionModel
 from fusemix.model.ensemble import member_parts
+from fusemix.number_range import check_varied
 from fusemix.training.losses import info_nce
 from fusemix.training.mixup import fusemix
 
@@ -87,8 +88,8 @@ def fit_bridge(
         seed: Of their random numbers.
 
     Raises:
-        ValueError: If the kind is unknown, the widths or row counts do not suit it, or a value is
-            not finite.
+        ValueError: If the kind is unknown, the widths or row counts do not suit it, a value is
+            not finite, the sources are all equal, or the ridge is not above 0.
     """
     if kind not in BRIDGES:
         raise ValueError(f"No bridge is called {kind!r}; expected one of {list(BRIDGES)}.")
@@ -103,9 +104,13 @@ def fit_bridge(
         raise ValueError(f"The bridge {kind!r} needs pairs, got {len(source)} sources and {len(target)} targets.")
     if not (torch.isfinite(source).all() and torch.isfinite(target).all()):
         raise ValueError("The embeddings hold NaN or infinite values; encode these items again.")
+    if not 0 < ridge < np.inf:
+        raise ValueError(f"ridge must be > 0 and finite, got {ridge}.")
     x, y = F.normalize(source.double(), dim=1), F.normalize(target.double(), dim=1)
     if kind == "cosine":
         return Bridge(kind)
+    if kind != "mean_shift":
+        check_varied(lambda rows: x[rows].numpy(), np.arange(len(x)), "The embeddings to fit a bridge on")
     weight = _ridge_weight(x, y, ridge) if kind in ACROSS else _moment_weight(kind, x, y)
     tensors = {"weight": weight.float(), "bias": (y.mean(0) - x.mean(0) @ weight.T).float()}
     if kind in ("mlp", "fusemix"):
@@ -225,8 +230,8 @@ class Conditioner:
         Raises:
             ValueError: If the widths or the norm are invalid.
         """
-        if norm <= 0:
-            raise ValueError(f"norm must be > 0, got {norm}.")
+        if not 0 < norm < np.inf:
+            raise ValueError(f"norm must be > 0 and finite, got {norm}.")
         if embed_dim != image_embeds_dim and any(b.kind in ("cosine", *_UNPAIRED) for b in bridges.values()):
             raise ValueError(f"Only the bridges {list(ACROSS)} lead from width {embed_dim} to {image_embeds_dim}.")
         self.bridges = dict(bridges)

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # Exif 2.3, 4.6.4: 1 to 8, as in _TURNS
 # TIFF 6.0: BitsPerSample, PhotometricInterpretation, MaxSampleValue, SMaxSampleValue
 _BITS, _PHOTOMETRIC, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 262, 281, 341
@@ -67,10 +69,16 @@ def load_image(source: Any) -> Image.Image:
         image = _open(source)
     _check_size(image)
     try:
-        declared, negative = _declared_white(image), _is_negative(image)
+        declared, negative, deep = _declared_white(image), _is_negative(image), _has_deep_colours(image)
         upright = _upright(image, ours=image is not source)
         _check_size(upright)  # a file may hold several pictures, as ICO does, each of its own size
-        return _to_rgb(upright, declared, negative=negative)
+        rgb = _to_rgb(upright, declared, negative=negative)
+        if deep and 0 < max(high for _, high in rgb.getextrema()) < 16:
+            raise MediaError(
+                "The picture holds colours of 16 bits, none above 4095 of 65535: of 12 bits only four would be left. "
+                "Export it with 8 bits per channel."
+            )
+        return rgb
     except MediaError:
         raise
     except Exception as error:  # decoders of damaged files raise errors of every type
@@ -84,14 +92,30 @@ def _open(source: Any) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes, which _check_size checks, and metadata
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+            try:
+                return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+            except ValueError:
+                plain = _without_notes(source if isinstance(source, bytes) else Path(source).read_bytes())
+                return Image.open(io.BytesIO(plain), formats=known)
     except Image.DecompressionBombError as error:
         raise MediaError(
-            f"The picture {name} has far more pixels than the {MAX_PIXELS // 10**6} million taken here; "
-            "scale it down first."
+            f"{name} has far more pixels than the {MAX_PIXELS // 10**6} million taken here; scale it down first."
         ) from error
     except Exception as error:  # as above
         raise MediaError(f"{name} is not a picture that can be read; send a PNG, JPEG, WebP or GIF.") from error
+
+
+def _without_notes(data: bytes) -> bytes:
+    """Remove texts and colour profiles, for whose length Pillow refuses a picture, from a PNG; nothing from others."""
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, kind, content, checksum
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -201,6 +225,11 @@ def _png_bits(opened: Any) -> int | None:
 def _is_negative(image: Image.Image) -> bool:
     """Return whether 0 is white, which Pillow handles for pictures of 8 bits only."""
     return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Return whether colours of 16 bits are about to be decoded, of which Pillow keeps the upper eight."""
+    return image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
 
 
 def _to_rgb(image: Image.Image, declared: float | None, *, negative: bool) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ RATES = (1000, 768_000)  # Hz, lowest and highest
 MAX_CHANNELS = 64
 # Demuxers that read one file and nothing else: a playlist may name other files and addresses.
 _FORMATS = "wav,w64,aiff,au,caf,mp3,ogg,flac,mov,mp4,m4a,3gp,matroska,webm,aac,amr,avi,asf,mpeg,mpegts,wv,ape,tta"
+_MISREAD = ("pcm_f16le", "pcm_f24le")  # FFmpeg takes integers of 24 bits in 32 for these
 SILENCE_PEAK = 1e-4  # of full scale; quieter sounds are silent
-LOUDEST_PEAK = 1e6  # of full scale; above this the encoders overflow
+LOUDEST_PEAK = 100.0  # of full scale; above this, samples were integers that were never divided by their range
 _CANCELLED = 0.01  # of the loudest channel's level: a quieter mean has cancelled; one channel of 64 is above
 _BLOCK = 1 << 16  # samples processed at once
 
@@ -69,6 +71,11 @@ def load_audio(source: Any, *, max_duration_s: float = MAX_DURATION_S, sample_ra
     if len(samples) < MIN_DURATION_S * sample_rate:
         raise MediaError(f"The sound lasts {len(samples) / sample_rate:.2f} s; at least {MIN_DURATION_S} s is needed.")
     peak = np.abs(samples).max()
+    if isinstance(source, tuple) and array.dtype.kind in "iu" and 0 < peak < SILENCE_PEAK:
+        raise MediaError(
+            f"The samples use hardly any of {array.dtype}'s range; if they are 16 bits wide, convert them to int16, or "
+            "divide them so that full scale is 1."
+        )
     if peak < SILENCE_PEAK:
         raise MediaError("The sound is silent; check the microphone and record it again.")
     if peak > LOUDEST_PEAK:
@@ -96,19 +103,28 @@ def _checked_rate(sample_rate: Any) -> int:
     return int(sample_rate)
 
 
+def _checked_channels(count: int) -> int:
+    if count > MAX_CHANNELS:
+        raise MediaError(f"The sound has {count:,} channels; up to {MAX_CHANNELS} are taken.")
+    return count
+
+
 def _decoded(source: Any, name: str) -> Pieces:
     """Decode a file with FFmpeg's libraries, frame by frame."""
     av = _av()
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    # FFmpeg takes what stands before a colon for a protocol, but not in an absolute path
+    opened = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
     seconds = 0.0
     try:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         with av.open(opened, mode="r", metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 raise MediaError(f"{name} holds no sound; send a wav, mp3, ogg, flac, m4a or webm recording.")
-            for frame in container.decode(container.streams.audio[0]):
-                values = frame.to_ndarray()
-                values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+            stream = container.streams.audio[0]
+            if stream.codec_context is not None and stream.codec_context.name in _MISREAD:
+                raise MediaError(f"{name} holds 24-bit samples in 32 bits, which are not read; export it with 24 bits.")
+            for frame in container.decode(stream):
+                values = _values(frame)
                 yield _checked_rate(frame.sample_rate), values
                 seconds += len(values) / frame.sample_rate
     except MediaError:
@@ -119,6 +135,20 @@ def _decoded(source: Any, name: str) -> Pieces:
                 f"{name} is not a sound that can be read; send a wav, mp3, ogg, flac, m4a or webm recording."
             ) from error
         raise MediaError(f"{name} is damaged or cut short; record or export it again.") from error
+
+
+def _values(frame: Any) -> np.ndarray:
+    """Return the samples (T, C) of a decoded frame.
+
+    FFmpeg packs the planes of 8 and more channels first: PyAV takes as many planes as there are pointers before a null
+    one, which nothing promises after the 8th. It then reads other memory, and may end the process.
+    """
+    count = _checked_channels(frame.layout.nb_channels)
+    if frame.format.is_planar and count >= 8:
+        packer = _av().AudioResampler(format=frame.format.packed, layout=frame.layout, rate=frame.sample_rate)
+        (frame,) = packer.resample(frame)
+    values: np.ndarray = frame.to_ndarray()
+    return values.T if frame.format.is_planar else values.reshape(-1, count)
 
 
 def _av() -> Any:
@@ -142,9 +172,7 @@ def _mixed(pieces: Callable[[], Pieces], max_duration_s: float, to_rate: int) ->
     def mean() -> Pieces:
         nonlocal powers, mean_power
         for rate, values in pieces():
-            count = values.shape[1]
-            if count > MAX_CHANNELS:
-                raise MediaError(f"The sound has {count:,} channels; up to {MAX_CHANNELS} are taken.")
+            count = _checked_channels(values.shape[1])
             powers = powers if len(powers) else np.zeros(count)
             if count != len(powers):
                 raise MediaError("The number of channels changes within the sound; export it again with one.")

@@ -12,6 +12,8 @@ import numpy as np
 
 from fusemix.number_range import check_varied
 
+SINGULAR = 1e-12  # smallest over largest eigenvalue of a covariance in float64 that can still be inverted
+
 
 @dataclass(frozen=True)
 class CCA:
@@ -42,7 +44,8 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         ridge: Added to each covariance's diagonal, as a multiple of its mean variance.
 
     Raises:
-        ValueError: If the numbers of pairs differ, ``dim`` exceeds a width, or all latents of a side are equal.
+        ValueError: If the numbers of pairs differ, ``dim`` exceeds a width, a value is not finite, all latents of a
+            side are equal, or a covariance cannot be inverted with this ridge.
 
     Source:
         Hotelling 1936; directions weighted by their canonical correlations, which serves
@@ -52,6 +55,8 @@ def fit_cca(x: np.ndarray, y: np.ndarray, *, dim: int = 128, ridge: float = 0.3)
         raise ValueError(f"x and y must hold the same number of pairs, got {len(x)} and {len(y)}.")
     if not 1 <= dim <= min(x.shape[1], y.shape[1]):
         raise ValueError(f"dim must be between 1 and {min(x.shape[1], y.shape[1])}, got {dim}.")
+    if not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("x and y must hold at least one pair, and finite values; make these latents again.")
     check_varied(x.__getitem__, np.arange(len(x)), "x")
     check_varied(y.__getitem__, np.arange(len(y)), "y")
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
@@ -75,7 +80,22 @@ def inverse_root(values: np.ndarray, vectors: np.ndarray, ridge: float) -> np.nd
         vectors: Its eigenvectors, (D_x, D_x).
         ridge: A multiple of the mean variance.
     """
-    return np.asarray(vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T)
+    return np.asarray(vectors / np.sqrt(regularised(values, ridge)) @ vectors.T)
+
+
+def regularised(values: np.ndarray, ridge: float) -> np.ndarray:
+    """Add ``ridge`` times their mean to the eigenvalues of a covariance, (D_x,).
+
+    Raises:
+        ValueError: If the sum is singular: a dimension that is constant or a combination of others needs a ridge.
+    """
+    sums: np.ndarray = values + ridge * values.mean()
+    if not 0 <= ridge < np.inf or not sums.min() > SINGULAR * sums.max():
+        raise ValueError(
+            f"With a ridge of {ridge} the covariance of these latents cannot be inverted: the ridge must be finite, "
+            "and above 0 where a dimension is constant or a combination of others; give 0.1, say."
+        )
+    return sums
 
 
 def canonical_maps(

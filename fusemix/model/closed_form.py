@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fusemix.model.adapters import FusionModel, MultiPathAdapter
-from fusemix.model.cca import canonical_maps, decompose, inverse_root, ridge_map
+from fusemix.model.cca import canonical_maps, decompose, inverse_root, regularised, ridge_map
 from fusemix.number_range import check_varied
 from fusemix.stopping import Stopped
 
@@ -188,9 +188,9 @@ def _store_views(
 
 def _whitened(values: np.ndarray, vectors: np.ndarray, width: int, ridge: float) -> np.ndarray:
     """Standardised latents -> their first principal components, whitened, of unit mean variance: (D_x, width)."""
-    mean = values.mean()
+    sums = regularised(values, ridge)[::-1][:width]
     values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
-    gain = 1 / np.sqrt(values + ridge * mean)
+    gain = 1 / np.sqrt(sums)
     gain /= np.sqrt(np.mean(np.maximum(values, 0) * gain**2))
     return np.asarray(vectors * gain)
 

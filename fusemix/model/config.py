@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import nn
+
 from fusemix.encoder_identity import EncoderInfo
 
+LARGEST = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
 VIEWS = ("whitened", "components", "root")  # views of a latent that a trained path beside a closed form can read
 
 
@@ -44,10 +49,11 @@ class ModelConfig:
     members: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_finite(self)
+        _make_plain(self)
         if len(self.latent_dims) < 2:
             raise ValueError(f"A fusion model needs at least 2 modalities, got {sorted(self.latent_dims)}.")
         for modality, dim in self.latent_dims.items():
+            check_modality(modality)
             if dim < 1:
                 raise ValueError(f"latent_dims[{modality!r}] must be >= 1, got {dim}.")
         if self.embed_dim < 1 or self.depth < 0 or self.expansion <= 0:
@@ -146,7 +152,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))  # a list after JSON
-        _check_finite(self)
+        _make_plain(self)
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be >= 2, got {self.batch_size}.")
         if self.mixup_alpha is not None and not self.mixup_alpha > 0:
@@ -182,10 +188,41 @@ class TrainConfig:
         return cls(**_checked(cls, values))
 
 
-def _check_finite(config: ModelConfig | TrainConfig) -> None:
-    for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}.")
+def check_modality(name: str) -> None:
+    """Refuse a name that a part of a model, a flag or a file cannot have.
+
+    Raises:
+        ValueError: If it is not letters, digits, ``_`` and ``-``, or is that of a method of torch's modules.
+    """
+    if not str(name).replace("_", "").replace("-", "").isalnum() or hasattr(nn.ModuleDict, name):
+        raise ValueError(
+            "A modality is named with letters, digits, '_' and '-', and unlike a method of torch's modules, got "
+            f"{name!r}; give it another name."
+        )
+
+
+def _make_plain(config: ModelConfig | TrainConfig) -> None:
+    """Replace numpy's numbers by Python's, which JSON can hold, and refuse what is no finite number of its kind."""
+    for field_ in dataclasses.fields(config):
+        kinds, value = str(field_.type), getattr(config, field_.name)
+        if kinds == "dict[str, int]":
+            value = {name: _plain(f"{field_.name}[{name!r}]", dim, int) for name, dim in dict(value).items()}
+        elif value is not None or "None" not in kinds:
+            kind = {"int": int, "float": float, "bool": bool}.get(kinds.removesuffix(" | None"))
+            value = value if kind is None else _plain(field_.name, value, kind)
+        object.__setattr__(config, field_.name, value)
+
+
+def _plain(name: str, value: Any, kind: type) -> Any:
+    if kind is bool:
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
+    known = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if not known or not math.isfinite(value) or abs(value) > LARGEST[kind]:
+        expected = "a whole number below 2**63" if kind is int else "a finite number of float32's range"
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+    return kind(value)
 
 
 def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:

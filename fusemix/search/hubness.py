@@ -39,6 +39,8 @@ def hubness(gallery: Tensor, bank: Tensor, *, neighbours: int = NEIGHBOURS, chun
         raise ValueError(f"Expected a gallery (G, D) and a bank (N, D), got {(*gallery.shape,)} and {(*bank.shape,)}.")
     if not len(bank) or neighbours < 1:
         raise ValueError(f"Expected a bank of queries and at least 1 neighbour, got {len(bank)} and {neighbours}.")
+    if not torch.isfinite(bank).all():
+        raise ValueError("The bank of queries holds NaN or infinite values; make its embeddings again.")
     k = min(neighbours, len(bank))
     parts = [(rows @ bank.T).topk(k, dim=1).values.mean(dim=1) for rows in gallery.split(chunk)]
     return torch.cat(parts) if parts else gallery.new_zeros(0)
@@ -52,6 +54,8 @@ def corrected(
     Queries get a last entry of 1, gallery items one of ``-weight * hubness``: shapes (Q, D + 1) and (G, D + 1),
     not unit length.
     """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
     last = -weight * hubness(gallery, bank, neighbours=neighbours)
     return (
         torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1),

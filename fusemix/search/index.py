@@ -165,8 +165,6 @@ class EmbeddingIndex:
         if modality not in self._indexes:
             raise KeyError(f"This index holds {sorted(self._indexes)}, not {modality!r}.")
         weight, neighbours = float(weight), operator.index(neighbours)  # JSON cannot hold numpy's numbers
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must be >= 0 and finite, got {weight}.")
         rows = torch.from_numpy(checked_items("bank", bank, [{}] * len(bank), self.embed_dim))
         plain = torch.from_numpy(self.embeddings(modality))
         _, wide = corrected(plain[:0], plain, rows, neighbours=neighbours, weight=weight)
@@ -429,10 +427,11 @@ def checked_queries(queries: np.ndarray | Tensor, top_k: int, embed_dim: int) ->
     if operator.index(top_k) < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}.")
     rows = _checked_rows(queries, "queries", embed_dim)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if len(rows) and lengths.min() == 0:
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)  # squares of very large values are infinite
+    if not largest.all():
         raise ValueError("A query of length zero has no direction; encode it again.")
-    unit: np.ndarray = rows / lengths
+    rows = rows / largest
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
 

@@ -42,7 +42,8 @@ def info_nce(
         float64 inputs).
 
     Raises:
-        ValueError: If the shapes differ, the batch is empty or the tile is below 1.
+        ValueError: If the shapes differ, the batch is empty, the temperature is a number that is not above 0, or the
+            tile is below 1.
 
     Source:
         Vouitsis et al., arXiv:2312.10144; as in ``MLPContrastiveFusion.forward`` of
@@ -55,6 +56,8 @@ def info_nce(
         raise ValueError("info_nce needs at least one pair, got an empty batch.")
     if groups is not None and groups.shape != (len(a),):
         raise ValueError(f"groups must have shape ({len(a)},), got {tuple(groups.shape)}.")
+    if not isinstance(temperature, Tensor) and not 0 < temperature < torch.inf:
+        raise ValueError(f"temperature must be > 0 and finite, got {temperature}.")
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}.")
     scale = 1 / torch.as_tensor(temperature, device=a.device)

@@ -42,6 +42,7 @@ from fusemix.training.validation import is_not_beaten, validation_recall
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
+LARGEST_LATENT = 1e18  # the adapters' norms square it in float32
 Stage = Callable[[str], AbstractContextManager[Any]]  # context manager for a named part of a step
 
 
@@ -265,7 +266,7 @@ class Trainer:
                 batch = self.mix(self.draw(number), rng)
             value += self.backward(batch, seed=[config.seed, 4, self.step, number, self.rank])
         if not math.isfinite(value):
-            raise ValueError(self._not_finite(value))
+            raise ValueError(self._not_finite(value, batch))
         with self.stage("optimizer"):
             self.update()
         self.step += 1
@@ -491,9 +492,14 @@ class Trainer:
             self.accelerator.backward(loss)
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
-    def _not_finite(self, value: float) -> str:
+    def _not_finite(self, value: float, batch: Batch) -> str:
         advice = "lower learning_rate"
-        if self.accelerator.mixed_precision == "fp16":
+        name, largest = max(((m, float(x.abs().max())) for m, x in batch.latents.items()), key=lambda pair: pair[1])
+        if largest > LARGEST_LATENT:
+            advice = (
+                f"the {name} latents reach {largest:.3g}, whose squares leave float32: divide all of them by a constant"
+            )
+        elif self.accelerator.mixed_precision == "fp16":
             advice += ", or train with mixed_precision 'bf16' or 'no', whose numbers reach further"
         path = self.folder / STATE_NAME
         kept = f"The last state saved is kept in {path}." if path.exists() else "No state had been saved yet."

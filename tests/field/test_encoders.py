@@ -181,6 +181,21 @@ def test_patches_without_a_fixed_size_are_refused(tmp_path):
         load_encoder(f"hub-image:{folder}?pooling=pooler")
 
 
+def test_a_network_that_fails_on_its_processors_pictures_is_one_sentence(tmp_path):
+    config = tf.ViTConfig(image_size=32, patch_size=16, **SHAPE)
+    folder = saved(tmp_path / "vit", lambda: tf.ViTModel(config), pil(48))
+    with pytest.raises(
+        ValueError, match=r"vit: its network fails on what its processor makes of an item \(ValueError: "
+    ):
+        load_encoder(f"hub-image:{folder}")
+
+
+def test_a_network_without_a_largest_position_is_read(tmp_path):
+    config = tf.XLNetConfig(vocab_size=V, d_model=16, n_layer=2, n_head=2, d_inner=32)
+    encoder = load_encoder(f"hub-text:{saved(tmp_path / 'xlnet', lambda: tf.XLNetModel(config), tokenizer())}")
+    assert encoder.encode(["dog " * 600]).shape == (1, 16) and "first 512 tokens" in encoder.fingerprint
+
+
 # an encoder of one's own
 
 

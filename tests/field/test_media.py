@@ -5,10 +5,13 @@ import itertools
 import logging
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,7 +20,17 @@ from PIL import Image, TiffImagePlugin
 import fusemix.media
 from demo import ui, uploads
 from demo.collection import MAX_ITEMS
-from fusemix.media import MAX_ASPECT, MAX_CHANNELS, MAX_SIDE, SAMPLE_RATE, MediaError, load_audio, load_image, pictures
+from fusemix.media import (
+    MAX_ASPECT,
+    MAX_CHANNELS,
+    MAX_SIDE,
+    SAMPLE_RATE,
+    MediaError,
+    load_audio,
+    load_image,
+    pictures,
+    sounds,
+)
 from tests.conftest import tone
 
 pytest.importorskip("hypothesis")
@@ -152,6 +165,63 @@ def test_a_file_that_changes_its_rate_on_the_way_is_refused():
         load_audio(wav(tone(440), 16_000, "OGG", "VORBIS") + wav(tone(440), 48_000, "OGG", "VORBIS"))
 
 
+@pytest.mark.parametrize(("form", "subtype", "count"), [("OGG", "VORBIS", 7), ("OGG", "VORBIS", 8), ("OGG", "OPUS", 8)])
+def test_eight_channels_side_by_side_in_memory_do_not_end_the_process(form, subtype, count):
+    """PyAV reads beyond the planes of such a frame, so this is run apart."""
+    child = (
+        "import io, numpy as np, soundfile\nfrom fusemix.media import load_audio\n"
+        "tone, data = 0.5 * np.sin(np.arange(48_000) / 20), io.BytesIO()\n"
+        f"soundfile.write(data, np.tile(tone[:, None], (1, {count})), 48_000, format={form!r}, subtype={subtype!r})\n"
+        "print(len(load_audio(data.getvalue())), np.abs(load_audio(data.getvalue())).max() > 0.3)"
+    )
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, cwd=INPUTS.parents[2])
+    assert (done.returncode, done.stdout) == (0, "16000 True\n"), done.stderr
+
+
+@pytest.mark.parametrize(("layout", "count"), [("7.1", 8), ("hexadecagonal", 16), ("22.2", 24)])
+def test_planes_of_many_channels_keep_their_samples(layout, count):
+    samples = np.random.default_rng(0).uniform(-1, 1, (800, count)).astype(np.float32)
+    packed = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
+    packed.sample_rate = SAMPLE_RATE
+    (planar,) = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE).resample(packed)
+    assert planar.format.is_planar
+    np.testing.assert_array_equal(sounds._values(planar), samples)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_integers_in_a_wider_type_are_not_called_silent(dtype):
+    samples = np.round(tone(440) * 2**15)
+    with pytest.raises(MediaError, match=f"hardly any of {np.dtype(dtype)}'s range; .* convert them to int16"):
+        load_audio((SAMPLE_RATE, samples.astype(dtype)))
+
+
+@pytest.mark.parametrize("source", [(SAMPLE_RATE, tone(440) * 2**15), wav(tone(440) * 2**15, subtype="FLOAT")])
+def test_floats_that_are_integers_nobody_divided_are_refused(source):
+    with pytest.raises(MediaError, match=r"goes up to 1\.6e\+04 times full scale; expected samples in -1 to 1"):
+        load_audio(source)
+
+
+def test_floats_a_little_above_full_scale_stay_as_they_are():
+    for source in ((SAMPLE_RATE, 8 * tone(440)), wav(8 * tone(440), subtype="FLOAT")):
+        np.testing.assert_allclose(load_audio(source), 8 * tone(440), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["file:a.wav", "http:a.wav", "concat:a.wav", "a%03d.wav", "-i.wav"])
+def test_a_file_is_read_whatever_its_name_looks_like(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes((INPUTS / "same-mono.wav").read_bytes())
+    np.testing.assert_array_equal(load_audio(name), load_audio(INPUTS / "same-mono.wav"))
+
+
+def test_24_bits_in_32_are_named_and_not_taken_for_floats():
+    samples = (tone(440) * 2**31).astype("<i4").tobytes()
+    head = struct.pack("<HHIIHHHHIH14s", 0xFFFE, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32, 22, 24, 0, 1,
+                       bytes.fromhex("000000001000800000aa00389b71"))  # fmt: skip
+    body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(samples)) + samples
+    with pytest.raises(MediaError, match="24-bit samples in 32 bits"):
+        load_audio(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
 # ---- pictures: what the file says about itself
 
 
@@ -230,7 +300,40 @@ def test_a_picture_that_the_caller_opened_keeps_its_exif_and_is_upright():
         assert load_image(opened).size == (32, 48) and opened.size == (48, 32) and opened.getexif()[0x112] == 6
 
 
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_long_notes_inside_a_png_hide_no_picture(kind):
+    """Such as a drawing program's history; Pillow refuses more than a megabyte of them."""
+    packed = zlib.compress(bytes(2 * 10**6))
+    note = b"x\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + packed
+    data = png(directory([(0x112, 3, 1, b"\x06\0")]))
+    image = load_image(data[:33] + chunk(kind, note) + data[33:])
+    assert np.array_equal(np.asarray(image), np.asarray(PICTURE.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_far_too_many_pixels_are_told_with_the_name_once():
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    with pytest.raises(MediaError, match="^The picture has far more pixels than the 100 million"):
+        load_image(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
 # ---- pictures: brightness and transparency
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_colours_of_12_bits_in_16_are_refused_and_not_nearly_black(alpha):
+    def deep(bits):
+        colours = np.concatenate([COLOURS, np.full((32, 48, 1), 255)], axis=2) if alpha else COLOURS
+        rows = np.round(colours / 255 * (2**bits - 1)).astype(">u2").reshape(32, -1)
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 48, 32, 16, 6 if alpha else 2, 0, 0, 0))
+        packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+    assert np.abs(np.asarray(load_image(deep(16))).astype(int) - COLOURS).max() <= 1
+    if not alpha:
+        with pytest.raises(MediaError, match="colours of 16 bits, none above 4095 of 65535"):
+            load_image(deep(12))
+    black = Image.fromarray(np.zeros((32, 48, 3), np.uint8))
+    assert load_image(black).getextrema() == ((0, 0),) * 3
 
 
 def test_floats_from_0_to_1_are_as_bright_as_their_bytes():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusemix.data.extract import extract
+from fusemix.data.import_latents import import_latents
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
@@ -15,6 +16,8 @@ from fusemix.evaluation.evaluate import StoredPairs, evaluate, stored_items
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.number_range import check_range, check_varied
+from fusemix.search.hubness import corrected
+from fusemix.search.index import EmbeddingIndex
 
 pytestmark = pytest.mark.field
 
@@ -123,6 +126,71 @@ def test_latents_equal_but_for_rounding_are_equal_and_one_that_differs_is_enough
     check_varied(latents.__getitem__, np.arange(500), "They")
 
 
+def test_each_row_is_kept_or_named_and_none_becomes_zero_beside_larger_ones(tmp_path):
+    latents = RNG.normal(size=(30, 4)).astype(np.float32)
+    latents[17] *= 1e-9
+    with pytest.raises(ValueError, match=r"Latent 17 .* which is too small for float16: 100% would be lost"):
+        write_latents(tmp_path / "s", latents, modality="video", name="given", dtype="float16")
+    with pytest.raises(ValueError, match=r"The array of latents: latent 17 .* too small for float16"):
+        import_latents(latents, tmp_path / "s", modality="video", name="given", dtype="float16")
+    with pytest.raises(ValueError, match="too small for float32"):
+        import_latents(latents.astype(np.float64) * 1e-300, tmp_path / "s", modality="video", name="given")
+    assert not (tmp_path / "s").exists()
+    latents[17] = 0  # what is zero loses nothing
+    assert len(write_latents(tmp_path / "s", latents, modality="video", name="given", dtype="float16")) == 30
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows": np.zeros(9, int)}, "rows must name each pair once"),
+        ({"rows": np.arange(9) / 2}, "rows must be whole numbers, got float64"),
+        ({"groups": [f"g{i}" for i in range(9)]}, "groups must be whole numbers, got <U2"),
+        ({"groups": np.full(9, np.nan)}, "groups must be whole numbers"),
+        ({"groups": 2.0**60 + np.arange(9)}, "groups must be whole numbers"),  # beyond 2**53 floats merge
+    ],
+)
+def test_rows_and_groups_are_whole_numbers_or_refused(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said):
+        write_latents(tmp_path / "s", np.eye(9, 3, dtype=np.float32), modality="video", name="given", **given)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object, str])
+def test_latents_that_are_no_numbers_are_refused_and_not_converted(tmp_path, dtype):
+    with pytest.raises(ValueError, match="Latents are numbers, preferably floating point"):
+        write_latents(tmp_path / "s", np.eye(9, 3).astype(dtype), modality="video", name="given")
+
+
+@pytest.mark.parametrize("what", ["splits", "groups"])
+def test_stores_that_say_other_things_of_one_pair_are_not_joined(tmp_path, what):
+    values = {"splits": (["Train"] * 9, [" train"] * 8 + ["test"]), "groups": (np.arange(9), np.arange(9) // 2)}[what]
+    stores = {
+        m: write_latents(tmp_path / m, RNG.normal(size=(9, 3)), modality=m, name=m, **{what: given})
+        for m, given in zip(("image", "text"), values, strict=True)
+    }
+    with pytest.raises(ValueError, match=rf"were given other {what} for \d of the same rows: row \d has"):
+        PairSet.join(stores)
+
+
+def test_a_query_of_any_length_finds_the_same(tmp_path):
+    index, query = EmbeddingIndex(3, model_identity="m"), np.array([[3.0, 4.0, 0.0]])
+    index.add("text", np.eye(3, dtype=np.float32), [{"id": str(i)} for i in range(3)])
+    for size in (1e-44, 1e-30, 1.0, 1e30, 7e37):
+        (hits,) = index.search("text", query * size)
+        assert [hit.item["id"] for hit in hits] == ["1", "0", "2"]
+        assert [hit.similarity for hit in hits] == pytest.approx([0.8, 0.6, 0.0], abs=0.2 if size == 1e-44 else 1e-6)
+
+
+def test_a_bank_or_a_weight_that_is_no_number_corrects_nothing():
+    eye = torch.eye(3)
+    with pytest.raises(ValueError, match="bank of queries holds NaN"):
+        corrected(eye, eye, eye * np.nan)
+    for weight in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match="weight must be >= 0 and finite"):
+            corrected(eye, eye, eye, weight=weight)
+
+
 # checkpoints
 
 
@@ -156,6 +224,17 @@ def test_weights_of_infinity_are_refused_when_saved_and_when_loaded(tmp_path, mo
     model(1e6).save_pretrained(tmp_path / "m", dtype=torch.float16)
     with pytest.raises(ValueError, match=r"hold NaN or infinite values, first in adapters\.image\.\d\.weight"):
         FusionModel.from_pretrained(tmp_path / "m")
+
+
+def test_weights_are_not_stored_as_whole_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"stored as floating point, not as torch\.int8"):
+        model().save_pretrained(tmp_path / "m", dtype=torch.int8)
+    assert not (tmp_path / "m").exists()
+
+
+def test_embeddings_too_long_to_be_normalised_are_no_zeros():
+    with pytest.raises(ValueError, match="3 of 3 image embeddings left the range of float32"):
+        model(1e25).embed("image", RNG.normal(size=(3, 6)).astype(np.float32))
 
 
 def test_embeddings_that_are_no_numbers_never_reach_a_recall():

@@ -14,9 +14,11 @@ from fusemix.data.latent_writer import write_latents
 from fusemix.data.pair_set import PairSet
 from fusemix.evaluation.diagnose import geometry
 from fusemix.evaluation.metrics import retrieval
+from fusemix.generation.bridges import Conditioner, fit_bridge
 from fusemix.model.adapters import FusionModel
 from fusemix.model.cca import fit_cca
 from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.training.losses import info_nce
 from fusemix.training.mixup import draw_lam
 from fusemix.training.trainer import STATE_NAME, Trainer, train
 
@@ -61,6 +63,85 @@ def test_settings_that_are_no_numbers_or_below_zero_are_refused(name, value):
 def test_shapes_that_are_no_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match="must be a finite number"):
         shape(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 1.5), ("epochs", True), ("batch_size", 32.0), ("seed", 1.5), ("accumulate", "2"), ("seed", 2**63),
+        ("mixup_per_row", "no"), ("max_temperature", 1e40), ("warmup_steps", None),
+    ],
+)  # fmt: skip
+def test_settings_of_another_kind_or_beyond_float32_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        TrainConfig(**{name: value})
+
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path):
+    numbers = {
+        "seed": np.int64(3),
+        "batch_size": np.int32(32),
+        "learning_rate": np.float32(1e-3),
+        "mixup_per_row": np.True_,
+    }
+    run = Trainer([pairs(tmp_path)], shape(embed_dim=np.int64(8), latent_dims={"image": np.int64(10), "text": 8}),
+                  dataclasses.replace(CONFIG, **numbers), tmp_path / "run")  # fmt: skip
+    assert (
+        type(run.config.seed) is int and run.config.to_dict() == TrainConfig.from_dict(run.config.to_dict()).to_dict()
+    )
+    run.take_step()
+
+
+@pytest.mark.parametrize("name", ["values", "train", "my.sensor", "a/b", "", "image "])
+def test_a_modality_that_no_part_of_a_model_can_be_named_after_is_refused(name):
+    with pytest.raises(ValueError, match=f"unlike a method of torch's modules, got '{name}'"):
+        shape(latent_dims={name: 10, "text": 8})
+
+
+def test_latents_too_large_for_a_norm_are_named_and_not_the_learning_rate(tmp_path):
+    run = new(tmp_path, text=LATENTS["text"] * np.float32(1e30))
+    with pytest.raises(ValueError, match=r"the text latents reach .*e\+30, whose squares leave float32: divide"):
+        run.take_step()
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("more", [np.ones((120, 1)), LATENTS["image"][:, :1]])
+def test_a_ridge_that_leaves_a_covariance_singular_is_one_sentence(ridge, more):
+    latents = np.concatenate([LATENTS["image"], more], axis=1)
+    with pytest.raises(ValueError, match="covariance of these latents cannot be inverted: the ridge must be"):
+        fit_cca(latents, LATENTS["text"], dim=2, ridge=ridge)
+
+
+def test_a_closed_form_of_no_numbers_or_no_pairs_is_one_sentence():
+    for x, y in ((LATENTS["image"] * np.nan, LATENTS["text"]), (LATENTS["image"][:0], LATENTS["text"][:0])):
+        with pytest.raises(ValueError, match="at least one pair, and finite values"):
+            fit_cca(x, y, dim=2)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_divides_by_nothing_is_refused(value):
+    with pytest.raises(ValueError, match="temperature must be > 0 and finite"):
+        info_nce(torch.eye(3), torch.eye(3), temperature=value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_a_bridge_of_no_numbers_is_refused(value):
+    x, y = torch.randn(9, 4), torch.randn(9, 4)
+    with pytest.raises(ValueError, match="ridge must be > 0 and finite"):
+        fit_bridge("ridge", x, y, ridge=value)
+    with pytest.raises(ValueError, match="norm must be > 0 and finite"):
+        Conditioner({}, embed_dim=4, image_embeds_dim=4, norm=value)
+    for kind in ("ridge", "moments", "covariance", "fusemix"):
+        with pytest.raises(ValueError, match="to fit a bridge on are all equal"):
+            fit_bridge(kind, torch.ones(9, 4), y)
+
+
+def test_a_recall_of_no_query_or_of_other_widths_is_refused():
+    eye, groups = torch.eye(4), np.arange(4)
+    with pytest.raises(ValueError, match="ask at least one query"):
+        retrieval(eye[:0], eye, groups[:0], groups)
+    with pytest.raises(ValueError, match=r"Expected queries \(Q, D\) and a gallery"):
+        retrieval(eye, torch.eye(5)[:4], groups, groups)
 
 
 def test_a_loss_that_leaves_the_numbers_says_truly_what_is_kept(tmp_path):
