@@ -95,9 +95,9 @@ _LITTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Inform
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file (named with its folders) is hidden, or one that operating systems create by themselves."""
+    """Return whether a file (named with its folders) is hidden, nameless or created by an operating system."""
     path = PurePosixPath(name)
-    return path.name.startswith(".") or not _LITTER.isdisjoint(path.parts)
+    return path.name[:1] in ("", ".") or not _LITTER.isdisjoint(path.parts)
 
 
 def ending_of(data: bytes) -> str:

@@ -163,7 +163,7 @@ def _members(shard: Path, endings: tuple[str, ...], tally: Tally) -> Iterator[tu
                     yield PurePosixPath(member.name), handle.read()
                 elif reason:
                     tally.left_out[reason] += 1
-            while block := archive.fileobj.read(_BLOCK):  # type: ignore[union-attr]
+            while block := archive.fileobj.read(_BLOCK):
                 if block.strip(b"\0"):
                     raise ValueError(
                         f"{shard} goes on after its end; were archives put one after the other? Split them."
