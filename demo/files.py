@@ -2,7 +2,7 @@
 
 Gradio opens any path and fetches any URL that a request names; it checks for an upload only if the value is marked as a
 file. So :class:`GuardedBlocks` checks every value of every endpoint first, and :class:`RouteGuard` closes the routes
-that the page does not use.
+that the page does not use, and serves no file but uploads, examples and items of the gallery: its folder may hold more.
 
 An upload is stored as ``<upload folder>/<digest>/<name>``; the digest is SHA-256 of a secret of this installation and
 of the bytes. The upload request names no session, and visitors who send the same bytes share one file. So an upload
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,8 +33,10 @@ REFUSED = "This file was not uploaded here; please upload it."
 MALFORMED = "This page cannot read the request; please reload the page and try again."
 MAX_FILES = 2000  # of one request
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# Two relays to other addresses, a dump of any session's fields to disk, and a start of ffmpeg.
-_CLOSED = re.compile(r"/(proxy=|file=\s*[a-z][a-z0-9+.-]*:|deep_link|process_recording)", re.IGNORECASE)
+# A relay to other addresses, a dump of any session's fields to disk, a start of ffmpeg, and a stream without an end.
+_CLOSED = re.compile(r"/(proxy=|deep_link|process_recording|dev/reload)", re.IGNORECASE)
+_FILE = re.compile(r"/file[=/](.*)", re.DOTALL)
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 def is_uploaded(path: Any) -> bool:
@@ -121,17 +125,33 @@ class GuardedBlocks(gr.Blocks):
 
 
 def _checked_inputs(blocks: list[Any], inputs: list[Any]) -> list[Any]:
-    return [
-        checked(value, is_file=isinstance(block, gr.Image | gr.Audio | gr.File))
-        for block, value in zip(blocks, inputs, strict=False)
-    ]
+    values = []
+    for block, value in zip(blocks, inputs, strict=False):
+        values.append(checked(value, is_file=isinstance(block, gr.Image | gr.Audio | gr.File)))
+        if isinstance(block, gr.Textbox) and isinstance(value, list | dict):  # Gradio would make it a text
+            raise gr.Error(MALFORMED, print_exception=False)
+    return values
+
+
+def is_served(path: str, items: Callable[[], frozenset[str]]) -> bool:
+    """Return whether the page may show a file: from the upload folder, an example, or one of the gallery's items.
+
+    Nothing is looked at on the disk.
+    """
+    if "\0" in path or ".." in PurePath(path).parts:
+        return False
+    plain = Path(re.sub("/+", "/", path))
+    folders = (Path(get_upload_folder()), Path(get_upload_folder()).resolve(), EXAMPLES)
+    return any(plain.is_relative_to(folder) for folder in folders) or os.path.normpath(plain) in items()
 
 
 class RouteGuard:
     """ASGI middleware: closes some of Gradio's routes, and answers requests that break the others in one sentence."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, items: Callable[[], frozenset[str]]) -> None:
+        """Take the app, and the paths of the gallery's files, asked for at the first request of a file."""
         self.app = app
+        self.items = items
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -140,7 +160,9 @@ class RouteGuard:
             return
         # The map's server function takes no files, which Gradio would read into memory.
         has_files = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        if _CLOSED.search(scope["path"]) or (has_files and "/component_server" in scope["path"]):
+        closed = _CLOSED.search(scope["path"]) or (has_files and "/component_server" in scope["path"])
+        file = _FILE.search(scope["path"])
+        if closed or (file and not await asyncio.to_thread(is_served, file[1], self.items)):
             await JSONResponse({"detail": REFUSED}, 403)(scope, receive, send)
             return
         started = False
@@ -153,12 +175,13 @@ class RouteGuard:
         try:
             await self.app(scope, receive, sending)
         except Exception as error:
-            if started:
-                raise
             logger.warning("A request to %s was malformed: %r.", scope["path"][:80], str(error)[:200])
+            if started:  # such as the stream of an event that does not exist
+                await send({"type": "http.response.body", "body": b""})
+                return
             await JSONResponse({"detail": MALFORMED}, 400)(scope, receive, send)
 
 
-def app_options() -> dict[str, Any]:
-    """Return the keyword arguments for the FastAPI app under the page."""
-    return {"middleware": [Middleware(RouteGuard)]}  # new each time: Gradio adds to them
+def app_options(items: Callable[[], frozenset[str]]) -> dict[str, Any]:
+    """Return the keyword arguments for the FastAPI app under the page, whose gallery has these files."""
+    return {"middleware": [Middleware(RouteGuard, items=items)]}  # new each time: Gradio adds to them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -168,6 +169,15 @@ class Service:
     def path_of(self, item: dict[str, Any]) -> Path | None:
         """Return the file of an item, inside :attr:`root`; None for a text."""
         return self.retriever.index.path_of(item)
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Paths of the items' files, which the page shows; whatever else lies in :attr:`root` it must not serve."""
+        paths = set()
+        for item in (item for modality in self.counts for item in self.items(modality)):
+            with suppress(ValueError):  # it leads out of the folder
+                paths.add(self.path_of(item))
+        return frozenset(map(str, paths - {None}))
 
     @cached_property
     def embeddings(self) -> dict[str, np.ndarray]:

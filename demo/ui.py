@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.files import GuardedBlocks, app_options
+from demo.files import EXAMPLES, GuardedBlocks, app_options
 from demo.results import describe_counts
 from demo.service import MAX_TOP_K, Answer, Service
 from demo.tabs.explore import Explorer, build_explore_tab, map_component
@@ -95,10 +95,10 @@ def launch_options(service: Service) -> dict[str, Any]:
         "theme": theme,
         "css_paths": [HERE / "style.css"],
         "head": _HEAD,
-        "allowed_paths": [str(folder) for folder in (service.root, HERE / "examples") if folder],
+        "allowed_paths": [str(folder) for folder in (service.root, EXAMPLES) if folder],
         "max_file_size": MAX_FILE_SIZE,
         "state_session_capacity": MAX_SESSIONS,
-        "app_kwargs": app_options(),
+        "app_kwargs": app_options(lambda: service.files),
         "enable_monitoring": False,
         "run_history": False,
         "footer_links": ["api"],

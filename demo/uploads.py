@@ -16,15 +16,12 @@ from pathlib import Path, PurePosixPath
 
 from gradio_client.utils import strip_invalid_filename_characters
 
-from fusemix.datasets.base import Tally
+from fusemix.datasets.base import SOUNDS, Tally, is_litter, picture_endings
 from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.datasets.reader import open_text, read_table
 from fusemix.media import one_line
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"})
-SOUNDS = frozenset(
-    {".wav", ".mp3", ".ogg", ".oga", ".opus", ".flac", ".m4a", ".aac", ".webm", ".aif", ".aiff", ".mp4", ".mov"}
-)
+PICTURES = picture_endings()
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})
 CAPTION_COLUMNS = ("text", "caption", "title")  # the first that a table has
 MAX_BYTES = 500 * 10**6  # of everything together, unpacked
@@ -177,7 +174,11 @@ def _unpack(
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _Refused("is damaged or not a zip archive") from error
     with opened:
-        members = [member for member in opened.infolist() if not member.is_dir() and not _is_litter(member.filename)]
+        members = [
+            member
+            for member in opened.infolist()
+            if not member.is_dir() and not is_litter(member.filename.replace("\\", "/"))
+        ]
         room = MAX_MEMBERS - found.n_members
         if len(members) > room:
             rest = len(members) - room
@@ -194,7 +195,7 @@ def _unpack(
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise _Refused("is a link, not a file")
                 kind = pure.suffix.lower()
-                known = kind in PICTURES | SOUNDS | TABLES | {".txt", ".zip"}
+                known = kind in {*PICTURES, *SOUNDS, *TABLES, ".txt", ".zip"}
                 target = folder / f"{secrets.token_hex(8)}{kind}"
                 if known and kind != ".zip":
                     _write_member(opened, member, target, found, max_bytes)
@@ -239,12 +240,6 @@ def _check_directory(path: Path) -> None:
         raise _Refused("is a Zip64 archive; pack fewer or smaller files into an ordinary one")
     if int.from_bytes(tail[end + 12 : end + 16], "little") > MAX_DIRECTORY_BYTES:
         raise _Refused("lists too many files; pack fewer")
-
-
-def _is_litter(name: str) -> bool:
-    """Return whether an operating system added this file to the archive."""
-    pure = PurePosixPath(name.replace("\\", "/"))
-    return pure.parts[:1] == ("__MACOSX",) or pure.name.startswith(".") or pure.name in ("Thumbs.db", "desktop.ini", "")
 
 
 def _captions(table: _File, named: dict[str, str], left_out: list[LeftOut]) -> list[Piece]:

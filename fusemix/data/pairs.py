@@ -12,9 +12,9 @@ import pandas as pd
 
 from fusemix.data.real_files import RealFiles
 from fusemix.datasets.base import Tally
-from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.cells import FILE_COLUMNS, ID_COLUMNS
 from fusemix.datasets.reader import read_table
-from fusemix.datasets.splits import closing, in_split, plain, sides
+from fusemix.datasets.splits import check_undeclared, closing, crossing, in_split, plain, sides
 from fusemix.files import sha256_of
 
 
@@ -69,6 +69,11 @@ class PairTable:
             self.tally.notes.append(
                 f"{files.respelled:,} cells name a file with backslashes or in another Unicode form than the disk."
             )
+        for column, paths in self._files.items() if "split" in self.frame else ():
+            if shared := crossing(self.splits(), paths):
+                self.tally.notes.append(
+                    f"{shared:,} files of {column} are in several splits: tested on and trained on."
+                )
         named = [self.frame["group"].tolist()] if "group" in self.frame else []
         self.groups = _group_rows(len(frame), [*named, *map(np.ndarray.tolist, self._files.values())], self.source)
 
@@ -86,18 +91,22 @@ class PairTable:
             ValueError: If it is invalid (with the line), has no rows, an unknown split, or no usable column.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"No table of pairs at {path}.")
         tally = Tally()
         texts = tuple(name for name in dict.fromkeys(("text", *own)) if name not in FILE_COLUMNS)
         frame = read_table(path, tally, texts=texts)
-        if frame.empty:
+        if not len(frame.index):
             raise ValueError(f"{path} has no rows; expected a header and at least one pair.")
         expected = dict.fromkeys(("image", "audio", "text", "video", *own))
         if not set(expected) & set(frame.columns):
             raise ValueError(
-                f"{path} has columns {list(frame.columns)}; expected at least one of {', '.join(expected)}."
+                " ".join(
+                    [
+                        f"{path} has columns {list(frame.columns)}; expected at least one of {', '.join(expected)}.",
+                        *tally.notes,
+                    ]
+                )
             )
+        check_undeclared(frame, path, besides=(*FILE_COLUMNS, *ID_COLUMNS, *texts))
         return cls(frame, path=path, fingerprint=sha256_of(path), tally=tally)
 
     def __len__(self) -> int:

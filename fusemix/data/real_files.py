@@ -16,7 +16,8 @@ class RealFiles:
 
     Each folder is resolved once: resolving millions of paths one by one would take minutes. If no file has exactly the
     name of a cell, backslashes are read as slashes, and names in another Unicode form are tried (macOS writes accents
-    as separate characters). Upper and lower case must match.
+    as separate characters); a file that is nowhere has one path in all these spellings too. Upper and lower case must
+    match.
 
     Attributes:
         respelled: Cells whose file was found under such a name.
@@ -48,7 +49,7 @@ class RealFiles:
                 (p for s in (cell, cell.replace("\\", "/")) if (p := self._spelled(os.path.normpath(s)))), None
             )
             self.respelled += other is not None
-            path = other or path
+            path = other or os.path.join(self.folder, unicodedata.normalize("NFC", cell.replace("\\", "/")))  # noqa: PTH118
         folder, name = os.path.split(path)
         if name in ("", ".", ".."):
             return os.path.realpath(path)

@@ -18,16 +18,17 @@ from fusemix.datasets.splits import closing
 _CHUNK = 1 << 20  # characters of JSON read at a time
 _PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic",
-    ".heif",
+    ".heif", ".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".qoi", ".dds", ".psd", ".ico",
 )  # fmt: skip
 SOUNDS = (
     ".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".aif", ".aiff", ".aifc", ".au",
-    ".caf", ".amr", ".wma", ".wv", ".ape", ".tta", ".webm", ".mp4", ".mov", ".3gp", ".mka", ".mkv",
+    ".caf", ".amr", ".wma", ".wv", ".ape", ".tta", ".webm", ".mp4", ".m4v", ".mov", ".3gp", ".mka", ".mkv", ".mp2",
+    ".mpga", ".mpg", ".mpeg", ".spx", ".avi", ".wmv", ".snd",
 )  # fmt: skip
 _MAGIC = (
     (b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"),
     (b"MM\0*", ".tif"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"),
-    (b"\xff\xf1", ".aac"), (b"\xff\xf9", ".aac"), (b"\x1aE\xdf\xa3", ".webm"),
+    (b"\xff\xf1", ".aac"), (b"\xff\xf9", ".aac"), (b"\x1aE\xdf\xa3", ".webm"), (b"\0\0\0\x0cjP  ", ".jp2"),
 )  # fmt: skip
 _BOXES = {b"avif": ".avif", b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"M4A ": ".m4a"}
 
@@ -90,12 +91,13 @@ def picture_endings() -> tuple[str, ...]:
     return tuple(ending for ending in _PICTURES if ending in known)
 
 
+_LITTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"})
+
+
 def is_litter(name: str) -> bool:
-    """Return whether a file of this name (with its folders) is one that operating systems create by themselves."""
+    """Return whether a file (named with its folders) is hidden, nameless or created by an operating system."""
     path = PurePosixPath(name)
-    return (
-        "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
-    )
+    return path.name[:1] in ("", ".") or not _LITTER.isdisjoint(path.parts)
 
 
 def ending_of(data: bytes) -> str:
@@ -138,7 +140,7 @@ def walk(root: Path, tally: Tally | None = None) -> Iterator[tuple[Path, list[st
             _count(tally, "folders that are linked a second time")
             continue
         seen.add((about.st_dev, about.st_ino))
-        hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
+        hidden = [name for name in folders if is_litter(name)]
         _count(tally, "hidden folders", len(hidden))
         links = {name for name in folders if os.path.islink(os.path.join(where, name))}  # noqa: PTH114, PTH118
         folders[:] = sorted((name for name in folders if name not in hidden), key=lambda name: (name in links, name))

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusemix.datasets.base import SOUNDS, Pair, Tally, clean, is_litter, picture_endings, walk
 from fusemix.datasets.reader import open_text
+from fusemix.datasets.splits import of_names
 
 MAX_CAPTION_BYTES = 100_000  # a longer text file is not a list of captions
+
+
+@dataclass
+class _Item:
+    """Files of one name, but for their endings and the Unicode form of their accents."""
+
+    images: list[Path | None] = field(default_factory=list)
+    sounds: list[Path | None] = field(default_factory=list)
+    texts: list[Path] = field(default_factory=list)
 
 
 def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterator[Pair]:
     """Read every picture and sound below a folder; captions, one a line, from a ``.txt`` file of the same name.
 
     ``walk/dog.jpg``, ``walk/dog.wav`` and ``walk/dog.txt`` are one item: picture, sound and captions belong together.
-    A file without captions still becomes a row: it can be searched, not trained on. There is no split:
-    ``fusemix train`` holds out pairs by itself.
+    A file without captions still becomes a row: it can be searched, not trained on. What lies in a folder called
+    ``train``, ``val``, ``test``, ... is of that split; without such folders, ``fusemix train`` holds out pairs itself.
 
     Known traps: near duplicates under two names (bursts, copies) lower recall in an evaluation and raise it in a
     validation; hidden files and folders, and formats that cannot be decoded, are skipped and counted; linked folders
@@ -30,7 +42,7 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
 
     Raises:
         FileNotFoundError: If the root is no folder, or holds no picture and no sound.
-        ValueError: If a caption file is too long or not text.
+        ValueError: If a caption file is too long or not text, or folders of two splits lie in one another.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}.")
@@ -38,11 +50,16 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
     silent: list[str] = []
     other: Counter[str] = Counter()
     empty = True
+    named: Counter[str] = Counter()
     for where, names in walk(root, tally):
+        split = of_names(where.relative_to(root).parts, f"The folder {where}")
         files = _files(where, names, pictures, other, tally)
         for pair in _items(where, files, root, silent, name_is_caption):
             empty = False
-            yield pair
+            named[split] += 1
+            yield pair._replace(split=split)
+    if splits := sorted(set(named) - {""}):
+        tally.notes.append(f"The split of {named.total() - named['']:,} pairs is their folder's: {', '.join(splits)}.")
     for ending, number in other.most_common():
         tally.left_out[f"files that are no picture or sound that can be read here ({ending})"] += number
     if empty:
@@ -57,28 +74,28 @@ def folder(root: Path, tally: Tally, *, name_is_caption: bool = False) -> Iterat
 
 def _files(
     where: Path, names: list[str], pictures: tuple[str, ...], other: Counter[str], tally: Tally
-) -> dict[str, dict[str, list[Path]]]:
-    """Map file stems to their pictures and sounds; skipped files are counted."""
-    files: dict[str, dict[str, list[Path]]] = {}
-    beside: list[Path] = []
+) -> dict[str, _Item]:
+    """Map file stems (in Unicode's NFC) to their files; skipped files are counted."""
+    items: dict[str, _Item] = {}
     for name in names:
         path, ending = where / name, Path(name).suffix.lower()
-        if is_litter(name) or name.startswith("."):
+        if is_litter(name):
             tally.left_out["hidden files"] += 1
         elif not path.is_file():
             tally.left_out["links that lead to no file"] += 1
         elif ending == ".txt":
-            beside.append(path)
+            items.setdefault(unicodedata.normalize("NFC", path.stem), _Item()).texts.append(path)
         elif ending not in pictures + SOUNDS:
             other[ending or "no ending"] += 1
         elif not _is_text(name):
             tally.left_out["files whose names are not UTF-8, so that no table can name them"] += 1
         else:
-            kind = "image" if ending in pictures else "audio"
-            files.setdefault(path.stem, {"image": [], "audio": []})[kind].append(path)
-    if alone := sum(path.stem not in files for path in beside):
+            item = items.setdefault(unicodedata.normalize("NFC", path.stem), _Item())
+            (item.images if ending in pictures else item.sounds).append(path)
+    found = {stem: item for stem, item in items.items() if item.images or item.sounds}
+    if alone := sum(len(item.texts) for stem, item in items.items() if stem not in found):
         tally.left_out["text files with no picture or sound of their name beside them"] += alone
-    return files
+    return found
 
 
 def _is_text(name: str) -> bool:
@@ -90,18 +107,17 @@ def _is_text(name: str) -> bool:
 
 
 def _items(
-    where: Path, files: dict[str, dict[str, list[Path]]], root: Path, silent: list[str], name_is_caption: bool
+    where: Path, files: dict[str, _Item], root: Path, silent: list[str], name_is_caption: bool
 ) -> Iterator[Pair]:
     for stem, found in files.items():
-        captions = _captions(where / f"{stem}.txt")
+        captions = [caption for path in found.texts for caption in _captions(path)]
         if not captions and name_is_caption:
             captions = (
                 [words] if (words := clean(stem.replace("_", " ").replace("-", " ").rstrip("0123456789 "))) else []
             )
         if not captions:
             silent.append(stem)
-        pictures: list[Path | None] = [*found["image"]] or [None]
-        sounds: list[Path | None] = [*found["audio"]] or [None]
+        pictures, sounds = found.images or [None], found.sounds or [None]
         group = str((where / stem).relative_to(root))
         for i in range(max(len(pictures), len(sounds), len(captions))):
             image, sound = pictures[min(i, len(pictures) - 1)], sounds[min(i, len(sounds) - 1)]
@@ -110,8 +126,6 @@ def _items(
 
 
 def _captions(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
     if path.stat().st_size > MAX_CAPTION_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; captions, one a line, were expected.")
     try:

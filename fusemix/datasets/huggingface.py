@@ -4,12 +4,13 @@ Needs the extra ``datasets``; nothing else in FuseMix does. Pictures and sounds 
 the files they name) are copied into a folder, named by their hash. No code from a dataset's repository is run.
 
 Known traps: the id does not fix a revision (give ``id@revision``); a list of captions in one cell becomes several
-rows; the dataset's card says which split is the standard one.
+rows; rows of one class are one group, because their texts are the same; some datasets keep all rows in one part and
+name the split in a column ``split``, which is then used (``nlphuji/flickr30k``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def huggingface(
     if split is not None and split not in parts:
         raise ValueError(f"{root} has the splits {sorted(parts)}, not {split!r}.")
     parts = parts if split is None else {split: parts[split]}
-    check_names({name: len(part) for name, part in parts.items()}, root)
+    check_names({name: len(part) for name, part in parts.items() if "split" not in part.column_names}, root)
     base = unpack if unpack is not None else Path("unpacked")
     for name, part in parts.items():
         columns = {
@@ -67,12 +68,15 @@ def huggingface(
             "audio": (audio_column, datasets.Audio),
         }
         media = {kind: c for kind, (given, cls) in columns.items() if (c := _typed(part, given, cls, kind))}
-        text = _text_column(part, text_column)
+        text = _text_column(part, text_column, tally)
         if len(media) + (text is not None) < 2:
             raise ValueError(f"{root} has the columns {part.column_names}; two modalities among them are needed.")
         for column in media.values():
             part = part.cast_column(column, type(part.features[column])(decode=False))
         names = getattr(part.features[text], "names", None) if text else None  # of classes
+        sides = _splits(part, name, tally)
+        if unread := sorted(set(part.column_names) - {text, "split", *media.values()}):
+            tally.notes.append(f"Not taken from {name or 'the dataset'}: the columns {', '.join(unread)}.")
         for number, row in enumerate(part):
             files = {kind: _place(base, row[column]) for kind, column in media.items()}
             if media and not any(files.values()):
@@ -81,8 +85,9 @@ def huggingface(
             texts = list(kept_captions(_texts(row[text], names, number) if text else [], tally, first=captions))
             if not texts and len(media) < 2:
                 tally.left_out["rows without a caption"] += 1
+            group = f"class {texts[0]}" if names and texts else f"{name or 'all'}-{number}"
             for caption in texts or ([""] if len(media) > 1 else []):
-                yield Pair(files.get("image", ""), files.get("audio", ""), caption, name, f"{name or 'all'}-{number}")
+                yield Pair(files.get("image", ""), files.get("audio", ""), caption, sides[number], group)
 
 
 def _load(datasets: Any, root: Path, config: str | None) -> Any:
@@ -107,12 +112,25 @@ def _typed(part: Any, given: str | None, cls: Any, kind: str) -> str | None:
     return names[0] if names else None
 
 
-def _text_column(part: Any, given: str | None) -> str | None:
+def _splits(part: Any, name: str, tally: Tally) -> Sequence[str]:
+    """Return the split of every row: of its column ``split``, if there is one, else the part's name."""
+    if "split" not in part.column_names:
+        return [name] * len(part)
+    names = getattr(part.features["split"], "names", None)
+    tally.notes.append(f"The splits are those of the column split, not of the part {name or 'as a whole'}.")
+    return [names[cell] if names and cell is not None else str(cell_text(cell, "split", captions=False))
+            for cell in part["split"]]  # fmt: skip
+
+
+def _text_column(part: Any, given: str | None, tally: Tally) -> str | None:
     if given is not None:
         if given not in part.column_names:
             raise ValueError(f"There is no column {given!r}; there are {part.column_names}.")
         return given
-    return next((name for name in TEXT_NAMES if name in part.column_names), None)
+    found = [name for name in TEXT_NAMES if name in part.column_names]
+    if len(found) > 1:
+        tally.notes.append(f"The captions are those of the column {found[0]}; there are {', '.join(found[1:])} too.")
+    return found[0] if found else None
 
 
 def _texts(cell: Any, names: list[str] | None, number: int) -> list[str]:
@@ -131,6 +149,6 @@ def _place(base: Path, cell: Any) -> str:
     if cell is None:
         return ""
     data, path = cell.get("bytes"), cell.get("path")
-    if data is None:
+    if not data:
         return str(Path(path).resolve()) if path and Path(path).is_file() else ""
     return write_by_hash(base, data, ending_of(data) or Path(path or "").suffix[:8].replace("/", ""))

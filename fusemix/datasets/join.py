@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusemix.datasets.base import Pair, Tally
+from fusemix.datasets.cells import FILE_COLUMNS, ID_COLUMNS
 from fusemix.datasets.reader import read_chunks
-from fusemix.datasets.splits import KNOWN, check_names, side_of, sides
+from fusemix.datasets.splits import KNOWN, check_names, check_undeclared, side_of, sides
 
 
 def join_tables(
@@ -33,8 +34,7 @@ def join_tables(
         raise ValueError(f"There is no split {unknown[0]!r}; a split is one of {KNOWN}.")
     wanted = {side_of(split) for split in splits}
     for path in tables.values():
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no table {path}.")
+        next(read_chunks(path, Tally()), None)  # before anything is written
     for name, path in tables.items():
         empty, columns = True, set[str]()
         for chunk in read_chunks(path, tally):
@@ -42,6 +42,7 @@ def join_tables(
             columns |= set(chunk.columns)
             if not columns & {"image", "audio", "text"}:
                 raise ValueError(f"{path} has columns {sorted(columns)}; expected at least one of image, audio, text.")
+            check_undeclared(chunk, path, besides=(*FILE_COLUMNS, *ID_COLUMNS, "text"))
             together = chunk.index.duplicated(keep=False)  # captions of one cell
             chunk = chunk.reindex(columns=list(Pair._fields), fill_value="").fillna("")
             try:

@@ -18,13 +18,25 @@ from typing import Any, TextIO
 import pandas as pd
 
 from fusemix.datasets.base import Tally
-from fusemix.datasets.cells import FILE_COLUMNS, ID_COLUMNS, NAMED_COLUMNS, cell_text, is_scalar
+from fusemix.datasets.cells import (
+    DETAILS,
+    FILE_COLUMNS,
+    ID_COLUMNS,
+    NAMED_COLUMNS,
+    cell_text,
+    check_characters,
+    is_scalar,
+    rounded,
+)
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 CHUNK_ROWS = 10_000
 EMPTY_CAPTIONS = "captions in lists that are empty"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # fmt: skip
+
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"  # marks and blanks of no width
+_LONGEST_CELL = 2**31 - 1  # characters of a .csv's cell; the library's own limit is 131,072
 
 _Raw = tuple[list[int], dict[str, list[Any]]]  # locations of rows, column -> values
 
@@ -61,12 +73,12 @@ def read_chunks(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) -
     Columns of a .jsonl may differ from piece to piece. Columns left out are in ``attrs["unread"]``.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no table {path}.")
+        raise FileNotFoundError(f"{path} is a folder; give a table." if path.is_dir() else f"There is no table {path}.")
     kind = path.suffix.lower()
     place = "row" if kind == ".parquet" else "line"
     try:
         if kind in (".csv", ".tsv"):
-            raw = _csv(path, "," if kind == ".csv" else "\t", texts)
+            raw = _csv(path, "," if kind == ".csv" else "\t", texts, tally)
         elif kind in (".jsonl", ".ndjson"):
             raw = _jsonl(path, texts)
         elif kind == ".parquet":
@@ -121,9 +133,9 @@ def _undecodable(path: Path) -> int:
     return 1
 
 
-def _csv(path: Path, separator: str, texts: Sequence[str]) -> Iterator[_Raw]:
+def _csv(path: Path, separator: str, texts: Sequence[str], tally: Tally) -> Iterator[_Raw]:
     """Read .csv and .tsv; every row must have the header's number of cells, and every quote must close."""
-    rows = _csv_rows(path, separator)
+    rows = _csv_rows(path, separator, tally)
     _, header = next(rows, (0, None))
     if not header:
         raise ValueError("it is empty; expected a header line")
@@ -137,10 +149,12 @@ def _csv(path: Path, separator: str, texts: Sequence[str]) -> Iterator[_Raw]:
         yield list(places), {name: list(column) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
 
 
-def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, separator: str, tally: Tally) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the row begins, cells), the header first; blank lines are skipped."""
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(_lines(path), delimiter=separator, strict=True)
-    width = None
+    header: list[str] = []
+    broken: list[int] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -150,16 +164,38 @@ def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
                 f"line {line}: {error}; a cell that holds a quote is enclosed in quotes, its own doubled"
             ) from error
         if row is None:
-            return
+            break
         if not row:
             continue
-        width = width or len(row)
-        if len(row) != width:
-            raise ValueError(
-                f"line {line} has {len(row)} cells, the header has {width}; a cell that holds a "
-                f"{'comma' if separator == ',' else 'tab'} is enclosed in double quotes"
-            )
+        _check_row(row, header, line, separator)
+        header = header or [cell.strip(_INVISIBLE) for cell in row]
+        if reader.line_num > line:
+            broken.append(line)
         yield line, row
+    if broken:
+        tally.notes.append(
+            f"Rows of {path} that go over several lines of the file, by a line break within quotes: {len(broken):,}, "
+            f"the first from line {broken[0]} on."
+        )
+
+
+def _check_row(row: list[str], header: list[str], line: int, separator: str) -> None:
+    what = "comma" if separator == "," else "tab"
+    if header and len(row) != len(header):
+        advice = (
+            f"a cell that holds a {what} is enclosed in double quotes"
+            if len(row) > len(header)
+            else f"empty cells have their {what} too"
+        )
+        raise ValueError(f"line {line} has {len(row)} cells, the header has {len(header)}; {advice}")
+    if (
+        len(header) > 1
+        and row[0].lstrip(_INVISIBLE) == header[0]
+        and [cell.strip(_INVISIBLE) for cell in row] == header
+    ):
+        raise ValueError(f"line {line} repeats the header; were two tables put one after the other? Remove the line")
+    if separator == "\t" and any("\t" in cell and "\n" in cell for cell in row):
+        raise ValueError(f"a cell from line {line} on holds line breaks and tabs; a quote there is not closed")
 
 
 def _jsonl(path: Path, texts: Sequence[str]) -> Iterator[_Raw]:
@@ -178,7 +214,10 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             value = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: is not JSON ({error.msg} at column {error.colno})") from error
+            raise ValueError(
+                f"line {number}: is not JSON ({error.msg} at column {error.colno}); expected one object a line, in "
+                "braces"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(value, dict):
@@ -208,10 +247,21 @@ def _parquet(path: Path, texts: Sequence[str]) -> Iterator[_Raw]:
                 odd = pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
                 # columns that are not read stay unconverted: embeddings, pictures
                 columns[name] = [{}] * len(batch) if odd and name not in _read(texts) else values.to_pylist()
+                if name in ID_COLUMNS and kind in (pa.float16(), pa.float32()):
+                    _check_narrow(columns[name], 2.0**24 if kind == pa.float32() else 2.0**11, done, name)
             yield list(range(done + 1, done + len(batch) + 1)), columns
             done += len(batch)
+    except OverflowError as error:
+        raise ValueError(f"row {done + 1} or one after it, column {key}: holds a date out of range") from error
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"it is not a parquet file, or damaged ({error})") from error
+
+
+def _check_narrow(values: list[Any], bound: float, done: int, name: str) -> None:
+    """Refuse ids from ``bound`` on, of which floats of 32 or 16 bits have merged some."""
+    for row, value in enumerate(values, start=done + 1):
+        if value is not None and abs(value) >= bound:
+            raise ValueError(f"row {row}, column {name}: {rounded(value)}")
 
 
 def _read(texts: Sequence[str]) -> tuple[str, ...]:
@@ -221,8 +271,10 @@ def _read(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _names(header: Iterable[Any], texts: Sequence[str]) -> list[str]:
     """Return column names without surrounding blanks, known names in their own spelling: ``Split`` is ``split``."""
-    known = {name.casefold(): name for name in _read(texts)}
-    names = [str(name).strip() for name in header]
+    known = {name.casefold(): name for name in (*_read(texts), *DETAILS)} | {"license": "licence"}
+    names = [str(name).strip(_INVISIBLE).strip() for name in header]
+    for name in names:
+        check_characters(name)
     names = [known.get(name.casefold(), name) for name in names]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ValueError(f"the columns {twice} stand twice (surrounding blanks, and case in known names, are ignored)")
@@ -248,10 +300,11 @@ def _cleaned(
         cells = clean[name] = []
         plain = not captions and name not in (*FILE_COLUMNS, *ID_COLUMNS)
         for row, value in enumerate(values):
-            if plain and type(value) is str and "\0" not in value:  # millions of them
-                cells.append(value.strip())
-                continue
             try:
+                if plain and type(value) is str:  # millions of them
+                    check_characters(value)
+                    cells.append(value.strip())
+                    continue
                 cell = cell_text(value, name, captions=captions)
             except ValueError as error:
                 raise ValueError(f"{place} {places[row]}, column {name}: {error}") from error

@@ -7,7 +7,7 @@ Names are matched without regard to case and surrounding blanks. Rows of ``test`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,18 @@ def plain(name: Any) -> str:
 def side_of(name: Any) -> str | None:
     """Return ``train``, ``val`` or ``test`` for a split name, empty for an empty one, None for an unknown one."""
     return _SIDE_OF.get(plain(name))
+
+
+def of_names(names: Iterable[str], where: Any) -> str:
+    """Return the split name among the words of a file's name or the folders above it; empty if there is none.
+
+    Raises:
+        ValueError: If they name two sides.
+    """
+    found = list(dict.fromkeys(plain(name) for name in names if side_of(name)))
+    if len({side_of(name) for name in found}) > 1:
+        raise ValueError(f"{where} says {' and '.join(found)}; give the split of its samples, or rename it.")
+    return found[0] if found else ""
 
 
 def sides(names: Sequence[Any] | np.ndarray, where: Any) -> np.ndarray:
@@ -61,6 +73,35 @@ def check_names(counts: Mapping[Any, int], where: Any) -> None:
             f"{where} has rows of split {', '.join(map(_shown, unknown[:10]))}, whose meaning is not known (rows of "
             f"each split: {listed}); call them {KNOWN}, or leave the cell empty."
         )
+
+
+def check_undeclared(frame: pd.DataFrame, where: Any, *, besides: Sequence[str] = ()) -> None:
+    """Refuse a table without a column ``split`` of which another column (``set``, ``partition``) holds the splits.
+
+    Args:
+        frame: Cells as text.
+        where: What to call the table in a message.
+        besides: Columns that are something else, whatever they hold.
+
+    Raises:
+        ValueError: If all filled cells of a column are names of splits, on two sides at least.
+    """
+    for column in () if "split" in frame.columns else [name for name in frame.columns if name not in besides]:
+        found = frame[column].to_numpy(dtype=object)
+        if side_of(next((cell for cell in found if cell), "")):  # most columns end here
+            on = {side_of(name) for name in pd.unique(found) if name}
+            if len(on) > 1 and None not in on:
+                raise ValueError(
+                    f"{where} has no column split, but its column {column!r} holds names of splits; rename it to "
+                    "split, or, if all rows are to be trained on, add an empty column split."
+                )
+
+
+def crossing(splits: np.ndarray, files: np.ndarray) -> int:
+    """Count the files with rows on several sides; both arrays have shape (n_rows,), object, empty without a file."""
+    side = np.array([side_of(name) or "train" for name in splits], dtype=object)
+    named = files != ""
+    return int((pd.Series(side[named]).groupby(files[named]).nunique() > 1).sum())
 
 
 def in_split(names: Sequence[Any] | np.ndarray, split: str, where: Any) -> np.ndarray:

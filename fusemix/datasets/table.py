@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from fusemix.datasets.base import Pair, Tally
+from fusemix.datasets.cells import cell_text
 from fusemix.datasets.splits import check_names, plain
 from fusemix.files import write_atomic
 
@@ -32,7 +33,8 @@ def write_table(
         Split -> pairs; :meth:`Tally.summary` says them in a sentence.
 
     Raises:
-        ValueError: If the ending is another, there is not one pair to write, or a split is not known.
+        ValueError: If the ending is another, there is not one pair to write, a split is not known, or a cell is one
+            that a table must not hold (:mod:`fusemix.datasets.cells`).
         FileNotFoundError: If every file that the annotations name is missing. Errors of reading the
             pairs are raised unchanged.
     """
@@ -93,10 +95,19 @@ def _rows(
     def cell(file: str) -> str:
         """Return the path relative to the table if the file lies below it, else absolute."""
         name = str(Path(file).absolute()).removeprefix(root) if file else ""
-        return name if name == name.strip() else f".{os.sep}{name}"  # blanks around a cell do not count
+        try:
+            return name if name == cell_text(name, "image", captions=False) else f".{os.sep}{name}"
+        except ValueError:  # it looks like something else
+            return f".{os.sep}{name}"
 
     for number, pair in enumerate(pairs, start=1):
         counts[plain(pair.split)] += 1
+        for column in ("text", "group"):
+            try:
+                cell_text(getattr(pair, column), column, captions=column == "text")
+            except ValueError as error:
+                of = pair.image or pair.audio or f"pair {number:,}"
+                raise ValueError(f"The {column} of {of} {error}.") from error
         if report and number % 500 == 0:
             report(number)
         yield pair._replace(image=cell(pair.image), audio=cell(pair.audio))

@@ -10,7 +10,7 @@ import torch
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import Item, PairTable
-from fusemix.datasets.cells import FILE_COLUMNS
+from fusemix.datasets.cells import DETAILS, FILE_COLUMNS
 from fusemix.encoder_identity import check_encoder
 from fusemix.encoders import Encoder
 from fusemix.media import MediaError
@@ -20,8 +20,6 @@ from fusemix.search.index import EmbeddingIndex
 
 if TYPE_CHECKING:
     from fusemix.search.postgres_index import PostgresIndex
-
-DETAILS = ("title", "source", "licence", "credit")
 
 
 def describe(table: PairTable, modality: str, item: Item) -> dict[str, Any]:

@@ -255,3 +255,39 @@ def test_the_guard_is_on_the_way_of_the_page(raw):
     assert isinstance(raw.demo, files.GuardedBlocks)
     with pytest.raises(httpx.HTTPStatusError):
         raw.http.get(f"{API}/file=http://example.org/").raise_for_status()
+
+
+def test_of_the_gallery_folder_only_the_items_are_served(raw, pairs, service):
+    """The folder is the table's: it may be anybody's home."""
+    root = service.root
+    (root / "deep").mkdir()
+    private = [root / "private.png", root / ".env", root / "deep" / "red.png", root / "pairs.csv", root / "link.png"]
+    for path in private[:3]:
+        path.write_bytes(b"private")
+    private[-1].symlink_to("private.png")
+    asked = [
+        *map(str, private),
+        f"{root}/deep/../private.png",
+        f"{root}//private.png",
+        str(root),
+        f"{root}/missing.png",
+    ]
+    for path in asked:
+        for route in ("file=", "file/"):
+            answer = raw.http.get(f"{API}/{route}{path}")
+            assert (answer.status_code, answer.json()) == (403, {"detail": REFUSED}), path
+            assert raw.http.head(f"{API}/{route}{path}").status_code in (403, 405)
+    for path in (root / "red.png", raw.upload(pairs.parent / "hum.wav"), files.EXAMPLES / "spoken-boat.mp3"):
+        assert raw.http.get(f"{API}/file={path}").content == Path(path).read_bytes()
+    assert raw.http.get(f"{API}/dev/reload").status_code == 403  # a stream without an end
+
+
+def test_the_stream_of_an_event_that_does_not_exist_leaves_no_traceback(raw, capfd, caplog):
+    for name in ("search_text", "nothing"):
+        assert raw.http.get(f"{API}/call/{name}/nothing").status_code in (200, 404)
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
+
+
+@pytest.mark.parametrize("value", [["a ship"], {"text": "a ship"}])
+def test_a_list_is_not_searched_as_its_text(raw, value):
+    assert MALFORMED in raw.call("search_text", [value, 1])

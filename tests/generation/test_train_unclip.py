@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_like_one_that_was_not(script, da
 
 def test_bad_input_is_one_sentence_and_exit_2(script, data, tmp_path, capsys):
     assert script.main(command(data, tmp_path, pairs=tmp_path / "none.csv")) == 2
-    assert "No table of pairs" in capsys.readouterr().err
+    assert "There is no table" in capsys.readouterr().err
 
 
 def test_pictures_are_padded_to_a_square_on_white(script, tmp_path):
