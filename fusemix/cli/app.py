@@ -15,6 +15,7 @@ from fusemix.cli.deploy_space import deploy_space
 from fusemix.cli.diagnose import diagnose
 from fusemix.cli.ensemble import ensemble
 from fusemix.cli.evaluate import evaluate
+from fusemix.cli.export import export
 from fusemix.cli.extract import extract
 from fusemix.cli.generate import GenerateCommand, generate
 from fusemix.cli.import_latents import import_latents
@@ -35,6 +36,7 @@ COMMANDS = {
         "generate": generate,
         "conditioner": conditioner,
         "ensemble": ensemble,
+        "export": export,
         "push": push,
         "deploy-space": deploy_space,
         "reproduce": reproduce,
