@@ -88,13 +88,16 @@ def tabulate(modality: str, hits: list[Hit]) -> Table:
     table = Table(title=modality, title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("similarity", justify="right")
+    if likely := any(hit.probability is not None for hit in hits):
+        table.add_column("right", justify="right")
     table.add_column("item")
     table.add_column("source, licence", style="dim")
     for hit in hits:
         label = hit.item.get("caption") or hit.item.get("text", "")
         place = f"\n{hit.item['path']}" if "path" in hit.item else ""
         origin = ", ".join(filter(None, (hit.item.get("source"), hit.item.get("licence"))))
-        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", label + place, origin)
+        chance = [f"{100 * (hit.probability or 0):.0f} %"] if likely else []
+        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", *chance, label + place, origin)
     return table
 
 
@@ -120,9 +123,12 @@ def items_to_json(query: dict[str, str], found: list[FusedHit]) -> dict[str, Any
 
 
 def to_json(query: dict[str, str], results: dict[str, list[Hit]]) -> dict[str, Any]:
-    """Convert hits to JSON values: rank, similarity and metadata."""
+    """Convert hits to JSON values: rank, similarity, probability (null without a calibration) and metadata."""
     hits = {
-        modality: [{"rank": hit.rank, "similarity": hit.similarity, **hit.item} for hit in found]
+        modality: [
+            {"rank": hit.rank, "similarity": hit.similarity, "probability": hit.probability, **hit.item}
+            for hit in found
+        ]
         for modality, found in results.items()
     }
     return {"query": query, "hits": hits}

@@ -39,12 +39,15 @@ class Hit:
         similarity: Cosine of query and item, in [-1, 1]; higher is closer. Comparable within one modality, not
             between two (the modality gap).
         rank: 1 for the nearest item of its modality.
+        probability: That it is right, if every second query has an answer in the gallery
+            (:mod:`fusemix.search.calibration`); comparable between modalities. None where nothing was calibrated.
     """
 
     modality: str
     item: dict[str, Any]
     similarity: float
     rank: int
+    probability: float | None = None
 
 
 class EmbeddingIndex:
