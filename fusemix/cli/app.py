@@ -19,7 +19,7 @@ from fusemix.cli.export import export
 from fusemix.cli.extract import extract
 from fusemix.cli.generate import GenerateCommand, generate
 from fusemix.cli.import_latents import import_latents
-from fusemix.cli.index import index
+from fusemix.cli.index import IndexCommand, index
 from fusemix.cli.join import join
 from fusemix.cli.push import push
 from fusemix.cli.reproduce import reproduce
@@ -42,7 +42,7 @@ COMMANDS = {
         "reproduce": reproduce,
     },
 }
-KINDS = {"train": SetCommand, "generate": GenerateCommand}
+KINDS = {"train": SetCommand, "index": IndexCommand, "generate": GenerateCommand}
 
 app = typer.Typer(add_completion=False)
 for panel, commands in COMMANDS.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import operator
 import os
@@ -234,8 +236,9 @@ class EmbeddingIndex:
     def save(self, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> Path:
         """Write ``index.json``, ``items.jsonl`` and the faiss files of each modality.
 
-        Each file is written atomically and ``index.json``, which holds the checksums of the
-        others, last: an incomplete folder is detected at load. Files over 9 MB are split.
+        ``index.json``, which names the others with their checksums, is written last, and no file that the present
+        one names is changed: whatever is killed when, the folder holds the old index or the new one. Files over 9 MB
+        are split; those that stay the same are not written again.
 
         Args:
             folder: Created if absent.
@@ -259,9 +262,8 @@ class EmbeddingIndex:
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shards = {modality: self._write_shards(folder, modality, dtype) for modality in self._items}
-        write_atomic(folder / ITEMS_NAME, self._write_items)
-        names = [ITEMS_NAME, *(name for part in shards.values() for name in part)]
+        files = _Files(folder)
+        shards = {modality: self._write_shards(files, modality, dtype) for modality in self._items}
         manifest = {
             "format": FORMAT_VERSION,
             "model_identity": self.model_identity,
@@ -270,31 +272,33 @@ class EmbeddingIndex:
             "corrected": self.corrected,
             "root": os.path.relpath(self.root, folder.resolve()) if self.root is not None else None,
             "shards": shards,
-            "sha256": {name: sha256_of(folder / name) for name in names},
+            "items": files.write(ITEMS_NAME, self._lines()),
+            "sha256": files.written,
         }
         write_json(folder / INDEX_NAME, manifest)
-        for stale in set(folder.glob("*.faiss")) - {folder / name for name in names}:
-            stale.unlink()
+        for stale in (*folder.glob("*.faiss"), *folder.glob("items*.jsonl")):
+            if stale.name not in files.written:
+                stale.unlink()
         return folder
 
-    def _write_items(self, path: Path) -> None:
-        with open(path, "w", encoding="utf-8") as handle:
-            for modality, items in self._items.items():
-                for item in items:
-                    handle.write(json.dumps({"modality": modality, **item}, ensure_ascii=False) + "\n")
+    def _lines(self) -> bytes:
+        """Return ``items.jsonl``."""
+        entries = ({"modality": modality, **item} for modality, items in self._items.items() for item in items)
+        return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
 
-    def _write_shards(self, folder: Path, modality: str, dtype: str) -> list[str]:
+    def _write_shards(self, files: _Files, modality: str, dtype: str) -> list[str]:
         index = self._indexes[modality]
         rows_per_shard = max(1, MAX_SHARD_BYTES // (np.dtype(dtype).itemsize * index.d))
         starts = range(0, index.ntotal, rows_per_shard)
-        names = [f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{i:03d}.faiss" for i in range(len(starts))]
-        for name, start in zip(names, starts, strict=True):
+        names = []
+        for number, start in enumerate(starts):
             rows = index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start))
             shard = _empty_shard(index.d, dtype)
             if dtype == "float16":  # lengths already differ a little from 1; after rounding the rows must still load
                 rows[:, : self.embed_dim] /= np.linalg.norm(rows[:, : self.embed_dim], axis=1, keepdims=True)
             shard.add(rows)
-            write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
+            name = f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{number:03d}.faiss"
+            names.append(files.write(name, faiss.serialize_index(shard).tobytes()))
         return names
 
     @classmethod
@@ -321,7 +325,12 @@ class EmbeddingIndex:
                 f"but this model is {model_identity[:12]}...; {_REBUILD}."
             )
         try:
-            return cls._read(folder, manifest)
+            try:
+                return cls._read(folder, manifest)
+            except (OSError, ValueError):
+                if read_json(folder / INDEX_NAME) == manifest:
+                    raise
+                return cls.load(folder, model_identity=model_identity)  # it was replaced while it was read
         except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, MemoryError) as error:
             raise ValueError(f"The index in {folder} is damaged or incomplete ({error}); {_REBUILD}.") from error
 
@@ -333,7 +342,7 @@ class EmbeddingIndex:
         root = None if manifest["root"] is None else folder.resolve() / manifest["root"]
         loaded = cls(int(manifest["embed_dim"]), model_identity=manifest["model_identity"], root=root)
         items: dict[str, list[dict[str, Any]]] = {modality: [] for modality in manifest["counts"]}
-        for line in (folder / ITEMS_NAME).read_text(encoding="utf-8").split("\n")[:-1]:
+        for line in (folder / _named(manifest, ITEMS_NAME)).read_text(encoding="utf-8").split("\n")[:-1]:
             item = json.loads(line)
             items[item.pop("modality")].append(item)
         for modality, names in manifest["shards"].items():
@@ -355,6 +364,45 @@ class EmbeddingIndex:
         self._indexes[modality] = faiss.IndexFlatIP(self.embed_dim + 1)
         self._indexes[modality].add(np.ascontiguousarray(stored))
         self.corrected[modality] = dict(how)
+
+
+class _Files:
+    """The files of an index being saved, beside those of the index that lies there.
+
+    Attributes:
+        written: Name -> SHA-256 of what the new index holds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: dict[str, str] = {}
+        try:
+            self._present: dict[str, str] = dict(read_json(folder / INDEX_NAME)["sha256"])
+        except (OSError, KeyError, TypeError, ValueError):
+            self._present = {}  # no index, or a damaged one
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file under this name or, if the present index has it, a similar one; return its name."""
+        digest = hashlib.sha256(content).hexdigest()
+        for known, theirs in self._present.items():
+            path = self.folder / known
+            if theirs == digest and known not in self.written and path.is_file() and sha256_of(path) == digest:
+                self.written[known] = digest
+                return known
+        stem, _, ending = name.rpartition(".")
+        free = (f"{stem}{suffix}.{ending}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
+        chosen = next(n for n in free if n not in self._present and n not in self.written)
+        write_atomic(self.folder / chosen, lambda path: path.write_bytes(content))
+        self.written[chosen] = digest
+        return chosen
+
+
+def _named(manifest: dict[str, Any], default: str) -> str:
+    """Return the name of the items' file; ValueError if its checksum is not known."""
+    name = str(manifest.get("items", default))
+    if name not in manifest["sha256"]:
+        raise ValueError(f"{name} has no checksum")
+    return name
 
 
 def _empty_shard(dim: int, dtype: str) -> faiss.Index:

@@ -223,7 +223,7 @@ def test_saving_again_leaves_nothing_of_the_former_index(index, tmp_path):
     smaller = EmbeddingIndex(DIM, model_identity="model-a")
     smaller.add("audio", unit(np.random.default_rng(4), 2), items(2))
     folder = smaller.save(tmp_path / "saved")
-    assert sorted(path.name for path in folder.iterdir()) == ["audio.faiss", "index.json", "items.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["audio.faiss", "index.json", "items.2.jsonl"]
     assert EmbeddingIndex.load(folder, model_identity="model-a").counts == {"audio": 2}
 
 
