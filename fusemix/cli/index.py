@@ -53,12 +53,20 @@ def index(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16"],
+        Literal["float32", "float16", "int8"],
         typer.Option(
             help="The type of the embeddings in the folder; float16 takes half the disk and moves a similarity by "
-            "less than a thousandth."
+            "less than a thousandth, int8 a quarter."
         ),
     ] = "float32",
+    dims: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep only the N principal directions of the embeddings; docs/scale-out.md says what that costs.",
+            show_default="all",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="ITEMS", help="How many items go through an encoder at once.")
     ] = 32,
@@ -98,6 +106,8 @@ def index(
     if files is not None:
         if out is None or server is not None or bank:
             raise ValueError("The index of a folder of files is a folder: give --out, without --index and --bank.")
+        if dims is not None or dtype == "int8":
+            raise ValueError("An index that grows is kept whole, as float32 or float16; drop --dims and --dtype int8.")
         _follow(checkpoint, files, out, watch, dtype, folders)
         return
     if watch is not None:
@@ -105,8 +115,8 @@ def index(
     assert pairs is not None
     if (out is None) == (server is None):
         raise ValueError("Give --out for a folder or --index for a server: one of them.")
-    if server is not None and dtype != "float32":
-        raise ValueError("--dtype is that of an index folder (--out); PostgreSQL chooses its own. Drop it.")
+    if server is not None and (dtype != "float32" or dims is not None):
+        raise ValueError("--dtype and --dims are of an index folder (--out); PostgreSQL chooses its own. Drop them.")
     if server is not None and bank:
         raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
     from fusemix.data.pairs import PairTable
@@ -121,7 +131,7 @@ def index(
     if out is not None and isinstance(built, EmbeddingIndex):
         if bank:
             correct_hubs(built, model, bank, modalities=correct or (), neighbours=neighbours, weight=weight)
-        built.save(out, dtype=dtype)
+        built.save(out, dtype=dtype, dims=dims)
     elif not isinstance(built, EmbeddingIndex):
         built.save()
         built.close()
