@@ -21,6 +21,7 @@ from fusemix.cli.generate import GenerateCommand, generate
 from fusemix.cli.import_latents import import_latents
 from fusemix.cli.index import IndexCommand, index
 from fusemix.cli.join import join
+from fusemix.cli.move import move
 from fusemix.cli.push import push
 from fusemix.cli.reproduce import reproduce
 from fusemix.cli.search import search
@@ -31,7 +32,14 @@ from fusemix.cli.train import train
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {
     OWN: {"extract": extract, "train": train, "evaluate": evaluate, "index": index, "search": search},
-    TABLES: {"table": table, "join": join, "subset": subset, "import": import_latents, "diagnose": diagnose},
+    TABLES: {
+        "table": table,
+        "join": join,
+        "subset": subset,
+        "import": import_latents,
+        "move": move,
+        "diagnose": diagnose,
+    },
     MORE: {
         "generate": generate,
         "conditioner": conditioner,
