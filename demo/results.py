@@ -241,7 +241,8 @@ def _player(hit: Hit, path_of: PathOf, name: str) -> str:
 
 
 def _similarity(hit: Hit) -> str:
-    return f'<p class="fm-similarity">cosine {hit.similarity:.2f}</p>'
+    likely = "" if hit.probability is None else f" · {100 * hit.probability:.0f} % sure"
+    return f'<p class="fm-similarity">cosine {hit.similarity:.2f}{likely}</p>'
 
 
 def _foot(hit: Hit) -> str:

@@ -97,6 +97,7 @@ def _item_to_json(found: FusedHit) -> dict[str, Any]:
 
 def _hit_to_json(hit: Hit) -> dict[str, Any]:
     values = {"rank": hit.rank, "similarity": round(hit.similarity, 6)}
+    values |= {} if hit.probability is None else {"probability": round(hit.probability, 4)}
     values |= {key: hit.item[key] for key in _SHOWN if key in hit.item}
     if "path" in hit.item:  # relative to the gallery; under the name "path", gradio_client would try to download it
         values["file"] = hit.item["path"]
@@ -331,7 +332,8 @@ class Service:
     ) -> Answer:
         """Find the nearest hits and items, without those used as the query."""
         embedding = blend(parts, weights)
-        hits = self.retriever.search_embedding(embedding, top_k=2 * top_k + 1)
+        asked = next(iter(parts)) if len(parts) == 1 else None
+        hits = self.retriever.search_embedding(embedding, top_k=2 * top_k + 1, asked=asked)
         known = {part: row for part, identity in ids.items() if (row := self.row_of(part, identity)) is not None}
         for part in known:
             hits[part] = [hit for hit in hits[part] if hit.item["id"] != ids[part]]

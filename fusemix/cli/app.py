@@ -15,11 +15,13 @@ from fusemix.cli.deploy_space import deploy_space
 from fusemix.cli.diagnose import diagnose
 from fusemix.cli.ensemble import ensemble
 from fusemix.cli.evaluate import evaluate
+from fusemix.cli.export import export
 from fusemix.cli.extract import extract
 from fusemix.cli.generate import GenerateCommand, generate
 from fusemix.cli.import_latents import import_latents
-from fusemix.cli.index import index
+from fusemix.cli.index import IndexCommand, index
 from fusemix.cli.join import join
+from fusemix.cli.move import move
 from fusemix.cli.push import push
 from fusemix.cli.reproduce import reproduce
 from fusemix.cli.search import search
@@ -30,17 +32,25 @@ from fusemix.cli.train import train
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {
     OWN: {"extract": extract, "train": train, "evaluate": evaluate, "index": index, "search": search},
-    TABLES: {"table": table, "join": join, "subset": subset, "import": import_latents, "diagnose": diagnose},
+    TABLES: {
+        "table": table,
+        "join": join,
+        "subset": subset,
+        "import": import_latents,
+        "move": move,
+        "diagnose": diagnose,
+    },
     MORE: {
         "generate": generate,
         "conditioner": conditioner,
         "ensemble": ensemble,
+        "export": export,
         "push": push,
         "deploy-space": deploy_space,
         "reproduce": reproduce,
     },
 }
-KINDS = {"train": SetCommand, "generate": GenerateCommand}
+KINDS = {"train": SetCommand, "index": IndexCommand, "generate": GenerateCommand}
 
 app = typer.Typer(add_completion=False)
 for panel, commands in COMMANDS.items():

@@ -49,6 +49,14 @@ def evaluate(
     json: flags.Json = None,
     device: flags.Device = "cpu",
     encoders: flags.Encoders = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Also fit this direction's probabilities on these pairs, which no training saw, and write them to "
+            "calibration.json in the checkpoint folder; searches then say how likely each hit is right.",
+        ),
+    ] = False,
     bank: Annotated[
         Path | None,
         typer.Option(
@@ -100,11 +108,47 @@ def evaluate(
             neighbours=neighbours,
             weight=weight,
         )
+    if calibrate:
+        values["calibration"] = _calibrate(checkpoint, model, table, embeds, query, gallery, split)
     if json:
         json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, values)
     terminal.show(tabulate(values))
+    if calibrate:
+        terminal.result(_calibrated(values["calibration"]))
     terminal.note(table.summary(*columns, split=split))
+
+
+def _calibrate(
+    checkpoint: str, model: FusionModel, table: Any, embeds: Mapping[str, Embed], query: str, gallery: str, split: Any
+) -> dict[str, Any]:
+    """Add the direction's calibration to the checkpoint folder, and return its figures."""
+    from fusemix.datasets.splits import side_of
+    from fusemix.evaluation.evaluate import calibrate
+    from fusemix.search.calibration import load_calibrations, save_calibrations
+
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"A calibration is written into a checkpoint folder; {checkpoint} is none, fetch it first.")
+    if split is None or side_of(split) == "train":
+        raise ValueError("A calibration needs pairs that no training saw: name their split, such as --split val.")
+    identity = model.identity
+    known = load_calibrations(folder, model_identity=identity)
+    known[query, gallery] = calibrate(
+        table, lambda m, items: embeds[m](m, items), query=query, gallery=gallery, split=split
+    )
+    save_calibrations(folder, known, model_identity=identity)
+    return known[query, gallery].measured
+
+
+def _calibrated(measured: Mapping[str, Any]) -> str:
+    cut = next(c for c in measured["cutoffs"] if c["stated"] == 0.05)
+    return (
+        f"probabilities: expected calibration error {measured['ece']:.3f}, of the first hit "
+        f"{measured['ece_first']:.3f}; answer or none: AUROC {measured['auroc']:.3f}; at a stated error of 5 % "
+        f"{100 * cut['error']:.1f} % of queries without an answer show something, and {100 * cut['kept']:.1f} % of "
+        "those with one"
+    )
 
 
 def tabulate(values: Mapping[str, Any]) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from fusemix.search.fusion import FusedHit
     from fusemix.search.index import Hit
 
+_DEFAULT = str(flags.REPOSITORY / "demo/index")
 QUERY = "What to search with (one of them)"
 
 
@@ -39,7 +42,15 @@ def search(
             help="The index: a folder, or postgresql://user@host:port/database/collection.",
             show_default="demo/index of the clone",
         ),
-    ] = str(flags.REPOSITORY / "demo/index"),
+    ] = _DEFAULT,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of pictures and sounds to search: its index is brought up to date first. It is kept in the "
+            "cache, or in --index.",
+        ),
+    ] = None,
     encoders: flags.Encoders = None,
     top_k: Annotated[int, typer.Option(metavar="K", help="How many hits to show of each kind of item.")] = 10,
     where: Annotated[
@@ -58,6 +69,8 @@ def search(
     """Find the pictures, sounds and captions of an index that are nearest to words, a picture or a sound.
 
     Example: fusemix search --checkpoint checkpoints/default --text "a dog running on the grass" --top-k 5
+
+    Example: fusemix search --checkpoint checkpoints/default --folder ~/Photos --text "children on a beach"
     """
     given = {"text": text, "image": image, "audio": audio}
     query = {modality: value for modality, value in given.items() if value is not None}
@@ -65,11 +78,14 @@ def search(
         raise ValueError(f"Give one of --text, --image and --audio to search with, got {len(query)}.")
     if top_k < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}.")
+    folders = named_once(encoders or [], flags.FOLDERS)
+    if folder is not None:
+        index = str(_up_to_date(checkpoint, folder, index, folders))
     conditions = named_once(where or [], "--where KEY=VALUE, such as licence=CC0-1.0", empty=True)
     from fusemix.files import write_json
     from fusemix.search.retriever import Retriever
 
-    retriever = Retriever.from_pretrained(checkpoint, index, encoders=named_once(encoders or [], flags.FOLDERS))
+    retriever = Retriever.from_pretrained(checkpoint, index, encoders=folders)
     started = time.perf_counter()
     if fuse:
         items = retriever.search(text=text, image=image, audio=audio, top_k=top_k, where=conditions, fuse=True)
@@ -83,18 +99,38 @@ def search(
     terminal.result(f"{elapsed * 1000:.0f} ms, {len(retriever.index):,} items")
 
 
+def _up_to_date(checkpoint: str, folder: Path, index: str, encoders: dict[str, str]) -> Path:
+    """Bring the index of a folder of files up to date, and return where it lies."""
+    from fusemix.cli.index import open_folder, told, update
+
+    place = Path(index)
+    if index == _DEFAULT:
+        name = hashlib.sha256(f"{checkpoint}\0{folder.resolve()}".encode()).hexdigest()[:12]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        place = cache / "fusemix" / "folders" / f"{folder.resolve().name}-{name}"
+    living = open_folder(checkpoint, folder, place, encoders)
+    terminal.note(f"{folder}: {told(update(living))}")
+    if not len(living):
+        raise ValueError(f"{folder} holds no picture and no sound that can be searched; choose another folder.")
+    return place
+
+
 def tabulate(modality: str, hits: list[Hit]) -> Table:
     """Tabulate the hits of one modality."""
     table = Table(title=modality, title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("similarity", justify="right")
+    if likely := any(hit.probability is not None for hit in hits):
+        table.add_column("right", justify="right")
     table.add_column("item")
     table.add_column("source, licence", style="dim")
     for hit in hits:
         label = hit.item.get("caption") or hit.item.get("text", "")
-        place = f"\n{hit.item['path']}" if "path" in hit.item else ""
+        second = f" at {hit.item['start_s']:.0f} s" if "start_s" in hit.item else ""
+        place = f"\n{hit.item['path']}{second}" if "path" in hit.item else ""
         origin = ", ".join(filter(None, (hit.item.get("source"), hit.item.get("licence"))))
-        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", label + place, origin)
+        chance = [f"{100 * (hit.probability or 0):.0f} %"] if likely else []
+        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", *chance, label + place, origin)
     return table
 
 
@@ -120,9 +156,12 @@ def items_to_json(query: dict[str, str], found: list[FusedHit]) -> dict[str, Any
 
 
 def to_json(query: dict[str, str], results: dict[str, list[Hit]]) -> dict[str, Any]:
-    """Convert hits to JSON values: rank, similarity and metadata."""
+    """Convert hits to JSON values: rank, similarity, probability (null without a calibration) and metadata."""
     hits = {
-        modality: [{"rank": hit.rank, "similarity": hit.similarity, **hit.item} for hit in found]
+        modality: [
+            {"rank": hit.rank, "similarity": hit.similarity, "probability": hit.probability, **hit.item}
+            for hit in found
+        ]
         for modality, found in results.items()
     }
     return {"query": query, "hits": hits}

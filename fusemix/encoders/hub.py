@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,27 @@ class HubImage(HubEncoder):
         return count + int(getattr(config, "num_register_tokens", 0) or 0) if count else 0
 
 
+@dataclass(frozen=True)
+class TextPipeline:
+    """A text encoder written as a transformer and a pooling, as sentence-transformers has them.
+
+    Attributes:
+        source: Folder or Hub id of the transformer.
+        options: Of the transformer's loading: a commit on the Hub.
+        pooling: ``cls``, ``mean``, ``cls+mean`` or ``last``.
+        prefix: Put before every text.
+        lower: Whether texts are read in lower case.
+        limit: Most tokens.
+    """
+
+    source: str
+    options: dict[str, Any]
+    pooling: str
+    prefix: str
+    lower: bool
+    limit: int
+
+
 class HubText(HubEncoder):
     """Any text encoder of transformers (BGE, E5, GTE, sentence-transformers, T5, CLIP's); cut at the model's limit."""
 
@@ -241,6 +263,16 @@ class HubText(HubEncoder):
         lower = "in lower case, " if self._lower else ""
         padded = "padded to the limit, " if self._padded() else ""
         return f"the model's own tokenizer, {lower}{padded}first {self._limit()} tokens, prefix {self._prefix!r}"
+
+    @property
+    def pipeline(self) -> TextPipeline | None:
+        """The same encoder as a transformer and a pooling; None for a tower of a larger network or another layer."""
+        config = self._network.config
+        whole = not getattr(config, "is_encoder_decoder", False) and "text_model" not in str(config.model_type)
+        if not whole or self.spec.layers != (-1,) or self.pooling == "pooler" or self._padded():
+            return None
+        source, options = self._files.place()
+        return TextPipeline(source, options, self.pooling, self._prefix, self._lower, self._limit())
 
     def _padded(self) -> bool:  # SigLIP was trained on padded texts without a mask
         return str(self._network.config.model_type).startswith("siglip")

@@ -86,6 +86,13 @@ class HubFiles:
             own.get("max_seq_length"), sub,
         )  # fmt: skip
 
+    def place(self) -> tuple[str, dict[str, Any]]:
+        """Return the folder of the network itself, or its Hub id, and what its loading is told (the commit)."""
+        options = dict(self._options)
+        if self.folder is None:
+            return self.source, options
+        return str(self.folder / options.pop("subfolder", "")), options
+
     def image_processor(self) -> Any:
         """Load the model's image processor, in its variant without torchvision."""
         from transformers import AutoImageProcessor

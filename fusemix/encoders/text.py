@@ -18,7 +18,7 @@ from fusemix.encoders.base import Encoder, verify_weights
 from fusemix.media import MediaError
 
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MAX_TOKENS = 256
+MAX_TOKENS = 256
 _HEADS, _LAYERS, _WIDTH, _WORDS, _POSITIONS = 12, 6, 384, 30_522, 512
 MAX_TEXT_CHARS = 10_000  # longer than any caption; the encoder reads the first 256 word pieces
 
@@ -45,7 +45,7 @@ class MiniLML6(Encoder):
         folder = get_model_path()
         self.revision = verify_weights(folder / "model.safetensors", _SHA256)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
         self._network = _network(folder / "model.safetensors", device)
         self._device = device

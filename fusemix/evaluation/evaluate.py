@@ -13,8 +13,10 @@ from fusemix.data.latent_store import LatentStore
 from fusemix.data.pairs import Item
 from fusemix.datasets.splits import closing, in_split
 from fusemix.encoders.base import Encoder
+from fusemix.evaluation.calibrate import calibrate as fit
 from fusemix.evaluation.metrics import retrieval
 from fusemix.model.adapters import FusionModel
+from fusemix.search.calibration import Calibration
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 
 PROTOCOL = (
@@ -137,6 +139,25 @@ def evaluate(
         **values,
         **({"hubness": settings} if settings else {}),
     }
+
+
+def calibrate(table: Pairs, embed: Embed, *, query: str, gallery: str, split: str | None = None) -> Calibration:
+    """Fit and measure a direction's calibration on pairs of a table, as :func:`evaluate` asks them.
+
+    Args:
+        table: The pairs; none of them may have been trained on.
+        embed: Embeds items of a column.
+        query: Column of the queries.
+        gallery: Column to search.
+        split: Only rows of this split.
+
+    Raises:
+        ValueError: If there are too few, see :func:`fusemix.evaluation.calibrate.calibrate`.
+    """
+    queries = table.cells(query, split) if query == "text" else table.items(query, split)
+    targets = table.items(gallery, split)
+    groups = (np.array([item.group for item in items]) for items in (queries, targets))
+    return fit(embed(query, queries), embed(gallery, targets), *groups)
 
 
 def encode_items(

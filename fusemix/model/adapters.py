@@ -286,10 +286,7 @@ class FusionModel(nn.Module):
             FileNotFoundError: If neither a folder nor reachable on the Hub, or a file is missing.
             ValueError: If the configuration or the weights are damaged or do not fit each other.
         """
-        patterns = ["*.json", "*.safetensors", "README.md"]
-        folder = resolve(
-            source, "checkpoint", lambda name: snapshot_download(name, revision=revision, allow_patterns=patterns)
-        )
+        folder = checkpoint_folder(source, revision=revision)
         config_path = folder / CONFIG_NAME
         if not config_path.is_file():
             raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; expected a folder written by fusemix train.")
@@ -356,6 +353,18 @@ class FusionModel(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, dtype=dtype, max_shard_size="9MB", card=card)
             return Upload.of(folder).push(repo_id, private=private, revision=revision, token=token)
+
+
+def checkpoint_folder(source: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local folder of a checkpoint; a Hub id is fetched first.
+
+    Raises:
+        FileNotFoundError: If it is neither a folder nor reachable on the Hub.
+    """
+    patterns = ["*.json", "*.safetensors", "README.md"]
+    return resolve(
+        source, "checkpoint", lambda name: snapshot_download(name, revision=revision, allow_patterns=patterns)
+    )
 
 
 def _adapter(latent_dim: int, config: ModelConfig) -> nn.Module:

@@ -23,6 +23,7 @@ KNOWN = (
     CARD_NAME,
     "config.json",
     "train_config.json",
+    "calibration.json",
     "history.json",
     "training.png",
     "model_index.json",

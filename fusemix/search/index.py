@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import operator
 import os
@@ -13,13 +15,19 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import torch
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
 from fusemix.data.real_files import RealFiles
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
+from fusemix.search.principal import principal
 
+Dtype = Literal["float32", "float16", "int8"]
+_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1}
 FORMAT_VERSION = 1
+BASIS_NAME = "basis.safetensors"
 INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
 RESERVED = ("modality", "rank", "similarity")  # fields of a hit and of a line of items.jsonl beside an item's metadata
@@ -39,12 +47,15 @@ class Hit:
         similarity: Cosine of query and item, in [-1, 1]; higher is closer. Comparable within one modality, not
             between two (the modality gap).
         rank: 1 for the nearest item of its modality.
+        probability: That it is right, if every second query has an answer in the gallery
+            (:mod:`fusemix.search.calibration`); comparable between modalities. None where nothing was calibrated.
     """
 
     modality: str
     item: dict[str, Any]
     similarity: float
     rank: int
+    probability: float | None = None
 
 
 class EmbeddingIndex:
@@ -226,27 +237,39 @@ class EmbeddingIndex:
             for row, found in zip(similarities, positions, strict=True)
         ]
 
-    def save(self, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> Path:
+    def save(self, folder: str | Path, *, dtype: Dtype = "float32", dims: int | None = None) -> Path:
         """Write ``index.json``, ``items.jsonl`` and the faiss files of each modality.
 
-        Each file is written atomically and ``index.json``, which holds the checksums of the
-        others, last: an incomplete folder is detected at load. Files over 9 MB are split.
+        ``index.json``, which names the others with their checksums, is written last, and no file that the present
+        one names is changed: whatever is killed when, the folder holds the old index or the new one. Files over 9 MB
+        are split; those that stay the same are not written again.
 
         Args:
             folder: Created if absent.
             dtype: Of the stored embeddings. ``float16`` halves the size and changes a similarity by less than a
-                thousandth, which may swap hits that are this close; it is loaded as float32 and searched exactly.
+                thousandth, which may swap hits that are this close; ``int8`` quarters it. It is loaded as float32 and
+                searched exactly.
+            dims: Principal directions to keep (:mod:`fusemix.search.principal`), of this index's own items; all by
+                default. docs/scale-out.md says what they cost.
 
         Returns:
             The folder.
 
         Raises:
-            ValueError: If there is no item, the dtype is unknown, or the correction is too large for ``float16``.
+            ValueError: If there is no item, the dtype is unknown, ``dims`` is out of range, or the correction of hubs
+                is too large for ``float16`` or comes with ``int8`` or ``dims``.
         """
         if not len(self):
             raise ValueError("The index holds nothing, so there is nothing to save; add items of a modality first.")
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f"An index is stored as float32 or float16, not {dtype!r}.")
+        if dtype not in _BYTES:
+            raise ValueError(f"An index is stored as {', '.join(_BYTES)}, not {dtype!r}.")
+        if dims is not None and not 1 <= dims <= self.embed_dim:
+            raise ValueError(f"dims must be between 1 and the embeddings' width {self.embed_dim}, got {dims}.")
+        if self.corrected and (dtype == "int8" or dims is not None):
+            raise ValueError(
+                "An index with corrected hubs is stored in all dimensions as float32 or float16; drop dims and int8 "
+                "or the correction."
+            )
         if dtype == "float16" and any(how["weight"] > _LARGEST_WEIGHT for how in self.corrected.values()):
             raise ValueError(
                 f"Corrections of hubs with a weight above {_LARGEST_WEIGHT:g} are too large for float16; store this "
@@ -254,9 +277,9 @@ class EmbeddingIndex:
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shards = {modality: self._write_shards(folder, modality, dtype) for modality in self._items}
-        write_atomic(folder / ITEMS_NAME, self._write_items)
-        names = [ITEMS_NAME, *(name for part in shards.values() for name in part)]
+        files = _Files(folder)
+        basis = None if dims is None else principal({m: self.embeddings(m) for m in self._items}, dims)
+        shards = {modality: self._write_shards(files, modality, dtype, basis) for modality in self._items}
         manifest = {
             "format": FORMAT_VERSION,
             "model_identity": self.model_identity,
@@ -265,31 +288,40 @@ class EmbeddingIndex:
             "corrected": self.corrected,
             "root": os.path.relpath(self.root, folder.resolve()) if self.root is not None else None,
             "shards": shards,
-            "sha256": {name: sha256_of(folder / name) for name in names},
+            "dtype": dtype,
+            "items": files.write(ITEMS_NAME, self._lines()),
+            **({} if basis is None else {"basis": files.write(BASIS_NAME, to_bytes({"basis": basis}))}),
+            "sha256": files.written,
         }
         write_json(folder / INDEX_NAME, manifest)
-        for stale in set(folder.glob("*.faiss")) - {folder / name for name in names}:
-            stale.unlink()
+        for stale in (p for pattern in ("*.faiss", "items*.jsonl", "basis*.safetensors") for p in folder.glob(pattern)):
+            if stale.name not in files.written:
+                stale.unlink()
         return folder
 
-    def _write_items(self, path: Path) -> None:
-        with open(path, "w", encoding="utf-8") as handle:
-            for modality, items in self._items.items():
-                for item in items:
-                    handle.write(json.dumps({"modality": modality, **item}, ensure_ascii=False) + "\n")
+    def _lines(self) -> bytes:
+        """Return ``items.jsonl``."""
+        entries = ({"modality": modality, **item} for modality, items in self._items.items() for item in items)
+        return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
 
-    def _write_shards(self, folder: Path, modality: str, dtype: str) -> list[str]:
+    def _write_shards(self, files: _Files, modality: str, dtype: Dtype, basis: np.ndarray | None) -> list[str]:
         index = self._indexes[modality]
-        rows_per_shard = max(1, MAX_SHARD_BYTES // (np.dtype(dtype).itemsize * index.d))
+        width = index.d if basis is None else basis.shape[1]
+        rows_per_shard = max(1, MAX_SHARD_BYTES // (_BYTES[dtype] * width))
         starts = range(0, index.ntotal, rows_per_shard)
-        names = [f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{i:03d}.faiss" for i in range(len(starts))]
-        for name, start in zip(names, starts, strict=True):
+        names = []
+        for number, start in enumerate(starts):
             rows = index.reconstruct_n(start, min(rows_per_shard, index.ntotal - start))
-            shard = _empty_shard(index.d, dtype)
-            if dtype == "float16":  # lengths already differ a little from 1; after rounding the rows must still load
+            shard = _empty_shard(width, dtype)
+            if basis is not None:
+                rows = np.ascontiguousarray(rows @ basis.astype(np.float32))
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            elif dtype == "float16":  # lengths already differ a little from 1; after rounding the rows must still load
                 rows[:, : self.embed_dim] /= np.linalg.norm(rows[:, : self.embed_dim], axis=1, keepdims=True)
+            shard.train(rows)  # the range of each dimension, for int8
             shard.add(rows)
-            write_atomic(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
+            name = f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{number:03d}.faiss"
+            names.append(files.write(name, faiss.serialize_index(shard).tobytes()))
         return names
 
     @classmethod
@@ -316,7 +348,12 @@ class EmbeddingIndex:
                 f"but this model is {model_identity[:12]}...; {_REBUILD}."
             )
         try:
-            return cls._read(folder, manifest)
+            try:
+                return cls._read(folder, manifest)
+            except (OSError, ValueError):
+                if read_json(folder / INDEX_NAME) == manifest:
+                    raise
+                return cls.load(folder, model_identity=model_identity)  # it was replaced while it was read
         except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, MemoryError) as error:
             raise ValueError(f"The index in {folder} is damaged or incomplete ({error}); {_REBUILD}.") from error
 
@@ -328,13 +365,15 @@ class EmbeddingIndex:
         root = None if manifest["root"] is None else folder.resolve() / manifest["root"]
         loaded = cls(int(manifest["embed_dim"]), model_identity=manifest["model_identity"], root=root)
         items: dict[str, list[dict[str, Any]]] = {modality: [] for modality in manifest["counts"]}
-        for line in (folder / ITEMS_NAME).read_text(encoding="utf-8").split("\n")[:-1]:
+        for line in (folder / _named(manifest, "items", ITEMS_NAME)).read_text(encoding="utf-8").split("\n")[:-1]:
             item = json.loads(line)
             items[item.pop("modality")].append(item)
+        basis = load_file(folder / _named(manifest, "basis", ""))["basis"] if "basis" in manifest else None
         for modality, names in manifest["shards"].items():
             shards = [faiss.read_index(str(folder / name)) for name in names if name in manifest["sha256"]]
             parts = [shard.reconstruct_n(0, shard.ntotal) for shard in shards]
             stored = np.concatenate(parts) if parts else np.empty((0, loaded.embed_dim), np.float32)
+            stored = _restored(stored, basis, rounded=manifest.get("dtype") == "int8")
             rows = checked_items(modality, stored[:, : loaded.embed_dim], items[modality], loaded.embed_dim)
             loaded._append(modality, rows, items[modality])
             if how := manifest.get("corrected", {}).get(modality):
@@ -352,10 +391,59 @@ class EmbeddingIndex:
         self.corrected[modality] = dict(how)
 
 
-def _empty_shard(dim: int, dtype: str) -> faiss.Index:
-    if dtype == "float16":
-        return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    return faiss.IndexFlatIP(dim)
+class _Files:
+    """The files of an index being saved, beside those of the index that lies there.
+
+    Attributes:
+        written: Name -> SHA-256 of what the new index holds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: dict[str, str] = {}
+        try:
+            self._present: dict[str, str] = dict(read_json(folder / INDEX_NAME)["sha256"])
+        except (OSError, KeyError, TypeError, ValueError):
+            self._present = {}  # no index, or a damaged one
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file under this name or, if the present index has it, a similar one; return its name."""
+        digest = hashlib.sha256(content).hexdigest()
+        for known, theirs in self._present.items():
+            path = self.folder / known
+            if theirs == digest and known not in self.written and path.is_file() and sha256_of(path) == digest:
+                self.written[known] = digest
+                return known
+        stem, _, ending = name.rpartition(".")
+        free = (f"{stem}{suffix}.{ending}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
+        chosen = next(n for n in free if n not in self._present and n not in self.written)
+        write_atomic(self.folder / chosen, lambda path: path.write_bytes(content))
+        self.written[chosen] = digest
+        return chosen
+
+
+def _named(manifest: dict[str, Any], key: str, default: str) -> str:
+    """Return the name of a file; ValueError if its checksum is not known."""
+    name = str(manifest.get(key, default))
+    if name not in manifest["sha256"]:
+        raise ValueError(f"{name} has no checksum")
+    return name
+
+
+def _empty_shard(dim: int, dtype: Dtype) -> faiss.Index:
+    if dtype == "float32":
+        return faiss.IndexFlatIP(dim)
+    kind = faiss.ScalarQuantizer.QT_fp16 if dtype == "float16" else faiss.ScalarQuantizer.QT_8bit
+    return faiss.IndexScalarQuantizer(dim, kind, faiss.METRIC_INNER_PRODUCT)
+
+
+def _restored(stored: np.ndarray, basis: np.ndarray | None, *, rounded: bool) -> np.ndarray:
+    """Return rows in all dimensions; of unit length where they were reduced or rounded coarsely."""
+    rows = stored if basis is None else stored @ basis.T.astype(np.float32)
+    if basis is None and not rounded:
+        return rows
+    whole: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return whole
 
 
 def item_path(root: Path | None, item: dict[str, Any]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -15,8 +16,9 @@ from fusemix.encoders import Encoder
 from fusemix.encoders.recorded import load_recorded
 from fusemix.encoders.speech import Transcript, WhisperTinyEnWords
 from fusemix.media import MediaError
-from fusemix.model.adapters import FusionModel
+from fusemix.model.adapters import FusionModel, checkpoint_folder
 from fusemix.model.config import ModelConfig
+from fusemix.search.calibration import DEPTH, Calibration, load_calibrations
 from fusemix.search.fusion import FusedHit, Fusion
 from fusemix.search.index import EmbeddingIndex, Hit
 from fusemix.search.transcripts import sure_words
@@ -42,13 +44,20 @@ class Retriever:
         ...     print(found.rank, found.item["caption"], found.found_by)
     """
 
-    def __init__(self, model: FusionModel, encoders: dict[str, Encoder], index: EmbeddingIndex | PostgresIndex) -> None:
+    def __init__(
+        self,
+        model: FusionModel,
+        encoders: dict[str, Encoder],
+        index: EmbeddingIndex | PostgresIndex,
+        calibrations: Mapping[tuple[str, str], Calibration] | None = None,
+    ) -> None:
         """Put the parts together.
 
         Args:
             model: In evaluation mode.
             encoders: Modality -> the encoder whose latents the model was trained on.
             index: Made by the same model.
+            calibrations: (query, gallery) -> what makes the hits' probabilities; none by default.
 
         Raises:
             ValueError: If an encoder or the index does not fit the model.
@@ -60,6 +69,7 @@ class Retriever:
         self.model = model
         self.encoders = encoders
         self.index = index
+        self.calibrations = dict(calibrations or {})
         self._locks = {modality: Lock() for modality in encoders}
 
     @classmethod
@@ -89,9 +99,12 @@ class Retriever:
             ConnectionError: If the server of the index does not answer.
             ImportError: If a required package is not installed.
         """
-        model = FusionModel.from_pretrained(checkpoint, revision=revision)
-        loaded = load_index(index, model_identity=model.identity)
-        return cls(model, load_encoders(model.config, device=device, encoders=encoders), loaded)
+        folder = checkpoint_folder(checkpoint, revision=revision)
+        model = FusionModel.from_pretrained(folder)
+        identity = model.identity
+        loaded = load_index(index, model_identity=identity)
+        found = load_encoders(model.config, device=device, encoders=encoders)
+        return cls(model, found, loaded, load_calibrations(folder, model_identity=identity))
 
     def embed(self, *, text: str | None = None, image: Any = None, audio: Any = None) -> np.ndarray:
         """Embed one query.
@@ -224,8 +237,9 @@ class Retriever:
                 for hubness apply to the separate lists only.
 
         Returns:
-            Modality -> hits, nearest first: similarities of different modalities are not comparable. With ``fuse`` one
-            list of items, the best first, each with its faces.
+            Modality -> hits, nearest first: similarities of different modalities are not comparable, their
+            probabilities are (of a query with one part, without ``where``, by a checkpoint with a calibration). With
+            ``fuse`` one list of items, the best first, each with its faces.
 
         Raises:
             MediaError: (a ValueError) If the query cannot be used, in one sentence.
@@ -242,7 +256,10 @@ class Retriever:
             parts["audio"], transcript = self.embed_and_transcribe(audio)
             words = self.embed_words(transcript)
         if not fuse:
-            return self.search_embedding(blend(parts, weights), top_k=top_k, modalities=modalities, where=where)
+            asked = next(iter(parts)) if len(parts) == 1 else None
+            return self.search_embedding(
+                blend(parts, weights), top_k=top_k, modalities=modalities, where=where, asked=asked
+            )
         blend(parts, weights)  # raises if the parts cancel
         met, counts = fusion_parts(parts, weights, words)
         return self.fusion.search(met, counts=counts, top_k=top_k, where=where)
@@ -259,12 +276,21 @@ class Retriever:
         top_k: int = 10,
         modalities: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
+        asked: str | None = None,
     ) -> dict[str, list[Hit]]:
-        """Search as :meth:`search` does, by a given embedding of shape (D,)."""
+        """Search as :meth:`search` does, by an embedding of shape (D,); ``asked`` is the modality it comes from."""
         wanted = list(self.index.counts) if modalities is None else modalities
-        return {
-            modality: self.index.search(modality, embedding[None], top_k=top_k, where=where)[0] for modality in wanted
-        }
+        found = {}
+        for modality in wanted:
+            known = None if where or asked is None else self.calibrations.get((asked, modality))
+            depth = top_k if known is None else max(top_k, DEPTH)
+            hits = self.index.search(modality, embedding[None], top_k=depth, where=where)[0]
+            if known is not None:
+                likely = known.probabilities(np.array([hit.similarity for hit in hits]), self.index.counts[modality])
+                if likely is not None:
+                    hits = [replace(hit, probability=float(p)) for hit, p in zip(hits, likely, strict=True)]
+            found[modality] = hits[:top_k]
+        return found
 
 
 def blend(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.model.adapters import FusionModel
 from fusemix.model.closed_form import MAX_PAIRS, fit_closed_form
 from fusemix.model.config import ModelConfig, TrainConfig
+from fusemix.search.calibration import Calibration, save_calibrations
 from fusemix.training.losses import info_nce, info_nce_rows
 from fusemix.training.mixup import draw_lam, mix
 from fusemix.training.pair_loader import PairLoader, stores_to_hold
 from fusemix.training.precision import resolve_precision
 from fusemix.training.schedule import warmup_cosine
 from fusemix.training.start import check_sets, fingerprint, take_over
-from fusemix.training.validation import is_not_beaten, validation_recall
+from fusemix.training.validation import is_not_beaten, validation_calibrations, validation_recall
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Result:
     """A finished or interrupted run.
 
     ``writer`` is true in the one process that evaluated and kept the best weights: only it may save them.
+    ``calibrations`` are those of a finished run, by direction, fitted on the validation pairs.
     """
 
     model: FusionModel
@@ -73,6 +75,7 @@ class Result:
     finished: bool
     seconds: float
     writer: bool = True
+    calibrations: dict[tuple[str, str], Calibration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -482,7 +485,9 @@ class Trainer:
         if self.best_weights:
             model.load_state_dict(self.best_weights)
         seconds = time.perf_counter() - began
-        return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
+        done = finished and self.rank == 0
+        fitted = validation_calibrations(model.eval(), self.sets, self.val_pairs) if done else {}
+        return Result(model.eval(), self.history, self.best, finished, seconds, self.rank == 0, fitted)
 
     def _through_loss(self, out: dict[str, Tensor], groups: Tensor | None) -> float:
         """Propagate the loss's gradient back through ``out``; returns the loss, its mean over the processes."""
@@ -507,7 +512,7 @@ class Trainer:
 
 
 def save_result(result: Result, folder: str | Path, config: TrainConfig, *, card: str, **save: Any) -> None:
-    """Write the checkpoint of a finished run: weights, configs, history and card.
+    """Write the checkpoint of a finished run: weights, calibrations, configs, history and card.
 
     Args:
         result: Of :func:`train`.
@@ -518,5 +523,8 @@ def save_result(result: Result, folder: str | Path, config: TrainConfig, *, card
     """
     folder = Path(folder)
     result.model.save_pretrained(folder, card=card, **save)
+    if result.calibrations:
+        identity = FusionModel.from_pretrained(folder).identity  # of the weights as they are stored
+        save_calibrations(folder, result.calibrations, model_identity=identity)
     write_json(folder / "train_config.json", config.to_dict())
     write_json(folder / "history.json", result.history)

@@ -205,7 +205,7 @@ def test_half_the_disk_moves_no_similarity_by_a_thousandth(index, tmp_path, monk
 
 
 def test_half_the_disk_is_refused_where_it_would_not_load_or_mean_the_same(index, tmp_path):
-    with pytest.raises(ValueError, match="float32 or float16, not 'half'"):
+    with pytest.raises(ValueError, match="float32, float16, int8, not 'half'"):
         index.save(tmp_path / "i", dtype="half")
     longer = EmbeddingIndex(DIM, model_identity="model-a")
     longer.add("image", unit(np.random.default_rng(5), 50) * np.float32(1.0009), items(50))
@@ -223,7 +223,7 @@ def test_saving_again_leaves_nothing_of_the_former_index(index, tmp_path):
     smaller = EmbeddingIndex(DIM, model_identity="model-a")
     smaller.add("audio", unit(np.random.default_rng(4), 2), items(2))
     folder = smaller.save(tmp_path / "saved")
-    assert sorted(path.name for path in folder.iterdir()) == ["audio.faiss", "index.json", "items.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["audio.faiss", "index.json", "items.2.jsonl"]
     assert EmbeddingIndex.load(folder, model_identity="model-a").counts == {"audio": 2}
 
 
@@ -314,3 +314,45 @@ def test_an_index_that_lost_its_correction_is_damaged(index, tmp_path):
     (folder / "index.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="damaged or incomplete .*correction of 'text'"):
         EmbeddingIndex.load(folder, model_identity="model-a")
+
+
+def test_a_prefix_of_principal_directions_keeps_what_lies_in_them(tmp_path):
+    rng = np.random.default_rng(0)
+    plane = np.linalg.qr(rng.normal(size=(DIM, 3)))[0]
+    index = EmbeddingIndex(DIM, model_identity="model-a")
+    for modality in ("image", "text"):
+        rows = rng.normal(size=(60, 3)) @ plane.T + 0.001 * rng.normal(size=(60, DIM))
+        index.add(modality, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), items(60))
+    folder = index.save(tmp_path / "small", dtype="float16", dims=3)
+    loaded = EmbeddingIndex.load(folder, model_identity="model-a")
+    query = rng.normal(size=(4, 3)) @ plane.T
+    for modality in ("image", "text"):
+        np.testing.assert_allclose(loaded.embeddings(modality), index.embeddings(modality), atol=0.01)
+        pairs = zip(index.search(modality, query, top_k=5), loaded.search(modality, query, top_k=5), strict=True)
+        for wanted, found in pairs:
+            assert [h.similarity for h in found] == pytest.approx([h.similarity for h in wanted], abs=0.01)
+            assert wanted[0].item == found[0].item
+    whole = index.save(tmp_path / "whole", dtype="float16")
+    sizes = [sum(path.stat().st_size for path in f.glob("*.faiss")) for f in (folder, whole)]
+    assert sizes[0] < (0.3 if DIM >= 16 else 0.8) * sizes[1]
+
+
+def test_eight_bits_move_similarities_by_a_hundredth_at_most_and_load_as_unit_length(index, tmp_path):
+    loaded = EmbeddingIndex.load(index.save(tmp_path / "i", dtype="int8"), model_identity="model-a")
+    rows = loaded.embeddings("image")
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    moved = np.abs((rows - index.embeddings("image")) @ index.embeddings("image").T)
+    assert 0 < moved.max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"dims": 0}, "dims must be between 1 and"), ({"dims": DIM + 1}, "dims must be between 1 and"),
+     ({"dtype": "int4"}, "float32, float16, int8, not 'int4'")],
+)  # fmt: skip
+def test_a_reduction_that_cannot_be_is_refused(index, tmp_path, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        index.save(tmp_path / "i", **settings)
+    index.correct("image", index.embeddings("text"))
+    with pytest.raises(ValueError, match="corrected hubs is stored in all dimensions"):
+        index.save(tmp_path / "i", dims=4)

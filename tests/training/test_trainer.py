@@ -17,9 +17,10 @@ from fusemix.data.pair_set import PairSet
 from fusemix.distributed import join_processes
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
+from fusemix.search.calibration import load_calibrations
 from fusemix.training.estimate import plan
 from fusemix.training.losses import info_nce
-from fusemix.training.trainer import Trainer, train
+from fusemix.training.trainer import Trainer, save_result, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = TrainConfig(batch_size=64, epochs=8, learning_rate=3e-3, warmup_steps=5, val_fraction=0.2)
@@ -402,3 +403,20 @@ def test_a_second_training_in_one_process_may_take_another_precision():
         with accelerator.autocast():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_a_finished_training_keeps_probabilities_for_both_directions(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    config = dataclasses.replace(CONFIG, val_fraction=0.5)
+    result = train([PairSet.join(two)], model_config(two), config, tmp_path / "run")
+    save_result(result, tmp_path / "model", config, card="", dtype=torch.float16)
+    identity = FusionModel.from_pretrained(tmp_path / "model").identity
+    kept = load_calibrations(tmp_path / "model", model_identity=identity)
+    assert set(kept) == {("image", "text"), ("text", "image")}
+    assert kept["image", "text"].measured["ece"] < 0.05
+
+
+def test_too_few_validation_pairs_leave_a_checkpoint_without_probabilities(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    result = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "run")
+    assert result.finished and not result.calibrations  # 60 pairs are held out
