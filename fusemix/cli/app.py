@@ -9,6 +9,7 @@ import typer
 
 from fusemix import __version__
 from fusemix.cli import terminal
+from fusemix.cli.audit import audit
 from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
 from fusemix.cli.deploy_space import deploy_space
@@ -30,7 +31,14 @@ from fusemix.cli.train import train
 OWN, TABLES, MORE = "Your own data, in this order", "Tables, latents and encoders", "Models and experiments"
 COMMANDS = {
     OWN: {"extract": extract, "train": train, "evaluate": evaluate, "index": index, "search": search},
-    TABLES: {"table": table, "join": join, "subset": subset, "import": import_latents, "diagnose": diagnose},
+    TABLES: {
+        "table": table,
+        "join": join,
+        "subset": subset,
+        "import": import_latents,
+        "diagnose": diagnose,
+        "audit": audit,
+    },
     MORE: {
         "generate": generate,
         "conditioner": conditioner,
