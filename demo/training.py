@@ -18,7 +18,7 @@ from demo.sessions import GONE, take
 from fusemix.data.import_latents import import_latents, open_latents
 from fusemix.media import MediaError, one_line
 from fusemix.model.config import ModelConfig, TrainConfig
-from fusemix.model.recipes import recipe_config
+from fusemix.model.recipes import RecipeName, recipe_config, train_config
 from fusemix.threads import lower_priority, one_thread
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ MIN_ROWS, MAX_ROWS = 50, 20_000
 MAX_DIM = 4096
 MAX_SECONDS = 300.0  # of training; the running step or decomposition of the closed form is finished first
 MAX_EPOCHS = 100
-VALIDATION_PAIRS = 200  # held out, but at least 5 % and at most 30 % of the pairs
 BUSY = "Your training is already running; please wait or press Cancel."
-_BATCHES = 4  # steps per epoch, so that a few hundred pairs take more than one
 _CHECKPOINT = "fusemix-checkpoint"
 
 
@@ -266,10 +264,9 @@ def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelCon
     """Return ``--recipe two-path`` or ``paper`` of fusemix train, with batches and validation for few pairs."""
     dims = {name: store.dim for name, store in pairs.stores.items()}
     encoders = {name: store.encoder for name, store in pairs.stores.items()}
-    model = recipe_config("two-path" if closed_form else "paper", latent_dims=dims, encoders=encoders)
-    batch = min(TrainConfig().batch_size, max(32, len(pairs) // _BATCHES)) // 2 * 2
-    held_out = min(0.3, max(0.05, VALIDATION_PAIRS / len(pairs)))
-    return model, TrainConfig(epochs=epochs, batch_size=batch, val_fraction=held_out, save_every=epochs)
+    recipe: RecipeName = "two-path" if closed_form else "paper"
+    model = recipe_config(recipe, latent_dims=dims, encoders=encoders)
+    return model, train_config(recipe, pairs=len(pairs), groups=len(pairs), epochs=epochs, save_every=epochs)
 
 
 def _check(files: Mapping[str, Path]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "FuseMix": "fusemix.estimator",
     "FusionModel": "fusemix.model.adapters",
     "ModelConfig": "fusemix.model.config",
     "TrainConfig": "fusemix.model.config",

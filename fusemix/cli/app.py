@@ -9,6 +9,7 @@ import typer
 
 from fusemix import __version__
 from fusemix.cli import terminal
+from fusemix.cli.audit import audit
 from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
 from fusemix.cli.deploy_space import deploy_space
@@ -37,8 +38,9 @@ COMMANDS = {
         "join": join,
         "subset": subset,
         "import": import_latents,
-        "move": move,
         "diagnose": diagnose,
+        "audit": audit,
+        "move": move,
     },
     MORE: {
         "generate": generate,

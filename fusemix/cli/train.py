@@ -49,7 +49,8 @@ def train(
         typer.Option(
             metavar="NAME",
             help="views: a closed form (CCA, ridge) beside three trained paths, each with its own view of the "
-            "latents; two-path: a closed form beside one trained path; paper: the paper's adapters alone.",
+            "latents; two-path: a closed form beside one trained path; paper: the paper's adapters alone; closed-form: "
+            "nothing is trained, and seconds suffice.",
         ),
     ] = "views",
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="The type of the stored weights.")] = "float32",

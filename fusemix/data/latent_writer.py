@@ -41,6 +41,7 @@ def write_latents(
     modality: str,
     name: str,
     revision: str = "",
+    fingerprint: str = "given latents",
     rows: np.ndarray | None = None,
     groups: Sequence[int] | None = None,
     splits: Sequence[str] | None = None,
@@ -61,6 +62,7 @@ def write_latents(
         groups: Items of equal group are right answers for one another; default: one group each.
         splits: Split name of every latent; ``val``/``dev`` validate, ``test`` is left out.
         revision: Identity of the weights that made them, if known.
+        fingerprint: Preprocessing and pooling, if an encoder of the project made them.
         index: Instead of rows, groups and splits: called with the number of latents, returns a line per
             table row (row, item, group, split); several rows may share a latent.
         table: The table whose rows ``index`` or ``rows`` number, so that the store joins others made from it.
@@ -83,7 +85,7 @@ def write_latents(
         "modality": modality,
         "dim": int(first.shape[1]),
         "revision": revision,
-        "fingerprint": "given latents",
+        "fingerprint": fingerprint,
     }
     header = {
         "format": FORMAT_VERSION,

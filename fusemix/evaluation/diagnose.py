@@ -81,7 +81,7 @@ def geometry(latents: Latents) -> Geometry:
         "exact_duplicates": exact / len(latents),
         "near_duplicates": float((similarity[:, 0] > NEAR).mean()),
     }
-    return Geometry(neighbours, centred, _reduced(centred), figures)
+    return Geometry(neighbours, centred, reduced(centred), figures)
 
 
 def compare(x: Geometry, y: Geometry, *, seed: int = 0) -> dict[str, float]:
@@ -244,7 +244,8 @@ def cca_recall(x: Latents, y: Latents, *, seed: int = 0) -> dict[str, float]:
     }
 
 
-def _reduced(centred: Latents) -> Latents:
+def reduced(centred: Latents) -> Latents:
+    """Standardise centred latents, (N, D); wider ones become their first COMPONENTS principal components."""
     spread = centred.std(axis=0)
     standard = centred / np.where(spread > 1e-6 * spread.max(initial=0), spread, np.inf)
     if standard.shape[1] <= COMPONENTS:

@@ -108,6 +108,8 @@ class MultiPathAdapter(nn.Module):
 
     def trained(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D - closed_form_dim)
         """Apply only the trained paths: their outputs side by side, not normalised."""
+        if not self.views:  # a closed form alone
+            return x.new_empty(len(x), 0)
         return torch.cat([path(self.view(name, x)) for name, path in zip(self.views, self.paths, strict=True)], dim=1)
 
     def view(self, name: str, x: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class ModelConfig:
         expansion: Hidden width of a block as a multiple of the width it reads, D_x in the paper (its code: 4).
         dropout: Dropout inside the blocks while training (the paper's code: 0.6).
         closed_form_dim: Dimensions of the shared space, out of embed_dim, that a linear map found in
-            closed form fills (:mod:`fusemix.model.closed_form`); 0 is the paper's adapter alone.
+            closed form fills (:mod:`fusemix.model.closed_form`); 0 is the paper's adapter alone, embed_dim the closed
+            form alone, which has nothing to train.
         whiten_dim: Principal components of the latents that the trained blocks read; only beside a closed form.
         views: Some of :data:`VIEWS`: a trained path for each, beside the closed form, that reads the latents so
             (:class:`fusemix.model.adapters.MultiPathAdapter`). Empty beside a closed form means ``("whitened",)``.
@@ -63,11 +64,11 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
-        narrowest = min(self.embed_dim - 1, *self.latent_dims.values())
+        narrowest = min(self.embed_dim, *self.latent_dims.values())
         if not 0 <= self.closed_form_dim <= narrowest:
             raise ValueError(
-                f"closed_form_dim must be between 0 and {narrowest} (no wider than the narrowest latents, and less "
-                f"than embed_dim {self.embed_dim}), got {self.closed_form_dim}."
+                f"closed_form_dim must be between 0 and {narrowest} (no wider than the narrowest latents and "
+                f"embed_dim {self.embed_dim}), got {self.closed_form_dim}."
             )
         if self.whiten_dim < 1:
             raise ValueError(f"whiten_dim must be >= 1, got {self.whiten_dim}.")
@@ -82,9 +83,10 @@ class ModelConfig:
             raise ValueError(f"views must be among {list(VIEWS)}, got {unknown[0]!r}.")
         if self.views and not self.closed_form_dim:
             raise ValueError("views stand beside a closed form; give a closed_form_dim above 0.")
-        if self.closed_form_dim and not self.views:
+        trained = self.embed_dim - self.closed_form_dim
+        if self.closed_form_dim and trained and not self.views:
             object.__setattr__(self, "views", VIEWS[:1])
-        if self.views and (self.embed_dim - self.closed_form_dim) % len(self.views):
+        if self.views and (not trained or trained % len(self.views)):
             raise ValueError(
                 f"{len(self.views)} views share embed_dim - closed_form_dim evenly; {self.embed_dim} - "
                 f"{self.closed_form_dim} cannot be so divided."
@@ -93,6 +95,8 @@ class ModelConfig:
     @property
     def trained_parts(self) -> list[slice]:
         """Columns of each trained path in the trained output; the loss compares the paths one by one."""
+        if self.closed_form_dim == self.embed_dim:
+            return []
         paths = max(1, len(self.views))
         width = (self.embed_dim - self.closed_form_dim) // paths
         return [slice(i * width, (i + 1) * width) for i in range(paths)]

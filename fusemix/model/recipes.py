@@ -1,7 +1,8 @@
 """The named recipes of ``fusemix train``: which adapters, how wide, and what fills the shared space.
 
 ``views`` is a closed form (CCA, ridge) beside three trained paths, each with its own view of the latents; ``two-path``
-a closed form beside one trained path; ``paper`` the paper's adapters alone.
+a closed form beside one trained path; ``paper`` the paper's adapters alone; ``closed-form`` the closed form alone,
+which takes seconds and has nothing to train.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any, Literal
 from fusemix.encoder_identity import EncoderInfo
 from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 
-RecipeName = Literal["views", "two-path", "paper"]
+RecipeName = Literal["views", "two-path", "paper", "closed-form"]
 _RIDGE = TrainConfig().closed_form_ridge
+_STEPS = 4  # of an epoch, so that a few hundred pairs take more than one
+_HELD_OUT = 200  # groups to validate on, but at least 5 % and at most 30 % of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,7 @@ class Recipe:
         closed_form_ridge: Of the closed form's covariances.
         views: Of the trained paths; empty for one path.
         closed_form: Whether a closed form stands beside the trained paths.
+        trained: Whether there is a trained path.
     """
 
     embed_dim: int = 512
@@ -34,12 +38,14 @@ class Recipe:
     closed_form_ridge: float = _RIDGE
     views: tuple[str, ...] = ()
     closed_form: bool = True
+    trained: bool = True
 
 
 RECIPES: dict[RecipeName, Recipe] = {
     "views": Recipe(embed_dim=1024, expansion=1.0, closed_form_ridge=1.0, views=VIEWS),
     "two-path": Recipe(),
     "paper": Recipe(closed_form=False),
+    "closed-form": Recipe(embed_dim=256, closed_form_ridge=1.0, trained=False),
 }
 
 
@@ -77,6 +83,8 @@ def recipe_config(
         raise ValueError("closed_form_dim belongs to the recipes views and two-path; the paper's adapters have none.")
     if chosen.views and not whiten:
         raise ValueError("The recipe views names its components itself; whiten=False belongs to the recipe two-path.")
+    if not chosen.trained:
+        width = closed_form_dim = min(width, *latent_dims.values())
     if closed_form_dim is None:
         closed_form_dim = _share(chosen, width, latent_dims)
     return ModelConfig(
@@ -88,6 +96,33 @@ def recipe_config(
         views=chosen.views if whiten or not chosen.closed_form else ("components",),
         **shape,
     )
+
+
+def train_config(recipe: RecipeName, *, pairs: int, groups: int, **changes: Any) -> TrainConfig:
+    """Make the settings of a run on few or many pairs: at least four steps an epoch, and enough pairs to validate on.
+
+    Args:
+        recipe: Its name.
+        pairs: Number of pairs.
+        groups: Number of groups among them.
+        changes: Fields of :class:`TrainConfig` to set otherwise.
+    """
+    held_out = changes.get("val_fraction", min(0.3, max(0.05, _HELD_OUT / groups)))
+    settings = {
+        "batch_size": min(TrainConfig().batch_size, max(32, int(pairs * (1 - held_out)) // _STEPS)) // 2 * 2,
+        "val_fraction": held_out,
+        "closed_form_ridge": RECIPES[recipe].closed_form_ridge,
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def recipe_of(model: ModelConfig) -> RecipeName:
+    """Return the recipe that makes adapters of this model's kind."""
+    if not model.closed_form_dim:
+        return "paper"
+    if not model.trained_parts:
+        return "closed-form"
+    return "views" if model.views == VIEWS else "two-path"
 
 
 def _share(recipe: Recipe, embed_dim: int, latent_dims: Mapping[str, int]) -> int:

@@ -195,7 +195,7 @@ class Trainer:
         self.val_groups = sum(len(np.unique(s.groups[val])) for s, val in zip(sets, self.val_pairs, strict=True))
         self.batches = [self._batch_of(s, len(pairs)) for s, pairs in zip(sets, self.train_pairs, strict=True)]
         self.epoch_steps = max(len(p) // b for p, b in zip(self.train_pairs, self.batches, strict=True))
-        self.total_steps = self.epoch_steps * config.epochs
+        self.total_steps = self.epoch_steps * config.epochs if model_config.trained_parts else 0
         torch.manual_seed(config.seed)
         self.model = self.build_model(model_config)
         take_over(self.model, init, config.frozen)
@@ -237,6 +237,8 @@ class Trainer:
         self.load()
         same_start(self.model)
         began, recent = time.perf_counter(), time.perf_counter()
+        if not self.total_steps and self.rank == 0:
+            self.evaluate(0)
         while self.step < self.total_steps:
             loss = self.take_step()
             recall = self._end_of_epoch() if self.rank == 0 and self.step % self.epoch_steps == 0 else None
@@ -256,9 +258,12 @@ class Trainer:
         """Take one optimizer step over a batch of every set; returns the mean loss.
 
         Raises:
-            ValueError: If the loss is NaN or infinite; the weights are then those before the step.
+            ValueError: If the loss is NaN or infinite (the weights are then those before the step), or there is nothing
+                to train.
         """
         config = self.config
+        if not self.total_steps:
+            raise ValueError("A closed form alone has no steps to take, plan or profile; train it, in seconds.")
         rng = np.random.default_rng([config.seed, 1, self.step])  # the same in every process
         self.model.train()
         for modality in config.frozen:
