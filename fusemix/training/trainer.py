@@ -314,6 +314,7 @@ class Trainer:
             processes is the loss of all rows.
         """
         temperature, losses = self.model.temperature, []
+        factors = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
         whole, part_of_all = out, 1.0
         if self.processes > 1:
             counts = row_counts(next(iter(out.values())))
@@ -324,7 +325,7 @@ class Trainer:
         for (a, b), part in itertools.product(itertools.combinations(out, 2), parts):
             mine = out[a][:, part], out[b][:, part]
             if self.processes == 1:
-                losses.append(info_nce(*mine, temperature=temperature, groups=groups))
+                losses.append(info_nce(*mine, temperature=temperature, groups=groups, factors=factors))
                 continue
             everybody = whole[a][:, part], whole[b][:, part]
             rows = info_nce_rows(*mine, *everybody, first=first, temperature=temperature, groups=groups)
