@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fusemix.allocator import keep_freed_memory
 from fusemix.data.pair_set import PairSet
 from fusemix.distributed import any_process, gather, join_processes, mean_gradients, row_counts, same_start
 from fusemix.files import sole_writer, write_atomic, write_json
@@ -181,6 +182,7 @@ class Trainer:
     ) -> None:
         """Prepare the first step; arguments and errors as for :func:`train`."""
         check_sets(sets, model_config)
+        keep_freed_memory(True)
         self.sets, self.config, self.folder, self.stage = sets, config, Path(folder), stage
         self.accelerator = join_processes(resolve_precision(config.mixed_precision))
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -482,6 +484,7 @@ class Trainer:
         if self.best_weights:
             model.load_state_dict(self.best_weights)
         seconds = time.perf_counter() - began
+        keep_freed_memory(False)
         return Result(model.eval(), self.history, self.best, finished, seconds, writer=self.rank == 0)
 
     def _through_loss(self, out: dict[str, Tensor], groups: Tensor | None) -> float:
