@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from fusemix.encoder_identity import without_paths
 from fusemix.files import read_json, write_atomic, write_json
 from fusemix.hub_folders import resolve
+from fusemix.model.block import Block, Linear
 from fusemix.model.config import ModelConfig
-from fusemix.model.dropout import Dropout
 from fusemix.number_range import check_finite
 
 logger = logging.getLogger(__name__)
@@ -32,32 +32,12 @@ _WEIGHTS_PATTERN = "model{suffix}.safetensors"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
-class Block(nn.Module):
-    """Residual inverted bottleneck: ``x + Linear(GELU(Linear(LayerNorm(x))))``, widened inside.
-
-    Source: ``Block`` of layer6ai-labs/fusemix (LayerNorm before, dropout after the GELU).
-    """
-
-    def __init__(self, dim: int, expansion: float, dropout: float) -> None:
-        super().__init__()
-        hidden = int(expansion * dim)
-        self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, hidden)
-        self.dropout = Dropout(dropout)
-        self.down = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, D_x) -> (B, D_x)
-        """Apply the block."""
-        out: Tensor = x + self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
-        return out
-
-
 class Adapter(nn.Sequential):
     """``depth`` blocks, a LayerNorm and a projection: latents (B, D_x) -> (B, D), not normalised."""
 
     def __init__(self, latent_dim: int, embed_dim: int, *, depth: int, expansion: float, dropout: float) -> None:
         blocks = [Block(latent_dim, expansion, dropout) for _ in range(depth)]
-        super().__init__(*blocks, nn.LayerNorm(latent_dim), nn.Linear(latent_dim, embed_dim))
+        super().__init__(*blocks, nn.LayerNorm(latent_dim), Linear(latent_dim, embed_dim))
 
 
 class MultiPathAdapter(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusemix.data.pair_set import PairSet
 from fusemix.model.config import ModelConfig, TrainConfig
-from fusemix.training.losses import PLAIN_UP_TO, TILE
+from fusemix.training.losses import ONE_TILE_UP_TO, TILE
 from fusemix.training.trainer import Trainer
 
 PROBE_STEPS = 10
@@ -76,7 +76,7 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *,
     batch = sum(run.batches)
     return Plan(
         parameters=parameters,
-        memory_bytes=fixed + batch * a_row + _logits(max(run.batches), config) * _kept(sets, model_config, config),
+        memory_bytes=fixed + batch * a_row + _logits(max(run.batches), sets, model_config, config),
         disk_bytes=FLOAT * (2 * parameters + 2 * trained),
         seconds_per_step=float(np.median(times[2:])),
         steps=run.total_steps,
@@ -85,28 +85,24 @@ def plan(sets: list[PairSet], model_config: ModelConfig, config: TrainConfig, *,
 
 
 def _bytes_of_a_row(sets: list[PairSet], model: ModelConfig) -> int:
-    """Estimate the activations that autograd keeps for one pair: inputs, and five times each block's hidden width."""
+    """Estimate the activations that autograd keeps for one pair: inputs, and three times each block's hidden width."""
     total = 0.0
     for modality in {m for s in sets for m in s.stores}:
         width = model.latent_dims[modality]
         inner = min(width, model.whiten_dim) if model.closed_form_dim else width
         for read in [width if view == "root" else inner for view in model.views] or [inner]:
-            total += model.depth * (3 * read + 5 * model.expansion * read)
+            total += model.depth * (3 * read + 3 * model.expansion * read)
         total += width + 4 * model.embed_dim
     return int(FLOAT * total)
 
 
-def _logits(batch: int, config: TrainConfig) -> int:
+def _logits(batch: int, sets: list[PairSet], model: ModelConfig, config: TrainConfig) -> int:
+    """Estimate the matrices of logits: two at work, and in one tile one kept for each path and pair of modalities."""
     rows = batch // 2 if config.mixup_alpha is not None else batch
-    side = rows if rows <= PLAIN_UP_TO else TILE
-    return 5 * FLOAT * side * side
-
-
-def _kept(sets: list[PairSet], model: ModelConfig, config: TrainConfig) -> int:
-    """Count the matrices of logits kept for the backward pass: one in tiles, else one a path and pair of modalities."""
-    rows = config.batch_size // 2 if config.mixup_alpha is not None else config.batch_size
-    pairs = max(math.comb(len(s.stores), 2) for s in sets)
-    return len(model.trained_parts) * pairs if rows <= PLAIN_UP_TO else 1
+    if rows > ONE_TILE_UP_TO:
+        return 2 * FLOAT * TILE**2
+    kept = len(model.trained_parts) * max(math.comb(len(s.stores), 2) for s in sets)
+    return (2 + kept) * FLOAT * rows**2
 
 
 def _free_bytes() -> int:

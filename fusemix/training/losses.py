@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE between two sets of paired embeddings: plain, in tiles, and divided among processes."""
+"""Symmetric InfoNCE between two sets of paired embeddings: in tiles, and divided among processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 EPS = 1e-12  # smallest norm, as in F.normalize
 ONE_EXP_BELOW = 40.0  # 1 / temperature; exp(-2 x 40) is still a normal float32
 TILE = 2048  # rows and columns of logits held at once
-PLAIN_UP_TO = 4096  # pairs; above, B x B matrices cost more than computing tiles twice
+ONE_TILE_UP_TO = 4096  # pairs; above, a B x B matrix costs more than computing tiles twice
 
 
 def info_nce(
@@ -22,11 +22,13 @@ def info_nce(
     temperature: Tensor | float,
     groups: Tensor | None = None,
     tile: int | None = None,
+    factors: torch.dtype | None = None,
 ) -> Tensor:
     """Compute symmetric InfoNCE: row i of ``a`` should find row i of ``b`` among all rows, and vice versa.
 
     Both sides are L2-normalised here, so inputs need not have unit length. Both directions share one
-    matrix product. Large batches are computed exactly in tiles, in memory linear in B.
+    matrix product, and the exponentials where 1 / temperature is below 40. Large batches are computed exactly in
+    tiles, in memory linear in B.
 
     Args:
         a: Embeddings of modality X, shape (B, D), float.
@@ -36,6 +38,8 @@ def info_nce(
             same share of the target. Default: one group per pair. A departure from the paper, whose
             loss treats the other captions of a picture as wrong answers.
         tile: Rows and columns of logits held at once; by default all up to 4,096 pairs, else 2,048.
+        factors: The dtype to which the factors of matrix products are rounded, for speed; cosines keep the
+            precision of sums in float32. Default: that of ``a``.
 
     Returns:
         Scalar loss, the mean of both directions' cross-entropies, float32 (or float64 for
@@ -61,17 +65,11 @@ def info_nce(
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}.")
     scale = 1 / torch.as_tensor(temperature, device=a.device)
-    if tile is None and len(a) > PLAIN_UP_TO:
-        tile = TILE
-    if tile is not None:
-        number = None if groups is None else torch.unique(groups, return_inverse=True)[1]
-        loss: Tensor = _TiledInfoNCE.apply(a, b, scale, number, tile)  # type: ignore[no-untyped-call]
-        return loss
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    logits = a @ b.T * scale  # (B, B)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    target = torch.arange(len(a), device=a.device) if groups is None else _shares(groups).to(logits.dtype)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if tile is None:
+        tile = len(a) if len(a) <= ONE_TILE_UP_TO else TILE
+    number = None if groups is None else torch.unique(groups, return_inverse=True)[1]
+    loss: Tensor = _InfoNCE.apply(a, b, scale, number, tile, factors or a.dtype)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def info_nce_rows(
@@ -121,13 +119,8 @@ def _rows(mine: Tensor, theirs: Tensor, scale: Tensor, rows: Tensor, groups: Ten
     return F.cross_entropy(logits, same / same.sum(1, keepdim=True), reduction="sum")
 
 
-def _shares(groups: Tensor) -> Tensor:
-    same = (groups[:, None] == groups[None]).double()
-    return same / same.sum(1, keepdim=True)
-
-
-class _TiledInfoNCE(torch.autograd.Function):
-    """InfoNCE in tiles of logits, which the backward pass computes again; a and b are normalised tile by tile.
+class _InfoNCE(torch.autograd.Function):
+    """InfoNCE in tiles of logits, which the backward pass computes again if there are several.
 
     With S the logits, T the targets and B pairs, the loss is
     (sum_i lse_j S_ij + sum_j lse_i S_ij - 2 sum T S) / 2B, and its gradient by S is
@@ -137,58 +130,64 @@ class _TiledInfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor | None, tile: int) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, groups: Tensor | None, tile: int, factors: torch.dtype
+    ) -> Tensor:
         n, kind = len(a), torch.float64 if a.dtype == torch.float64 else torch.float32
         shared = float(scale) < ONE_EXP_BELOW
         start = 0 if shared else -torch.inf  # sums of exponentials, or their logarithms
         rows = torch.full((n,), start, dtype=kind, device=a.device)
         columns = rows.clone()
         size = None if groups is None else torch.bincount(groups)[groups].to(kind)  # (B,)
-        agreement = torch.zeros((), dtype=kind, device=a.device)
+        agreement, held = torch.zeros((), dtype=kind, device=a.device), None
         for i in _pieces(n, tile):
-            a_i = F.normalize(a[i], dim=1)
+            a_i = _unit(a[i], factors)
             for j in _pieces(n, tile):
-                logits = (a_i @ F.normalize(b[j], dim=1).T).to(kind).mul_(scale)  # (t, t)
+                values = _cosines(a_i, _unit(b[j], factors), kind).mul_(scale)  # (t, t) logits
                 row, column, share = _right(groups, size, i, j, a.device)
-                agreement += (logits[row, column] * share).sum()
+                agreement += (values[row, column] * share).sum()
                 if shared:
-                    logits.sub_(scale).exp_()
-                    rows[i] += logits.sum(1)
-                    columns[j] += logits.sum(0)
+                    values.sub_(scale).exp_()
+                    rows[i] += values.sum(1)
+                    columns[j] += values.sum(0)
                 else:
-                    rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
-                    columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
-                del logits  # free it before the next one
+                    rows[i] = torch.logaddexp(rows[i], values.logsumexp(1))
+                    columns[j] = torch.logaddexp(columns[j], values.logsumexp(0))
+                if tile >= n:
+                    held = values
+                del values  # free it before the next one
         if shared:
             rows, columns = rows.log_().add_(scale), columns.log_().add_(scale)
-        ctx.save_for_backward(a, b, scale, groups, size, rows, columns)
-        ctx.tile, ctx.shared = tile, shared
+        ctx.save_for_backward(a, b, scale, groups, size, rows, columns, held)
+        ctx.tile, ctx.shared, ctx.factors = tile, shared, factors
         return (rows.sum() + columns.sum() - 2 * agreement) / (2 * n)
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, scale, groups, size, rows, columns = ctx.saved_tensors
+        a, b, scale, groups, size, rows, columns, held = ctx.saved_tensors
         n, kind = len(a), rows.dtype
         by_a, by_b = torch.zeros_like(a, dtype=kind), torch.zeros_like(b, dtype=kind)
         for i in _pieces(n, ctx.tile):
-            a_i = F.normalize(a[i], dim=1)
+            a_i = _unit(a[i], ctx.factors)
             for j in _pieces(n, ctx.tile):
-                b_j = F.normalize(b[j], dim=1)
-                logits = (a_i @ b_j.T).to(kind).mul_(scale)
+                b_j, values = _unit(b[j], ctx.factors), held
+                if held is None:
+                    values = _cosines(a_i, b_j, kind).mul_(scale)
+                    values = values.sub_(scale).exp_() if ctx.shared else values
                 if ctx.shared:
-                    by_logits = logits.sub_(scale).exp_()
-                    by_logits.mul_((scale - rows[i]).exp_()[:, None] + (scale - columns[j]).exp_())
+                    by_logits = (scale - rows[i]).exp_()[:, None] + (scale - columns[j]).exp_()
+                    by_logits.mul_(values)
                 else:
-                    by_logits = (logits - rows[i, None]).exp_()
-                    by_logits.add_(logits.sub_(columns[j]).exp_())
-                del logits
+                    by_logits = (values - rows[i, None]).exp_()
+                    by_logits.add_((values - columns[j]).exp_())
+                del values
                 row, column, share = _right(groups, size, i, j, a.device)
                 by_logits[row, column] -= 2 * share
-                if a.dtype == kind:
+                if ctx.factors == kind:
                     by_a[i].addmm_(by_logits, b_j)
                     by_b[j].addmm_(by_logits.T, a_i)
                 else:
-                    by_logits = by_logits.to(a.dtype)
+                    by_logits = by_logits.to(ctx.factors)
                     by_a[i] += by_logits @ b_j
                     by_b[j] += by_logits.T @ a_i
                 del by_logits
@@ -198,7 +197,24 @@ class _TiledInfoNCE(torch.autograd.Function):
             by_scale += (by_a[i] * F.normalize(a[i], dim=1)).sum()  # sum of by_logits times cosine
             for x, by_x in ((a, by_a), (b, by_b)):
                 _through_norm(x[i].to(kind), by_x[i].mul_(scale * factor))
-        return by_a.to(a.dtype), by_b.to(b.dtype), by_scale * factor, None, None
+        return by_a.to(a.dtype), by_b.to(b.dtype), by_scale * factor, None, None, None
+
+
+def _unit(x: Tensor, factors: torch.dtype) -> Tensor:
+    return F.normalize(x, dim=1).to(factors)
+
+
+def _cosines(a: Tensor, b: Tensor, kind: torch.dtype) -> Tensor:
+    """Multiply unit vectors, (t, D) each, into cosines of dtype ``kind``, (t, t).
+
+    Half-precision products are returned in half precision, where a cosine of 0.9 stands 0.004 from its neighbours.
+    What that rounding lost is the same product minus the first one, which the same kernel sums in float32.
+    """
+    product = a @ b.T
+    if product.dtype == kind:
+        return product
+    lost = torch.addmm(product, a, b.T, beta=-1)
+    return product.to(kind).add_(lost)
 
 
 def _pieces(n: int, tile: int) -> list[slice]:

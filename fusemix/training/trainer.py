@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fusemix.allocator import keep_freed_memory
 from fusemix.data.pair_set import PairSet
 from fusemix.distributed import any_process, gather, join_processes, mean_gradients, row_counts, same_start
 from fusemix.files import sole_writer, write_atomic, write_json
@@ -185,6 +186,7 @@ class Trainer:
     ) -> None:
         """Prepare the first step; arguments and errors as for :func:`train`."""
         check_sets(sets, model_config)
+        keep_freed_memory(True)
         self.sets, self.config, self.folder, self.stage = sets, config, Path(folder), stage
         self.accelerator = join_processes(resolve_precision(config.mixed_precision))
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -323,6 +325,7 @@ class Trainer:
             processes is the loss of all rows.
         """
         temperature, losses = self.model.temperature, []
+        factors = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
         whole, part_of_all = out, 1.0
         if self.processes > 1:
             counts = row_counts(next(iter(out.values())))
@@ -333,7 +336,7 @@ class Trainer:
         for (a, b), part in itertools.product(itertools.combinations(out, 2), parts):
             mine = out[a][:, part], out[b][:, part]
             if self.processes == 1:
-                losses.append(info_nce(*mine, temperature=temperature, groups=groups))
+                losses.append(info_nce(*mine, temperature=temperature, groups=groups, factors=factors))
                 continue
             everybody = whole[a][:, part], whole[b][:, part]
             rows = info_nce_rows(*mine, *everybody, first=first, temperature=temperature, groups=groups)
@@ -490,6 +493,7 @@ class Trainer:
         if self.best_weights:
             model.load_state_dict(self.best_weights)
         seconds = time.perf_counter() - began
+        keep_freed_memory(False)
         done = finished and self.rank == 0
         fitted = validation_calibrations(model.eval(), self.sets, self.val_pairs) if done else {}
         return Result(model.eval(), self.history, self.best, finished, seconds, self.rank == 0, fitted)
