@@ -16,7 +16,7 @@ def pair_set(tmp_path):
     """23 pairs; every value of a latent is its pair's number."""
     numbers = np.arange(23, dtype=np.float32)[:, None]
     return PairSet.join(
-        {m: write_latents(tmp_path / m, numbers.repeat(d, 1), modality=m, name=m) for m, d in (("a", 2), ("b", 3))}
+        {m: write_latents(tmp_path / m, numbers.repeat(d, 1), modality=m, name=m) for m, d in (("b", 3), ("a", 2))}
     )
 
 
