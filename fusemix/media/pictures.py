@@ -73,7 +73,7 @@ def load_image(source: Any) -> Image.Image:
         upright = _upright(image, ours=image is not source)
         _check_size(upright)  # a file may hold several pictures, as ICO does, each of its own size
         rgb = _to_rgb(upright, declared, negative=negative)
-        if deep and 0 < max(high for _, high in rgb.getextrema()) < 16:
+        if deep and 0 < np.asarray(rgb).max() < 16:
             raise MediaError(
                 "The picture holds colours of 16 bits, none above 4095 of 65535: of 12 bits only four would be left. "
                 "Export it with 8 bits per channel."

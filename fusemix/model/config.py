@@ -13,7 +13,7 @@ from torch import nn
 
 from fusemix.encoder_identity import EncoderInfo
 
-LARGEST = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
+LARGEST: dict[type, float] = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
 VIEWS = ("whitened", "components", "root")  # views of a latent that a trained path beside a closed form can read
 
 
