@@ -13,7 +13,7 @@ from torch import nn
 
 from fusemix.encoder_identity import EncoderInfo
 
-LARGEST = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
+LARGEST: dict[type, float] = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
 VIEWS = ("whitened", "components", "root")  # views of a latent that a trained path beside a closed form can read
 
 
@@ -193,15 +193,15 @@ class TrainConfig:
 
 
 def check_modality(name: str) -> None:
-    """Refuse a name that a part of a model, a flag or a file cannot have.
+    """Refuse a name that torch's modules do not take: an empty one, with a dot, or that of one of their methods.
 
     Raises:
-        ValueError: If it is not letters, digits, ``_`` and ``-``, or is that of a method of torch's modules.
+        ValueError: If it is such a name.
     """
-    if not str(name).replace("_", "").replace("-", "").isalnum() or hasattr(nn.ModuleDict, name):
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
         raise ValueError(
-            "A modality is named with letters, digits, '_' and '-', and unlike a method of torch's modules, got "
-            f"{name!r}; give it another name."
+            f"A modality cannot be called {name!r}: its name is not empty, holds no dot, and is no method of torch's "
+            "modules; make its latents again under another name."
         )
 
 
@@ -226,7 +226,7 @@ def _plain(name: str, value: Any, kind: type) -> Any:
     if not known or not math.isfinite(value) or abs(value) > LARGEST[kind]:
         expected = "a whole number below 2**63" if kind is int else "a finite number of float32's range"
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
-    return kind(value)
+    return value.item() if isinstance(value, np.generic) else value  # identities hash what was given: 4 stays 4
 
 
 def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,11 @@ def test_the_number_of_latents_says_what_they_belong_to(tmp_path):
     assert by_item.rows["group"].tolist() == [0, 0, 3, 3]
     by_cell = import_latents(VALUES[:4], tmp_path / "c", modality="video", name="n", table=table, column="video")
     assert by_cell.rows["row"].tolist() == [0, 1, 3, 4] and by_cell.rows["item"].tolist() == [0, 1, 2, 3]
+    assert by_cell.rows["group"].tolist() == [0, 0, 3, 3]
     by_row = import_latents(VALUES[:5], tmp_path / "r", modality="video", name="n", table=table)
     assert by_row.rows["row"].tolist() == [0, 1, 2, 3, 4]
+    assert by_row.rows["group"].tolist() == [0, 0, 2, 3, 3]
+    assert by_row.rows["split"].tolist() == ["train", "train", "train", "dev", "dev"]
     assert by_row.manifest["table"] == table.fingerprint
     with pytest.raises(ValueError, match="3 latents, but column 'video' of .* 4 filled cells and 2 distinct items"):
         import_latents(VALUES[:3], tmp_path / "x", modality="video", name="n", table=table, column="video")

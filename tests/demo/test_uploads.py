@@ -165,6 +165,22 @@ def test_an_endless_list_of_contents_is_refused_before_it_is_read(folder, tmp_pa
     assert read([path], folder).left_out == [LeftOut("many.zip", "lists too many files; pack fewer")]
 
 
+def test_a_zip64_record_does_not_get_an_endless_list_past_the_limit(folder, tmp_path, monkeypatch):
+    """The last record says that the list is empty; zipfile believes the Zip64 record before it."""
+    path = packed(tmp_path / "many.zip", {f"{i}.png": b"" for i in range(200)})
+    data = path.read_bytes()
+    end = data.rfind(b"PK\x05\x06")
+    count, size, start = struct.unpack("<HII", data[end + 10 : end + 20])
+    long = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+    path.write_bytes(
+        data[:end] + long + struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1) + data[end : end + 8] + bytes(14)
+    )
+    assert len(zipfile.ZipFile(path).infolist()) == 200
+    monkeypatch.setattr(uploads, "MAX_DIRECTORY_BYTES", 1000)
+    found = read([path], folder)
+    assert found.pieces == [] and "is a Zip64 archive" in reasons(found)["many.zip"]
+
+
 def test_only_so_many_members_are_looked_at(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_MEMBERS", 3)
     path = packed(tmp_path / "many.zip", {f"{i}.png": b"x" for i in range(5)})

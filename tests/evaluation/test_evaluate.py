@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from fusemix.data.latent_store import LatentStore
 from fusemix.data.latent_writer import write_latents
-from fusemix.data.pairs import PairTable
+from fusemix.data.pairs import Item, PairTable
 from fusemix.encoder_identity import check_encoder
-from fusemix.evaluation.evaluate import StoredPairs, evaluate, stored_items
+from fusemix.encoders.base import Encoder
+from fusemix.evaluation.evaluate import StoredPairs, encode_items, evaluate, stored_items
 from fusemix.model.adapters import FusionModel
 from fusemix.model.config import ModelConfig
 
@@ -124,6 +125,44 @@ def test_captions_of_the_same_words_are_queries_of_their_own_but_one_item_of_the
     assert (asked["n_queries"], asked["n_gallery"], asked["recall_at_1"]) == (5, 2, 0.8)
     found = evaluate(table, embed, query="image", gallery="text")
     assert (found["n_queries"], found["recall_at_1"]) == (2, 1.0)
+
+
+def test_a_bank_of_queries_changes_which_picture_is_found(table):
+    plain = evaluate(table, embed_by_hand, query="text", gallery="image", split="dev")
+    bank = torch.eye(4)[[0, 0, 0]]  # everybody asks for picture a, so it gives way to b
+    found = evaluate(table, embed_by_hand, query="text", gallery="image", split="dev", bank=bank, weight=2.0)
+    assert plain["recall_at_1"] == 0.75 and found["recall_at_1"] == 0.25
+    assert found["hubness"] == {"bank": 3, "neighbours": 128, "weight": 2.0} and "hubness" not in plain
+
+
+def test_items_are_encoded_once_and_stand_where_they_were_asked_for():
+    seen = []
+
+    class Letters(Encoder):
+        name, modality, dim, revision, fingerprint = "letters", "text", 2, "1", "f"
+
+        def prepare(self, item):
+            return item
+
+        def encode_prepared(self, prepared):
+            seen.extend(prepared)
+            return np.array([[ord(item), 1] for item in prepared], dtype=np.float32)
+
+    class AsItIs:
+        def embed(self, modality, latents):
+            return torch.from_numpy(latents)
+
+    embed = encode_items(AsItIs(), {"text": Letters()}, batch_size=2)
+    found = embed("text", [Item(letter, 0, 0) for letter in "badcabd"])
+    assert found[:, 0].tolist() == [float(ord(letter)) for letter in "badcabd"] and sorted(seen) == list("abcd")
+
+
+def test_stored_pairs_keep_their_groups_and_splits(tmp_path):
+    rows = {"groups": np.array([7, 7, 3]), "splits": ["Train", "dev", "dev"]}
+    stores = {m: write_latents(tmp_path / m, np.eye(3), modality=m, name=m, **rows) for m in ("image", "text")}
+    pairs = StoredPairs(stores)
+    assert [(cell.group, cell.row) for cell in pairs.cells("text", "val")] == [(7, 1), (3, 2)]
+    assert [cell.group for cell in pairs.items("image")] == [7, 7, 3]
 
 
 def test_stores_of_different_tables_are_not_evaluated_together(tmp_path):

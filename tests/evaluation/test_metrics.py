@@ -77,6 +77,30 @@ def test_the_bootstrap_is_that_of_a_loop_over_resamples(queries):
         assert [low for low, _ in found.values()] == pytest.approx(figures)
 
 
+def test_the_ends_of_an_interval_are_percentiles_of_the_resamples():
+    rank, clusters, names = np.arange(1, 13), np.arange(12) // 2, np.arange(6)
+    rng, drawn = np.random.default_rng(4), []
+    for _ in range(300):
+        chosen = rng.integers(0, 6, 6)
+        drawn.append(np.mean(np.concatenate([rank[clusters == names[i]] for i in chosen]) <= 5))
+    found = bootstrap(rank, clusters, samples=300, seed=4)["recall_at_5"]
+    assert found == pytest.approx((np.percentile(drawn, 2.5), np.percentile(drawn, 97.5)))
+
+
+def test_a_retrieval_holds_the_interval_of_its_groups():
+    torch.manual_seed(0)
+    queries, gallery = F.normalize(torch.randn(40, 4), dim=1), F.normalize(torch.randn(9, 4), dim=1)
+    groups, answers = np.arange(40) % 8, np.arange(9) % 8
+    found = retrieval(queries, gallery, groups, answers)
+    expected = bootstrap(ranks(queries, gallery, groups, answers), groups)
+    assert found["ci95"] == {name: list(pair) for name, pair in expected.items()}
+    assert (found["n_queries"], found["n_gallery"]) == (40, 9)
+    with pytest.raises(ValueError, match="one group per row"):
+        ranks(queries, gallery, groups[:-1], answers)
+    with pytest.raises(ValueError, match="one group per row"):
+        ranks(queries, gallery, groups, answers[:-1])
+
+
 def test_a_query_without_an_answer_is_refused():
     with pytest.raises(ValueError, match="right answer in the gallery"):
         retrieval(torch.eye(2), torch.eye(2), np.array([0, 7]), np.array([0, 1]))

@@ -92,9 +92,9 @@ def test_numbers_of_numpy_are_settings_like_others(tmp_path):
     run.take_step()
 
 
-@pytest.mark.parametrize("name", ["values", "train", "my.sensor", "a/b", "", "image "])
+@pytest.mark.parametrize("name", ["values", "train", "my.sensor", ""])
 def test_a_modality_that_no_part_of_a_model_can_be_named_after_is_refused(name):
-    with pytest.raises(ValueError, match=f"unlike a method of torch's modules, got '{name}'"):
+    with pytest.raises(ValueError, match=f"A modality cannot be called '{name}': "):
         shape(latent_dims={name: 10, "text": 8})
 
 

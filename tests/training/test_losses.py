@@ -98,6 +98,28 @@ def test_factors_in_half_precision_hardly_change_the_loss_and_its_gradient(tile)
     assert ours.dtype == torch.float32 and (ours - wanted).norm() / wanted.norm() < 6e-3  # 9e-3 with rounded cosines
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.005])
+def test_tiles_hold_where_every_answer_is_as_wrong_as_can_be(temperature):
+    """exp(-2 / temperature) is no float32 any more, so the two directions need sums of their own."""
+    a = torch.ones(8, 4) + 1e-3 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    losses = [info_nce(a, -a, temperature=temperature, tile=tile).item() for tile in (None, 3)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and math.isfinite(losses[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tile", [None, 2])
+def test_half_precision_is_summed_in_float32(dtype, tile):
+    a, b = (torch.randn(300, 8, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (1, 2))
+    loss = info_nce(a, b, temperature=0.5, tile=tile)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(info_nce(a.float(), b.float(), temperature=0.5).item(), rel=2e-3)
+
+
+def test_no_pair_at_all_is_refused():
+    with pytest.raises(ValueError, match="at least one pair"):
+        info_nce(torch.zeros(0, 3), torch.zeros(0, 3), temperature=1.0)
+
+
 def test_pairs_of_one_group_share_the_target():
     """Written out for three pairs, the first two of one group."""
     a, b = torch.eye(3), torch.eye(3)

@@ -47,6 +47,7 @@ def test_lambda_follows_the_beta_distribution():
     ("latents", "alpha", "message"),
     [
         ([torch.zeros(3, 2), torch.zeros(3, 2)], 1.0, "even batch"),
+        ([torch.zeros(0, 2), torch.zeros(0, 2)], 1.0, "at least 2 pairs"),
         ([torch.zeros(4, 2), torch.zeros(2, 2)], 1.0, "same number of pairs"),
         ([torch.zeros(4, 2), torch.zeros(4, 2)], 0.0, "alpha must be > 0"),
         ([torch.zeros(4, 2), torch.zeros(4, 2)], float("nan"), "alpha must be > 0"),

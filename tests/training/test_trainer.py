@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from fusemix.model.config import VIEWS, ModelConfig, TrainConfig
 from fusemix.search.calibration import load_calibrations
 from fusemix.training.estimate import plan
 from fusemix.training.losses import info_nce
+from fusemix.training.mixup import draw_lam
+from fusemix.training.start import fingerprint
 from fusemix.training.trainer import Trainer, save_result, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,6 +252,106 @@ def test_other_latents_or_other_pairs_under_the_same_settings_are_another_run(st
     for pairs in (PairSet.join(other), crossed):
         with pytest.raises(ValueError, match="other latents or settings"):
             train([pairs], model_config(two), CONFIG, tmp_path / "run")
+
+
+def test_other_groups_another_split_or_another_start_are_another_run_too(stores, tmp_path):
+    joined = PairSet.join(pick(stores, "image", "text"))
+    sides = np.array(["train"] * 240 + ["val"] * 60, dtype=object)
+    usual = PairSet(joined.stores, joined.items, joined.groups, sides)
+    config, start = model_config(joined.stores), FusionModel(model_config(joined.stores))
+    others = [
+        (PairSet(joined.stores, joined.items, joined.groups // 2, sides), None),
+        (PairSet(joined.stores, joined.items, joined.groups, sides[::-1]), None),
+        (usual, start),
+    ]
+    prints = [fingerprint([pairs], config, CONFIG, init) for pairs, init in [(usual, None), *others, (usual, None)]]
+    assert len(set(prints)) == 4 and prints[0] == prints[-1]
+
+
+def test_an_epochs_loss_is_the_mean_of_its_steps_and_only_some_epochs_are_measured_and_saved(
+    stores, tmp_path, monkeypatch
+):
+    losses, saved, usual = [], [], Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda self: saved.append(self.step) or usual(self))
+    config = dataclasses.replace(CONFIG, epochs=5, eval_every=2, save_every=3)
+    two = pick(stores, "image", "text")
+    result = train([PairSet.join(two)], model_config(two), config, tmp_path, report=lambda p: losses.append(p.loss))
+    steps = len(losses) // 5
+    assert [entry["epoch"] for entry in result.history] == [2, 4, 5] and saved == [3 * steps, 5 * steps]
+    for entry in result.history:
+        assert entry["loss"] == pytest.approx(np.mean(losses[(entry["epoch"] - 1) * steps : entry["epoch"] * steps]))
+
+
+def test_the_weights_of_the_kept_epoch_are_returned_and_not_the_last(stores, tmp_path, monkeypatch):
+    scores, seen = iter([0.2, 0.9, 0.1]), []
+
+    def recall(model, *_):
+        seen.append(model.identity)
+        return {"only": next(scores)}
+
+    monkeypatch.setattr("fusemix.training.trainer.validation_recall", recall)
+    two = pick(stores, "image", "text")
+    result = train([PairSet.join(two)], model_config(two), dataclasses.replace(CONFIG, epochs=3), tmp_path)
+    assert result.best["epoch"] == 2 and result.model.identity == seen[1] != seen[2]
+
+
+def test_a_mixed_pair_belongs_to_the_group_of_its_heavier_half(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    config = dataclasses.replace(CONFIG, multi_positive=True, mixup_per_row=True)
+    run = Trainer([PairSet.join(two)], model_config(two), config, tmp_path)
+    drawn = run.draw(0)
+    lam = draw_lam(1.0, len(drawn.halves[0]), np.random.default_rng(1), per_row=True)[:, 0]
+    heavier = np.where(lam > 0.5, drawn.groups[0], drawn.groups[1])
+    assert run.mix(drawn, np.random.default_rng(1)).groups.tolist() == heavier.tolist()
+
+
+def test_every_piece_of_every_step_has_dropout_masks_of_its_own_in_both_passes(stores, tmp_path):
+    two, seeds = pick(stores, "image", "text"), []
+    run = Trainer([PairSet.join(two)], model_config(two), dataclasses.replace(CONFIG, accumulate=3), tmp_path)
+    usual, run.forward = run.forward, lambda latents: seeds.append(torch.initial_seed()) or usual(latents)
+    run.take_step(), run.take_step()
+    assert seeds[:3] == seeds[3:6] and seeds[6:9] == seeds[9:] and len(set(seeds)) == 6
+
+
+def test_a_step_is_taken_at_its_rate_and_from_weights_of_the_runs_seed(stores, tmp_path):
+    two, firsts = pick(stores, "image", "text"), []
+    for seed in (0, 1):
+        run = Trainer([PairSet.join(two)], model_config(two), dataclasses.replace(CONFIG, seed=seed), tmp_path)
+        firsts.append(run.model.identity)
+        for step in range(3):
+            run.take_step()
+            assert {group["lr"] for group in run.optimizer.param_groups} == {run.learning_rate(step)}
+    assert firsts[0] != firsts[1]
+
+
+def test_a_frozen_adapter_is_without_dropout_while_others_train(stores, tmp_path):
+    two, seen = pick(stores, "image", "text"), []
+    config = dataclasses.replace(CONFIG, frozen=("image",), mixup_alpha=None, mixed_precision="no")
+    base = FusionModel(model_config(two))
+    run = Trainer([PairSet.join(two)], model_config(two), config, tmp_path, init=base)
+    usual = run.forward
+    run.forward = lambda latents: seen.append((latents["image"], usual(latents))) or seen[-1][1]
+    run.take_step()
+    latents, out = seen[0]
+    expected = base.eval().adapters["image"](latents)
+    torch.testing.assert_close(out["image"], expected)
+    assert run.model.adapters["text"].training and not out["image"].requires_grad
+
+
+def test_the_loss_of_three_modalities_is_the_mean_of_their_pairs(stores, tmp_path):
+    run = Trainer([PairSet.join(stores)], model_config(stores), CONFIG, tmp_path)
+    out = {name: torch.randn(6, 16) for name in stores}
+    each = [info_nce(out[a], out[b], temperature=run.model.temperature) for a, b in itertools.combinations(out, 2)]
+    torch.testing.assert_close(run.loss(out, None), torch.stack(each).mean())
+
+
+def test_the_closed_form_is_fitted_to_training_pairs_alone(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    pairs = PairSet.join(two)
+    run = Trainer([pairs], model_config(two, closed_form_dim=4), CONFIG, tmp_path)
+    train_pairs, _ = pairs.divide(CONFIG)
+    expected = stores["image"].all()[train_pairs].mean(0)
+    torch.testing.assert_close(run.model.adapters["image"].mean, torch.from_numpy(expected), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
