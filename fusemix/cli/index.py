@@ -70,11 +70,16 @@ def index(
     """
     if (out is None) == (server is None):
         raise ValueError("Give --out for a folder or --index for a server: one of them.")
+    if server is not None and not server.startswith(("postgresql:", "postgres:")):
+        raise ValueError(
+            f"--index is the address of a server, postgresql://..., not {server!r}; --out is for a folder."
+        )
     if server is not None and dtype != "float32":
         raise ValueError("--dtype is that of an index folder (--out); PostgreSQL chooses its own. Drop it.")
     if server is not None and bank:
         raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
     from fusemix.data.pairs import PairTable
+    from fusemix.files import check_place
     from fusemix.model.adapters import FusionModel
     from fusemix.search.build import correct_hubs, fill
     from fusemix.search.index import EmbeddingIndex
@@ -83,6 +88,10 @@ def index(
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
     loaded = load_encoders(model.config, encoders=named_once(encoders or [], flags.FOLDERS))
+    if out is not None:
+        check_place(out)
+    if not any(table.has(modality) for modality in loaded):
+        raise ValueError(f"{pairs} has no filled cell in {', '.join(loaded)}, what {checkpoint} understands.")
     built = _begin(server, model, pairs.parent)
     with terminal.bar() as bar:
         for modality, encoder in loaded.items():
