@@ -52,6 +52,17 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.close(descriptor)
 
 
+def check_place(folder: Path) -> None:
+    """Raise OSError for a folder that cannot be made or written to, before hours of work for it."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(_not_written(folder, OSError(errno.ENOTDIR, "")))
+    if not os.access(place, os.W_OK):
+        raise PermissionError(_not_written(folder, OSError(errno.EACCES, "")))
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Lock a folder for one writing process; the lock of a killed process is released.

@@ -78,11 +78,12 @@ def extract(
             skip_errors=on_error == "skip",
             report=report,
         )
-    for entry_ in store.manifest["skipped"]:
-        terminal.note(f"left out row {entry_['row']}: {entry_['reason']}")
+    skipped = store.manifest["skipped"]
+    for entry_ in skipped:
+        terminal.note(f"left out {table.location(entry_['row'])}: {entry_['reason']}")
     terminal.result(
-        f"{out}: {len(store):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
-        f"{len(store.manifest['skipped'])} left out"
+        f"{out}: {len(store) - len(skipped):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
+        f"{len(skipped)} left out"
     )
     terminal.note(table.summary(column, split=split, kept=store.rows["row"].to_numpy()))
 

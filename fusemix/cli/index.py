@@ -113,12 +113,7 @@ def index(
     if watch is not None:
         raise ValueError("--watch follows a folder of files; a table is indexed again by the same command.")
     assert pairs is not None
-    if (out is None) == (server is None):
-        raise ValueError("Give --out for a folder or --index for a server: one of them.")
-    if server is not None and (dtype != "float32" or dims is not None):
-        raise ValueError("--dtype and --dims are of an index folder (--out); PostgreSQL chooses its own. Drop them.")
-    if server is not None and bank:
-        raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
+    _check_target(out, server, dtype=dtype, dims=dims, bank=bank)
     from fusemix.data.pairs import PairTable
     from fusemix.model.adapters import FusionModel
     from fusemix.search.build import correct_hubs
@@ -126,6 +121,9 @@ def index(
 
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
+    if not any(table.has(modality) for modality in model.config.encoders):
+        understood = ", ".join(model.config.encoders)
+        raise ValueError(f"{pairs} has no filled cell in {understood}, what {checkpoint} understands.")
     built = _begin(server, model, pairs.parent)
     _fill(built, model, table, batch_size, folders)
     if out is not None and isinstance(built, EmbeddingIndex):
@@ -138,6 +136,26 @@ def index(
     counts = ", ".join(f"{count:,} {modality}" for modality, count in built.counts.items())
     terminal.note(f"{out or server}: {counts} items, for the model {model.identity[:12]}...")
     terminal.note(table.summary())
+
+
+def _check_target(out: Path | None, server: str | None, *, dtype: str, dims: int | None, bank: Any) -> None:
+    """Check that a table's index goes to one place, which can be written to and takes the settings."""
+    from fusemix.files import check_place
+
+    if (out is None) == (server is None):
+        raise ValueError("Give --out for a folder or --index for a server: one of them.")
+    if out is not None:
+        check_place(out)
+        return
+    assert server is not None
+    if not server.startswith(("postgresql:", "postgres:")):
+        raise ValueError(
+            f"--index is the address of a server, postgresql://..., not {server!r}; --out is for a folder."
+        )
+    if dtype != "float32" or dims is not None:
+        raise ValueError("--dtype and --dims are of an index folder (--out); PostgreSQL chooses its own. Drop them.")
+    if bank:
+        raise ValueError("Hubs are corrected in an index folder (--out), not in PostgreSQL; drop --bank.")
 
 
 def _fill(

@@ -27,6 +27,8 @@ def join(
     from fusemix.datasets import Tally, join_tables, write_table
 
     files = {name: Path(file) for name, file in named_once(tables, "--tables NAME=FILE").items()}
+    if out.resolve() in {file.resolve() for file in files.values()}:
+        raise ValueError(f"--out is {out}, one of the tables to join, which would be lost; choose another name.")
     tally = Tally()
     with terminal.waiting("joining"):
         counts = write_table(join_tables(files, splits=splits or (), tally=tally), out, tally)

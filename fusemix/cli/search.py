@@ -96,6 +96,9 @@ def search(
         write_json(json, items_to_json(query, items) if fuse else to_json(query, results))
     for table in [tabulate_items(items)] if fuse else [tabulate(*found) for found in results.items()]:
         terminal.show(table)
+    if conditions and not (items if fuse else any(results.values())):
+        asked = " and ".join(f"{key}={value}" for key, value in conditions.items())
+        terminal.note(f"No item has {asked}; the values are compared whole, with their capitals.")
     terminal.result(f"{elapsed * 1000:.0f} ms, {len(retriever.index):,} items")
 
 

@@ -115,6 +115,8 @@ def subset(
     chosen = eligible[_choose(method, candidates.features(), values, eligible, k=k, blocks=blocks, seed=seed)]
     kept = candidates.rows_of(chosen)
     rows = kept["row"].to_numpy()
+    if pairs is not None and out.resolve() == pairs.resolve():
+        raise ValueError(f"--out is {out}, the table to choose from, which would be lost; choose another name.")
     out.parent.mkdir(parents=True, exist_ok=True)
     if table is None or out.suffix == ".txt":
         write_atomic(out, lambda path: path.write_text("".join(f"{row}\n" for row in rows)))

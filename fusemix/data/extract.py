@@ -25,6 +25,7 @@ from fusemix.data.latent_writer import (
     write_rows,
 )
 from fusemix.data.pairs import Item, PairTable
+from fusemix.datasets.cells import FILE_COLUMNS
 from fusemix.encoders.base import Encoder
 from fusemix.encoders.probe import latents_of, probe
 from fusemix.files import sole_writer
@@ -70,10 +71,13 @@ def extract(
         report: Called with (items done, items in all) after every batch; of this process, where there are several.
 
     Raises:
-        ValueError: If an item cannot be used (naming its row), a latent leaves the range of ``dtype``, the encoder
-            fails its probe, the folder holds another encoder's or another table's store, or nothing usable is left.
+        ValueError: If the column holds files and the encoder reads text, an item cannot be used (naming its row), a
+            latent leaves the range of ``dtype``, the encoder fails its probe, the folder holds another encoder's or
+            another table's store, or nothing usable is left.
     """
     check_dtype(dtype)
+    if column in FILE_COLUMNS and encoder.modality == "text":
+        raise ValueError(f"{encoder.name} reads text, but the column {column} of {table.path} holds paths of files.")
     folder = Path(folder)
     items = table.items(column, split)
     header = {
@@ -150,7 +154,7 @@ class _Work:
             as_stored(latents[finite], self.dtype, name=lambda i: self._name(usable[finite[i]]))
 
     def _name(self, item: Item) -> str:
-        return f"The latent of row {item.row} of {self.table.path}, column {self.column!r},"
+        return f"The latent of {self.table.location(item.row)} of {self.table.path}, column {self.column!r},"
 
     def usable(self, item: Item, number: int) -> Any:
         """Return the prepared item, or the manifest's entry for one that is left out."""

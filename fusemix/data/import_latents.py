@@ -58,7 +58,8 @@ def import_latents(
     Args:
         source: A file, an array (N, dim), or arrays (n, dim) one after another; floating point, not normalised.
         folder: Of the new store.
-        modality: Any name: video, sensor, protein, ...; models trained on the store use it.
+        modality: Any name of letters, digits, ``_`` and ``-``: video, sensor, protein, ...; models trained on the store
+            use it.
         name: Name of what made the latents, recorded as the encoder.
         revision: Identity of its weights, if known.
         table: The pairs the latents belong to; without one, latent i of every modality is pair i.
@@ -80,6 +81,8 @@ def import_latents(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
+    if not re.fullmatch(r"[\w-]+", modality):
+        raise ValueError(f"A modality is named with letters, digits, '_' and '-', got {modality!r}.")
     if column is not None and table is None:
         raise ValueError(f"column {column!r} needs the table it stands in; give the table too.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -35,6 +35,10 @@ EMPTY_CAPTIONS = "captions in lists that are empty"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # fmt: skip
 
+NEARLY = {  # column -> what others call it
+    "text": ("caption", "captions", "sentence", "sentences", "description", "raw"),
+    "image": ("image_path", "filename", "file_name", "filepath", "file", "path", "img", "picture", "photo"),
+}
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"  # marks and blanks of no width
 _LONGEST_CELL = 2**31 - 1  # characters of a .csv's cell; the library's own limit is 131,072
 
@@ -85,16 +89,26 @@ def read_chunks(path: Path, tally: Tally, *, texts: Sequence[str] = ("text",)) -
             raw = _parquet(path, texts)
         else:
             raise ValueError(f"the ending {kind or '(none)'} is not one of {', '.join(ENDINGS)}")
-        unread: set[str] = set()
-        for places, columns in raw:
-            frame = _cleaned(places, columns, texts, place, unread, tally)
+        unread, columns = set[str](), dict[str, None]()
+        for places, cells in raw:
+            columns |= dict.fromkeys(cells)
+            frame = _cleaned(places, cells, texts, place, unread, tally)
             frame.attrs["unread"] = sorted(unread)
             yield frame
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a table of pairs: {error}") from error
+    tally.notes.extend(_near_misses(columns, texts, path))
     if unread:
         listed = ", ".join(map(repr, sorted(unread)))
         tally.notes.append(f"Not read, because they hold lists, objects or bytes: the columns {listed} of {path}.")
+
+
+def _near_misses(columns: Iterable[str], texts: Sequence[str], path: Path) -> Iterator[str]:
+    """Yield a sentence for a column that seems to be meant as another, which the table lacks."""
+    for column, others in NEARLY.items():
+        near = [name for name in columns if name.casefold() in others and name not in texts]
+        if near and not {*(FILE_COLUMNS if column == "image" else ("text",))} & {*columns}:
+            yield f"The column {near[0]!r} of {path} is not read; call it {column} if it is one."
 
 
 def open_text(path: Path) -> TextIO:

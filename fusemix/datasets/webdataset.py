@@ -111,7 +111,7 @@ def _shards(root: Path, tally: Tally) -> list[Path]:
     other = [path.name for path in inside if path not in shards and path.name != "unpacked"]
     if not shards:
         has = f"; it holds {', '.join(other[:5])}" if other else ""
-        raise FileNotFoundError(f"There is no .tar shard in {root}{has}; its name ends in {', '.join(ENDINGS)}.")
+        raise FileNotFoundError(f"There is no .tar shard in {root}{has} (a shard ends in {', '.join(ENDINGS)}).")
     if other:
         tally.left_out["files and folders beside the shards, which are not read"] += len(other)
     return shards

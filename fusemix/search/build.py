@@ -62,11 +62,12 @@ def fill(
 
     Raises:
         MediaError: If an item cannot be used, with its row.
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: If ``batch_size`` is below 1, or two files have one id.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     items = distinct(table, encoder.modality)
+    _check_ids(table, encoder.modality, items)
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         prepared = []
@@ -80,6 +81,19 @@ def fill(
         index.add(encoder.modality, embeddings, [describe(table, encoder.modality, item) for item in batch])
         if report:
             report(start + len(batch), len(items))
+
+
+def _check_ids(table: PairTable, modality: str, items: Sequence[Item]) -> None:
+    """Refuse an id of two files: only the first would be found by it."""
+    first: dict[str, Item] = {}
+    for item in items if modality in FILE_COLUMNS and "id" in table.frame else ():
+        identity = str(table.frame["id"].iat[item.row])
+        other = first.setdefault(identity, item)
+        if identity and other is not item:
+            raise ValueError(
+                f"{table.path} has the id {identity!r} for two files of {modality}, in {table.location(other.row)} and "
+                f"{table.location(item.row)}; give each file an id of its own."
+            )
 
 
 def correct_hubs(

@@ -9,6 +9,7 @@ the items' files), ``&exact=1`` (compare with every item instead of walking the 
 from __future__ import annotations
 
 import json
+import logging
 import operator
 import re
 import threading
@@ -31,6 +32,8 @@ with extra("postgres", "An index in PostgreSQL"):
     from pgvector.psycopg import register_vector
     from psycopg import sql
     from psycopg.types.json import Jsonb
+
+logger = logging.getLogger(__name__)
 
 SCHEMES = ("postgresql", "postgres")
 FORMAT = "fusemix-1"
@@ -399,6 +402,7 @@ def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
     connection: psycopg.Connection[Any] = psycopg.connect(
         **where, connect_timeout=CONNECT_S, application_name="fusemix", autocommit=True
     )
+    connection.add_notice_handler(_noted)
     if prepare:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('fusemix', 0))")  # one process at a time
@@ -410,6 +414,15 @@ def _connect(address: Address, *, prepare: bool) -> psycopg.Connection[Any]:
             )
     register_vector(connection)
     return connection
+
+
+def _noted(notice: psycopg.errors.Diagnostic) -> None:
+    """Log that a graph is built slowly, on the disk; other notices say that something is there already."""
+    if "maintenance_work_mem" in (notice.message_primary or ""):
+        logger.warning(
+            "%s; PGOPTIONS='-c maintenance_work_mem=1GB' builds it in memory (docs/scale-out.md).",
+            notice.message_primary,
+        )
 
 
 def _hits(modality: str, rows: Sequence[tuple[int, dict[str, Any], float]]) -> list[Hit]:

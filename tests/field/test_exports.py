@@ -350,3 +350,38 @@ def test_every_format_that_can_be_decoded_is_found(tmp_path):
     pairs, tally = tree(tmp_path, *names)
     assert len(pairs) == len(names) and not tally.left_out
     assert {".heic", ".jxl"}.isdisjoint(picture_endings()) and ".ts" not in SOUNDS
+
+
+# --- Hugging Face datasets
+
+
+def saved(tmp_path, features=None, **columns):
+    hf = pytest.importorskip("datasets", reason="the library datasets is not installed")
+    kinds = {"string": hf.Value("string"), "label": hf.ClassLabel(names=["cat", "dog"]), "image": hf.Image()}
+    features = hf.Features({name: kinds[kind] for name, kind in features.items()})
+    hf.DatasetDict({"test": hf.Dataset.from_dict(columns, features=features)}).save_to_disk(tmp_path / "saved")
+    tally = Tally()
+    given = {"text_column": "label"} if "label" in columns else {}
+    return list(DATASETS["huggingface"](tmp_path / "saved", tally, unpack=tmp_path / "u", **given)), tally
+
+
+IMAGES = [{"bytes": data, "path": None} for data in (b"\x89PNG1", b"\x89PNG2", b"")]
+
+
+def test_a_column_of_splits_says_more_than_the_part_of_a_dataset(tmp_path):
+    pairs, tally = saved(
+        tmp_path, {"image": "image", "text": "string", "caption": "string", "split": "string"},
+        image=IMAGES, text=["a", "b", "c"], caption=["x", "y", "z"], split=["train", "val", "test"],
+    )  # fmt: skip
+    assert [(pair.text, pair.split) for pair in pairs] == [("a", "train"), ("b", "val")]
+    assert tally.left_out == {"rows without a picture or a sound": 1}  # no bytes
+    assert tally.notes == [
+        "The captions are those of the column text; there are caption too.",
+        "The splits are those of the column split, not of the part test.",
+        "Not taken from test: the columns caption.",
+    ]
+
+
+def test_rows_of_one_class_are_right_answers_for_one_another(tmp_path):
+    pairs, _ = saved(tmp_path, {"image": "image", "label": "label"}, image=IMAGES, label=[0, 0, 1])
+    assert [(pair.text, pair.group, pair.split) for pair in pairs] == [("cat", "class cat", "test")] * 2

@@ -216,3 +216,13 @@ def test_without_the_client_one_sentence_names_the_extra():
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "fusemix[postgres]" in printed and printed.count("\n") == 1
+
+
+def test_a_graph_that_does_not_fit_into_memory_is_told(postgres, monkeypatch, caplog):
+    monkeypatch.setattr(postgres_index, "EXACT_UP_TO", 10)
+    rows = unit(np.random.default_rng(0), 1000, 512)
+    for memory, said in (("1MB", True), ("64MB", False)):
+        caplog.clear()
+        monkeypatch.setenv("PGOPTIONS", f"-c maintenance_work_mem={memory}")
+        build(postgres("memory"), rows)
+        assert ("PGOPTIONS='-c maintenance_work_mem=1GB' builds it in memory" in caplog.text) == said
