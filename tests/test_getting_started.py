@@ -49,8 +49,9 @@ def run(line, desk, *more):
     words = shlex.split(line)
     assert words[0] == "fusemix", line
     done = subprocess.run(
-        [FUSEMIX, *words[1:], *more], cwd=desk, capture_output=True, text=True, timeout=300, env=environment()
-    )
+        [FUSEMIX, *words[1:], *more], cwd=desk, capture_output=True, text=True, timeout=300,
+        env=environment(XDG_CACHE_HOME=str(desk / "cache")),
+    )  # fmt: skip
     assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
     return done.stdout
 
@@ -88,7 +89,8 @@ def test_photos_are_found_by_voice(desk):
     for row in rows(12):
         shutil.copy(GALLERY / row["image"], desk / "photos")
     shutil.copy(ROOT / "demo/examples/spoken-cake.mp3", desk / "question.wav")
-    table, index, by_text, by_voice, app = commands(1)
+    at_once, table, index, by_text, by_voice, app = commands(1)
+    assert ".webp" in run(at_once, desk) and list((desk / "cache/fusemix/folders").glob("photos-*/index.json"))
     for line in (table, index):
         run(line, desk)
     assert ".webp" in run(by_text, desk) or ".jpg" in run(by_text, desk)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -15,6 +14,9 @@ from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named_once
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from fusemix.data.latent_store import LatentStore
     from fusemix.model.adapters import FusionModel
 
@@ -50,10 +52,12 @@ def move(
     Example: fusemix move --checkpoint checkpoints/new --old latents/image --new latents/image-some --out latents/moved
     """
     from fusemix.data.latent_store import LatentStore
+    from fusemix.data.move import shared_items, write_moved
     from fusemix.encoder_identity import check_encoder
     from fusemix.evaluation.move import recall_kept
     from fusemix.files import write_json
     from fusemix.model.adapters import FusionModel
+    from fusemix.model.latent_map import choose_map
 
     model = FusionModel.from_pretrained(checkpoint)
     before, after = LatentStore.open(old), LatentStore.open(new)
@@ -62,16 +66,17 @@ def move(
     check_encoder(after.modality, model.config.encoders, after.encoder)
     if out is not None and out.exists():
         raise ValueError(f"{out} is there already; choose a new folder.")
-    items, groups, rows = _shared(before, after)
-    queries = _queries(model, query, rows, groups, after) if query else (None, None)
+    items, groups, rows = shared_items(before, after)
+    queries = _queries(model, query, rows, after) if query else (None, None)
     latents = before.read(items[0]), after.read(items[1])
     values = recall_kept(model, after.modality, *latents, groups, *queries, seed=seed)
     if json:
         write_json(json, values)
     terminal.show(tabulate(values))
     if out is not None:
-        n = _write(model, before, after, latents, out, values, seed)
-        terminal.result(f"{out}: {n:,} latents moved; use them with {checkpoint} as the new encoder's")
+        chosen = choose_map(*latents, lambda x: model.embed(after.modality, x).numpy(), seed=seed)
+        moved = write_moved(before, after, chosen, out, values)
+        terminal.result(f"{out}: {len(moved):,} latents moved; use them with {checkpoint} as the new encoder's")
 
 
 def tabulate(values: Mapping[str, Any]) -> Table:
@@ -88,61 +93,21 @@ def tabulate(values: Mapping[str, Any]) -> Table:
     return table
 
 
-def _shared(old: LatentStore, new: LatentStore) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """Return the items of both stores that share a row, each pair of items once, with groups and the shared rows."""
-    if old.manifest["table"] != new.manifest["table"]:
-        raise ValueError(f"{old.folder} and {new.folder} were made from different tables; use one table of pairs.")
-    joined = old.rows.merge(new.rows[["row", "item"]], on="row", suffixes=("", "_new"))
-    first = joined.drop_duplicates("item")
-    pairs = first["item"].to_numpy(np.int64), first["item_new"].to_numpy(np.int64)
-    return pairs, first["group"].to_numpy(np.int64), joined["row"].to_numpy(np.int64)
-
-
-def _queries(
-    model: FusionModel, query: str, rows: np.ndarray, groups: np.ndarray, new: LatentStore
-) -> tuple[Any, np.ndarray]:
+def _queries(model: FusionModel, query: str, rows: np.ndarray, new: LatentStore) -> tuple[Tensor, np.ndarray]:
     """Embed the queries of the shared rows: (Q, D), and their groups."""
     from fusemix.data.latent_store import LatentStore
+    from fusemix.data.move import rows_beside
     from fusemix.encoder_identity import check_encoder
 
     ((modality, folder),) = named_once([query], "--query MODALITY=DIR").items()
     store = LatentStore.open(folder)
     if store.modality != modality or modality == new.modality:
         raise ValueError(
-            f"{folder} holds {store.modality} latents; --query names another modality than {new.modality}."
+            f"{folder} holds {store.modality} latents; --query is for a modality beside {new.modality}, by its name."
         )
     check_encoder(modality, model.config.encoders, store.encoder)
-    asked = store.rows[store.rows["row"].isin(rows) & store.rows["group"].isin(groups)].drop_duplicates("item")
-    if store.manifest["table"] != new.manifest["table"] or asked.empty:
-        raise ValueError(f"{folder} shares no row with the shared items; extract it from the same table.")
-    return model.embed(modality, store.read(asked["item"].to_numpy())), asked["group"].to_numpy(np.int64)
-
-
-def _write(
-    model: FusionModel,
-    old: LatentStore,
-    new: LatentStore,
-    latents: tuple[np.ndarray, np.ndarray],
-    out: Path,
-    values: Mapping[str, Any],
-    seed: int,
-) -> int:
-    """Move the whole store, shard by shard; its manifest says that it was moved, from what and what that kept."""
-    from fusemix.data.latent_store import CHUNK_ITEMS, FORMAT_VERSION
-    from fusemix.data.latent_writer import append_shard, as_stored, begin, finish, write_rows
-    from fusemix.model.latent_map import choose_map
-
-    chosen = choose_map(*latents, lambda x: model.embed(new.modality, x).numpy(), seed=seed)
-    header: dict[str, Any] = {key: old.manifest[key] for key in ("table", "column", "split") if key in old.manifest}
-    header |= {"format": FORMAT_VERSION, "encoder": new.encoder, "dtype": new.manifest["dtype"]}
-    moved = {"from": old.encoder, "ridge": chosen.ridge, "measured": dict(values)}
-    manifest = begin(out, header | {"moved": moved})
-    for start in range(0, len(old), CHUNK_ITEMS):
-        part = old.read(np.arange(start, min(start + CHUNK_ITEMS, len(old))))
-        append_shard(out, manifest, as_stored(chosen(part), new.manifest["dtype"], start=start))
-    write_rows(out, old.rows)
-    finish(out, manifest)
-    return len(old)
+    items, groups = rows_beside(store, new, rows)
+    return model.embed(modality, store.read(items)), groups
 
 
 main = entry("move", move)
