@@ -10,7 +10,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ MIN_ROWS, MAX_ROWS = 50, 20_000
 MAX_DIM = 4096
 MAX_SECONDS = 300.0  # of training; the running step or decomposition of the closed form is finished first
 MAX_EPOCHS = 100
+FORECAST_PAIRS = 2000  # most pairs that the forecast reads
 BUSY = "Your training is already running; please wait or press Cancel."
 _CHECKPOINT = "fusemix-checkpoint"
 
@@ -44,12 +45,14 @@ class Stage:
         share: Fraction of the training done, 0 to 1.
         history: One entry per evaluated epoch: epoch, and direction (``image_to_text``) -> recall@1.
         done: Whether this is the last stage.
+        forecast: What to expect of these pairs and of more; of every stage once it is known.
     """
 
     sentence: str
     share: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     done: bool = False
+    forecast: str = ""
 
 
 class Training:
@@ -140,7 +143,10 @@ class Training:
                 shutil.rmtree(work, ignore_errors=True)
                 (self.folder / f"{_CHECKPOINT}.zip").unlink(missing_ok=True)
             pairs = self._pairs(work)
-            yield from self._train(pairs, configs(pairs, epochs, closed_form=closed_form), work)
+            yield Stage("Forecasting from the closed form …")
+            expected = forecast_of(pairs)
+            for stage in self._train(pairs, configs(pairs, epochs, closed_form=closed_form), work):
+                yield replace(stage, forecast=expected)
         finally:
             self.stop()
             self.busy = False
@@ -258,6 +264,19 @@ class _Run:
             f"{news.loss:.3f}, {news.pairs_per_s:,.0f} pairs per second"
         )
         return Stage(sentence, news.step / news.total_steps, list(self.history))
+
+
+def forecast_of(pairs: PairSet) -> str:
+    """Say what to expect, from the closed form on at most FORECAST_PAIRS of the pairs: seconds."""
+    from fusemix.evaluation.diagnose import reduced, sample_pairs
+    from fusemix.evaluation.forecast import FACTORS, forecast
+
+    chosen = sample_pairs(pairs.groups, FORECAST_PAIRS)
+    with one_thread():
+        given = [pairs.latents(modality, items[chosen]).numpy() for modality, items in pairs.items.items()]
+        sides = [reduced(latents - latents.mean(axis=0)) for latents in given]
+        made = forecast(sides[0], sides[1], factors=[factor * len(pairs) / len(chosen) for factor in FACTORS])
+    return f"{made.verdict()} {made.sentence()}"
 
 
 def configs(pairs: PairSet, epochs: int, *, closed_form: bool) -> tuple[ModelConfig, TrainConfig]:

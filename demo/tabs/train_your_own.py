@@ -35,7 +35,8 @@ def stage_html(stage: Stage) -> str:
     """Return the stage's sentence, with a progress bar until the end."""
     value = f' value="{stage.share:.3f}"' if stage.share else ""
     bar = "" if stage.done else f'<progress max="1"{value} aria-label="Trained"></progress>'
-    return f'<div class="fm-progress">{bar}<p role="status">{escape(stage.sentence)}</p></div>'
+    expected = f'<p class="fm-own-note">Before training: {escape(stage.forecast)}</p>' if stage.forecast else ""
+    return f'<div class="fm-progress">{expected}{bar}<p role="status">{escape(stage.sentence)}</p></div>'
 
 
 def curve(stage: Stage) -> pd.DataFrame:

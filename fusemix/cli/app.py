@@ -10,6 +10,7 @@ import typer
 from fusemix import __version__
 from fusemix.cli import terminal
 from fusemix.cli.audit import audit
+from fusemix.cli.classify import classify
 from fusemix.cli.command import Command, SetCommand, call, help_of
 from fusemix.cli.conditioner import conditioner
 from fusemix.cli.deploy_space import deploy_space
@@ -43,6 +44,7 @@ COMMANDS = {
         "move": move,
     },
     MORE: {
+        "classify": classify,
         "generate": generate,
         "conditioner": conditioner,
         "ensemble": ensemble,

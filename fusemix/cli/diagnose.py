@@ -58,10 +58,11 @@ def diagnose(
     json: flags.Json = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the figures to this PNG file.")] = None,
 ) -> None:
-    """Compare encoders on some thousand pairs, before anything is trained, and recommend a combination.
+    """Say what to expect of a training, before anything is trained: recall now and with more pairs, and what limits it.
 
     Every encoder of one modality is compared with every one of the others: mutual nearest neighbours, CKA, intrinsic
-    dimension, norms, hubs, duplicates, and how many held-out pairs a closed form (CCA) finds. Several layers of one
+    dimension, norms, hubs, duplicates, and how many held-out pairs a closed form (CCA) finds. Its learning curve on
+    nested subsets, continued, is the forecast. Several layers of one
     network are several encoders (hub-image:...&layers=-2).
 
     Example: fusemix diagnose --latents image=latents/a,latents/b text=latents/c --json d.json --plot d.png
@@ -101,8 +102,10 @@ def diagnose(
         write_json(json, result)
     if plot:
         draw(result, plot)
-    for shown in tabulate(result):
+    for shown in (*tabulate(result), *map(tabulate_forecast, result["forecasts"])):
         terminal.show(shown)
+    for found in result["forecasts"]:
+        terminal.result(f"{found['verdict']} {found['limits']}")
     terminal.result(f"{result['n_pairs']:,} pairs. {result['recommendation']}")
     if closing:
         terminal.note(closing)
@@ -119,6 +122,19 @@ def tabulate(result: dict[str, Any]) -> tuple[Table, Table]:
         for name, found in of_modality.items():
             single.add_row(name, *(f"{found[key]:.4g}" for key in FIGURES))
     return combinations, single
+
+
+def tabulate_forecast(found: dict[str, Any]) -> Table:
+    """Tabulate the recall to expect of the closed form, with intervals in brackets, for growing numbers of pairs."""
+    title = f"{' + '.join(found['encoders'].values())}: to expect among {found['gallery']:,} items"
+    table = Table("pairs", "recall@1, %", "recall@10, %", title=title, title_justify="left")
+    for expected in found["expected"]:
+        cells = (expected[f"recall_at_{k}"] for k in (1, 10))
+        table.add_row(
+            f"{expected['pairs']:,}{' (now)' if expected['factor'] == 1 else ''}",
+            *(f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for value, low, high in cells),
+        )
+    return table
 
 
 main = entry("diagnose", diagnose)

@@ -24,6 +24,7 @@ SLOPE, SLOPE_SD = 0.27, 0.05  # with every doubling of the pairs: expected befor
 DECAY = 0.96  # of the slope with every doubling
 RULE_SD = {1: (0.05, 0.05), 10: (0.08, 0.09)}  # its error for recall@k: at the pairs there are, for every doubling more
 ASKED = 1.3  # queries that a pair is worth: its two directions are not independent
+WORTH = 0.2  # gain by more pairs, as a share of the recall, from which collecting them is advised
 COVERED = 0.9  # share of forecasts whose interval should hold the truth
 
 
@@ -35,7 +36,7 @@ class Forecast:
         pairs: Number of pairs it was made from.
         gallery: Number of items among which a partner is found.
         measured: An entry per subset: pairs, recall_at_1, recall_at_10 (fractions, on held-out pairs).
-        expected: An entry per factor: factor, pairs, and recall_at_1 and recall_at_10, each (value, low, high).
+        expected: An entry per factor, the first for the pairs at hand: factor, pairs, and recall_at_1 and recall_at_10, each (value, low, high).
     """
 
     pairs: int
@@ -45,29 +46,20 @@ class Forecast:
 
     def sentence(self) -> str:
         """Write what to expect now and with more pairs."""
-        told = [
-            f"{_percent(entry['recall_at_1'])} at {entry['pairs']:,}{' (now)' if entry['factor'] == 1 else ''}"
-            for entry in self.expected
-        ]
-        return f"Recall@1 among {self.gallery:,} held-out items to expect with so many pairs: {', '.join(told)}."
+        told = [f"{_percent(entry['recall_at_1'])} with {entry['pairs']:,}" for entry in self.expected]
+        return f"Recall@1 to expect of the closed form among {self.gallery:,} items: {', '.join(told)} pairs."
 
     def verdict(self) -> str:
         """Write stop or go in a sentence."""
-        now, twice = self.expected[0], self.expected[1]
-        chance = 10 / self.gallery
-        value, low, _ = now["recall_at_10"]
-        if low <= 1.5 * chance:
+        (value, low, _), chance = self.expected[0]["recall_at_1"], 1 / self.gallery
+        if low <= 2 * chance:
             return (
-                f"Stop: {value:.1%} of held-out partners are among the first ten, little more than chance "
-                f"({chance:.1%}); check that row i of both is one pair (fusemix audit), or try other encoders."
+                f"Stop: {value:.1%} of held-out partners are found first, too near to chance ({chance:.1%}); check that "
+                "row i of both is one pair (fusemix audit), collect more pairs, or try other encoders."
             )
-        gain = twice["recall_at_1"][0] - now["recall_at_1"][0]
-        if gain > 0.2 * now["recall_at_1"][0]:
-            return (
-                f"Go, and collect more: twice the pairs are worth {100 * gain:.1f} points of recall@1, more than any "
-                "recipe."
-            )
-        return f"Go: twice the pairs would add {100 * gain:.1f} points of recall@1; better encoders would add more."
+        gain = self.expected[1]["recall_at_1"][0] - value
+        collect = ", and collect more" if gain > WORTH * value else ""
+        return f"Go{collect}: {self.expected[1]['pairs']:,} pairs would add {100 * gain:.1f} points of recall@1."
 
 
 def forecast(x: np.ndarray, y: np.ndarray, *, factors: Sequence[float] = FACTORS, seed: int = 0) -> Forecast:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 2000  # longest text query
 # Default weight of each part of a query; a negative weight subtracts.
 DEFAULT_WEIGHTS = {"text": 1.0, "image": 1.0, "audio": 1.0, "minus_text": -0.5}
+LIKED, DISLIKED = 0.5, -0.5  # weights beside a query's 1 (Rocchio), chosen on the gallery: docs/your-own-model.md
 _SMALLEST_SUM = 1e-3  # length below which a weighted sum of unit vectors has no direction
 
 
@@ -268,6 +269,45 @@ class Retriever:
         """Embed the words of a transcript that Whisper was confident of, as text: shape (D,); None without any."""
         words = sure_words(transcript)[:MAX_QUERY_CHARS]
         return self.embed(text=words) if words and "text" in self.encoders else None
+
+    def refine(
+        self, likes: Sequence[Hit], dislikes: Sequence[Hit] = (), *, query: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Move a query towards hits that were liked and away from those that were not; see :meth:`search_embedding`.
+
+        Args:
+            likes: Hits of this index, of any modality.
+            dislikes: Likewise.
+            query: Embedding of the query that found them, shape (D,); without one the likes alone count.
+
+        Returns:
+            Shape (D,), float32, unit length.
+
+        Raises:
+            ValueError: If there is neither a like nor a query, or a hit is not of this index.
+
+        Source:
+            Rocchio 1971. A linear probe in the shared space, whitened by the index, was no better on the same clicks.
+        """
+        if not likes and query is None:
+            raise ValueError("Give at least one hit that is liked, or the query that found the hits.")
+        total = np.zeros(self.index.embed_dim) if query is None else np.asarray(query, dtype=np.float64)
+        for weight, hits in ((LIKED, likes), (DISLIKED, dislikes)):
+            if hits:
+                total = total + weight * np.mean([self.embedding_of(hit) for hit in hits], axis=0)
+        length = np.linalg.norm(total)
+        if length < _SMALLEST_SUM:
+            raise MediaError("What is liked and what is not cancel each other; like or dislike fewer hits.")
+        refined: np.ndarray = (total / length).astype(np.float32)
+        return refined
+
+    def embedding_of(self, hit: Hit) -> np.ndarray:
+        """Return the embedding of a hit, shape (D,); ValueError if this index does not hold it."""
+        items = self.index.items(hit.modality)
+        if hit.item not in items:
+            raise ValueError(f"This index holds no {hit.modality} {hit.item}; refine with hits of its own searches.")
+        row: np.ndarray = self.index.embeddings(hit.modality)[items.index(hit.item)]
+        return row
 
     def search_embedding(
         self,

@@ -55,7 +55,9 @@ def test_a_checkpoint_that_loads_and_finds_partners_comes_out(training, files, t
     assert set(last.history[0]) == {"epoch", "sensor_to_words", "words_to_sensor"}
     assert max(entry["sensor_to_words"] for entry in last.history) > 0.5  # chance: about 0.03
     assert "held-out pairs" in last.sentence and "sensor to words" in last.sentence
-    assert 0 < stages[2].share <= stages[-2].share == 1.0
+    assert all(stage.forecast.startswith(("Go", "Stop")) for stage in stages[2:])
+    assert "Before training: " in stage_html(last) and "among 24 items" in last.forecast
+    assert 0 < stages[3].share <= stages[-2].share == 1.0
     with zipfile.ZipFile(training.download) as archive:
         archive.extractall(tmp_path)
     folder = tmp_path / "fusemix-checkpoint"

@@ -33,7 +33,7 @@ def test_swapped_captions_are_the_worst_rows(captions):
     y[swapped] = y[np.roll(swapped, 1)]
     found = a.audit(x, y, groups, no_splits(groups))
     worst = set(found.order[: len(swapped)].tolist())
-    assert len(worst & set(swapped.tolist())) > 0.85 * len(swapped)
+    assert len(worst & set(swapped.tolist())) > 0.7 * len(swapped)
     assert abs(found.random - len(swapped)) < 0.5 * len(swapped)
     assert all(found.reasons[row][0].startswith("sides disagree") for row in found.order[:10])
     assert list(found.recall) == [0.0, 0.01, 0.02, 0.05] and found.recall[0.05] > 0.5

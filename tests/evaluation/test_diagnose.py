@@ -143,6 +143,17 @@ def test_the_encoder_that_knows_more_is_recommended():
     assert "too close to call" in twins["recommendation"]
 
 
+def test_what_limits_is_the_encoder_without_a_spare_dimension_and_the_duplicates():
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(400, 8))
+    spare = np.tile(cause, 4) + 0.05 * rng.normal(size=(400, 32))  # half of it still holds every cause
+    bare = cause + 0.05 * rng.normal(size=(400, 8))
+    bare[:40] = bare[40:80] * 1.0001
+    sides = {name: d.geometry(x.astype(np.float32)) for name, x in (("image", spare), ("text", bare))}
+    told = d.limits(sides)
+    assert told.startswith("The text encoder limits more") and "20% of the text items are near-duplicates" in told
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("diagnose_script", ROOT / "scripts" / "diagnose.py")
@@ -164,7 +175,11 @@ def test_the_script_compares_every_combination_of_stores(script, tmp_path, capsy
     assert result["combinations"][0]["cca_recall_at_1"] == pytest.approx(
         d.compare(d.geometry(x), d.geometry(y))["cca_recall_at_1"]
     )
-    assert picture.stat().st_size > 5000 and "Take image-a with text-a" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert picture.stat().st_size > 5000 and "Take image-a with text-a" in printed
+    (found,) = result["forecasts"]
+    assert found["encoders"] == {"image": "image-a", "text": "text-a"} and found["verdict"].startswith("Go")
+    assert "300 (now)" in printed and "3,000" in printed and found["limits"] in printed
     assert script.main(["--latents", f"image={tmp_path}/text-a", text]) == 2
     assert "holds text latents, not image latents" in capsys.readouterr().err
 

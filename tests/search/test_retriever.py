@@ -280,3 +280,25 @@ def test_words_heard_for_certain_lead_and_a_doubtful_sound_speaks_for_itself(ret
     assert retriever.search(audio=sound, fuse=True) == expected
     said[1] = -1.5
     assert retriever.search(audio=sound, fuse=True) == retriever.fusion.search({"audio": embedding})
+
+
+def test_a_like_moves_the_query_towards_it_and_a_dislike_away(retriever):
+    query = retriever.embed(text="a square")
+    red, green, blue = sorted(retriever.search_embedding(query)["image"], key=lambda hit: hit.item["id"] != "red")
+    likes, dislikes = np.stack([retriever.embedding_of(hit) for hit in (red, green)]), retriever.embedding_of(blue)
+    expected = query + 0.5 * likes.mean(axis=0) - 0.5 * dislikes
+    refined = retriever.refine([red, green], [blue], query=query)
+    np.testing.assert_allclose(refined, expected / np.linalg.norm(expected), atol=1e-6)
+    assert refined @ likes[0] > query @ likes[0] and refined @ dislikes < query @ dislikes
+    alone = retriever.refine([red])
+    assert retriever.search_embedding(alone)["image"][0].item["id"] == "red"
+
+
+def test_what_cannot_refine_gets_one_sentence(retriever):
+    hit = retriever.search(text="a square")["image"][0]
+    with pytest.raises(ValueError, match="at least one hit that is liked, or the query"):
+        retriever.refine([], [hit])
+    with pytest.raises(MediaError, match="cancel each other"):
+        retriever.refine([hit], [hit])
+    with pytest.raises(ValueError, match="This index holds no image"):
+        retriever.refine([dataclasses.replace(hit, item={"id": "other"})])
