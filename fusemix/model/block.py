@@ -92,10 +92,8 @@ def gelu_dropout(x: Tensor, p: float) -> tuple[Tensor, float]:
     Returns:
         The same shape and dtype, and the factor.
     """
-    if x.device.type != "cpu":
-        return F.dropout(F.gelu(x), p), 1.0
-    if p == 0:
-        return F.gelu(x), 1.0
+    if p == 0 or x.device.type != "cpu":
+        return F.dropout(F.gelu(x), p, training=p > 0), 1.0
     threshold = min(round(p * _LEVELS), _LEVELS - 1)
     rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
     words = rng.integers(2**64, size=-(-x.numel() // 4), dtype=np.uint64).view(np.int16)[: x.numel()]

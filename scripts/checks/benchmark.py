@@ -11,8 +11,8 @@
 ``loss``: forward and backward of the symmetric InfoNCE, plain and in tiles, each in a fresh process, with
 the peak memory the loss itself adds. ``train``: optimizer steps beside the authors' own model and dataset
 classes (their repository in a folder of yours; nothing of it is kept here), the two taking turns, with the share
-of the processor's own matrix-product rate that each reaches and the stages of a step of ours. ``recall``: both trained
-on the same latents to the end, some seeds each, and their validation recall.
+of the processor's own matrix-product rate that each reaches and the stages of a step of ours. ``recall``: theirs and
+our recipes trained on the same latents, some seeds each: validation recall, and the time to that of our paper recipe.
 ``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``sounds``: Whisper on clips
 under 5 s, the frames that are there beside padding to 30 s: speed, latents and retrieval. ``search``: numpy,
 faiss exact, HNSW and IVF. ``scale``: training from latents on disk as their number grows. These four count the
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -69,10 +70,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--turns", type=int, default=3)
     recall = commands.add_parser("recall", help="validation recall beside the authors' trainer after equal epochs")
     recall.add_argument("--peer", type=Path, required=True, help="a checkout of layer6ai-labs/fusemix")
-    recall.add_argument("--latents", type=Path, required=True, help="folder of image-train, text-train, .-dev stores")
+    recall.add_argument("--latents", type=Path, required=True, help="folder of the stores image and text")
     recall.add_argument(
         "--width", type=int, help="principal components of each latent that both train on (default: all)"
     )
+    recall.add_argument("--recipes", nargs="+", default=["paper", "two-path", "views"], help="of ours")
     recall.add_argument("--depth", type=int, default=4)
     recall.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
     recall.add_argument("--epochs", type=int, default=10)
@@ -107,7 +109,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def machine() -> dict[str, Any]:
     """Describe the machine of the measurement."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -115,6 +117,18 @@ def machine() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def processor() -> str:
+    """Name the processor, and how it multiplies bf16."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    said = dict(line.split(":", 1) for line in lines if ":" in line)
+    said = {name.strip(): value.strip() for name, value in said.items()}
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in said.get("flags", "").split()]
+    return " ".join([said.get("model name", platform.machine()), *fast])
 
 
 def save(args: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
@@ -303,6 +317,7 @@ def product_rate(dtype: torch.dtype) -> float:
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns: peer, ours, peer, ours; report medians and the share of the processor's own rate."""
     load_peer(args.peer)  # fail early on a wrong folder
+    from fusemix.allocator import keep_freed_memory
     from fusemix.training.precision import resolve_precision
 
     rng = np.random.default_rng(0)
@@ -317,7 +332,9 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
         step()  # memory is allocated and libraries are loaded
     for _ in range(args.turns):
         for name, step in steps.items():
+            keep_freed_memory(name == "ours")  # the setting is ours, of the whole process
             products[name].append(product_rate(torch.bfloat16 if precision[name] == "bf16" else torch.float32))
+            step()  # its memory is allocated
             for _ in range(args.steps):
                 began, used = time.perf_counter(), time.process_time()
                 step()
@@ -363,88 +380,98 @@ class _Peer:
 
 
 def one_set(args: argparse.Namespace, folder: Path) -> Any:
-    """Make one set of training and validation pairs; each latent is reduced to its leading principal components."""
-    import pandas as pd
-
+    """Join training and validation pairs; each latent is reduced to its leading principal components."""
     from fusemix.data.latent_store import LatentStore
     from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
+    from fusemix.model.config import TrainConfig
 
-    joined = [
-        PairSet.join({m: LatentStore.open(args.latents / f"{m}-{split}") for m in ("image", "text")})
-        for split in ("train", "dev")
-    ]
-    stores = {}
-    for m in ("image", "text"):
-        train, dev = (pairs.stores[m].all() for pairs in joined)
-        if args.width is not None:
-            mean = train.mean(0)
-            axes = np.linalg.eigh(np.cov((train - mean).T))[1][:, ::-1][:, : args.width].astype(np.float32)
-            train, dev = (train - mean) @ axes, (dev - mean) @ axes
-        parts = [
-            pd.DataFrame({"item": pairs.items[m] + at, "group": pairs.groups + by, "split": split})
-            for pairs, at, by, split in zip(joined, (0, len(train)), (0, 10**9), ("train", "val"), strict=True)
-        ]
-        rows = pd.concat(parts, ignore_index=True).rename_axis("row").reset_index()
-        latents = np.concatenate([train, dev])
+    whole = PairSet.join({m: LatentStore.open(args.latents / m) for m in ("image", "text")})
+    if args.width is None:
+        return whole
+    stores, (train, _) = {}, whole.divide(TrainConfig())
+    for m, store in whole.stores.items():
+        latents = store.all()
+        used = latents[np.unique(whole.items[m][train])]
+        axes = np.linalg.eigh(np.cov((used - used.mean(0)).T))[1][:, ::-1][:, : args.width].astype(np.float32)
         stores[m] = write_latents(
             folder / m,
-            latents,
+            (latents - used.mean(0)) @ axes,
             modality=m,
             name=m,
-            index=lambda _, rows=rows: rows,  # type: ignore[misc]  # mypy infers no lambda with a default
+            index=lambda _, rows=store.rows: rows,  # type: ignore[misc]  # mypy infers no lambda with a default
         )
     return PairSet.join(stores)
 
 
-def run_recall(args: argparse.Namespace) -> dict[str, Any]:
-    """Train both for equal epochs with one schedule, ours in its own precision; compare the last weights."""
-    from fusemix.model.config import ModelConfig, TrainConfig
+def curve(args: argparse.Namespace, pairs: Any, who: str, seed: int, folder: Path) -> list[list[float]]:
+    """Train to the end; returns (processor seconds without evaluations, mean recall@1 of validation) by epoch."""
+    from fusemix.model.config import TrainConfig
+    from fusemix.model.recipes import RECIPES, recipe_config
     from fusemix.training.trainer import Trainer
     from fusemix.training.validation import validation_recall
 
-    found: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
-    seconds: dict[str, list[float]] = {"peer": [], "ours": []}
+    recipe: Any = "paper" if who == "peer" else who
+    config = TrainConfig(
+        batch_size=args.batch_size, epochs=args.epochs, seed=seed, max_val_groups=10**9,
+        closed_form_ridge=RECIPES[recipe].closed_form_ridge,
+    )  # fmt: skip
+    dims = {m: store.dim for m, store in pairs.stores.items()}
+    encoders = {m: store.encoder for m, store in pairs.stores.items()}
+    began = time.process_time()
+    shape = recipe_config(recipe, latent_dims=dims, encoders=encoders, depth=args.depth)
+    run: Any = Trainer([pairs], shape, config, folder)
+    model, step = run.model, lambda number: run.take_step()
+    if who == "peer":
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (their coefficient is drawn from it)
+        train = run.train_pairs[0]
+        theirs, their_step = peer_step(args, [pairs.latents(m, pairs.items[m][train]).numpy() for m in dims])
+        model, step = _Peer(theirs), lambda number: their_step(run.learning_rate(number))
+        began = time.process_time()
+    spent, points = time.process_time() - began, []  # what a closed form took
+    for number in range(run.total_steps):
+        began = time.process_time()
+        step(number)
+        spent += time.process_time() - began
+        if (number + 1) % run.epoch_steps == 0:
+            recall = validation_recall(model, run.sets, run.val_pairs)
+            points.append([round(spent, 2), *recall.values()])
+    return points
+
+
+def run_recall(args: argparse.Namespace) -> dict[str, Any]:
+    """Train all for equal epochs with one schedule, ours in its own precision; compare the last weights.
+
+    A run that was interrupted continues with the trainings that are missing from its JSON.
+    """
+    settings = {k: getattr(args, k) for k in ("width", "depth", "batch_size", "epochs")}
+    path = args.out / "benchmark-recall.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    curves: dict[str, dict[str, Any]] = known["curves"] if known.get("settings") == settings else {}
     with tempfile.TemporaryDirectory() as work:
         pairs = one_set(args, Path(work))
-        dims = {m: store.dim for m, store in pairs.stores.items()}
-        for seed in args.seeds:
-            config = TrainConfig(batch_size=args.batch_size, epochs=args.epochs, seed=seed, max_val_groups=10**9)
-            began = time.process_time()
-            run = Trainer([pairs], ModelConfig(latent_dims=dims, depth=args.depth), config, Path(work) / f"run{seed}")
-            while run.step < run.total_steps:
-                run.take_step()
-            seconds["ours"].append(time.process_time() - began)
-            found["ours"].append(validation_recall(run.model, run.sets, run.val_pairs))
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  (their coefficient is drawn from it)
-            began = time.process_time()
-            model, step = peer_step(args, [pairs.latents(m, pairs.items[m][run.train_pairs[0]]).numpy() for m in dims])
-            for number in range(run.total_steps):
-                step(run.learning_rate(number))
-            seconds["peer"].append(time.process_time() - began)
-            found["peer"].append(validation_recall(_Peer(model), run.sets, run.val_pairs))  # type: ignore[arg-type]
-            print({who: (found[who][-1], round(seconds[who][-1])) for who in found}, file=sys.stderr, flush=True)
-    directions = list(found["ours"][0])
-    summary: dict[str, dict[str, Any]] = {
-        d: {who: interval([one[d] for one in found[who]]) for who in found} for d in directions
-    }
-    view = Table("recall@1", "peer", "95 % interval", "ours", "95 % interval", "intervals overlap")
-    for direction, sides in summary.items():
-        a, b = sides["peer"], sides["ours"]
-        sides["overlap"] = a["low"] <= b["high"] and b["low"] <= a["high"]
-        cells_ = [f"{100 * x[k]:.1f}" if k == "mean" else f"{100 * x['low']:.1f} to {100 * x['high']:.1f}"
-                  for x in (a, b) for k in ("mean", "low")]  # fmt: skip
-        view.add_row(direction, *cells_, "yes" if sides["overlap"] else "no")
-    values = {
-        "settings": {k: getattr(args, k) for k in ("width", "depth", "batch_size", "epochs", "seeds")} | {"dims": dims},
-        "pairs": {"train": len(run.train_pairs[0]), "validation": len(run.val_pairs[0])},
-        "recall_at_1": summary,
-        "by_seed": found,
-        "cpu_seconds": seconds,
-        "ratio": float(np.median(seconds["peer"]) / np.median(seconds["ours"])),
-    }
-    Console().print(view, f"processor time, peer / ours: {values['ratio']:.2f}")
+        for seed, who in itertools.product(args.seeds, ["peer", *args.recipes]):
+            if str(seed) in curves.setdefault(who, {}):
+                continue
+            curves[who][str(seed)] = curve(args, pairs, who, seed, Path(work) / f"{who}-{seed}")
+            print(who, seed, curves[who][str(seed)][-1], file=sys.stderr, flush=True)
+            save(args, "recall", {"settings": settings, "curves": curves})
+    last = {who: [points[-1][1:] for points in by_seed.values()] for who, by_seed in curves.items()}
+    goal = float(np.mean(last["paper"]))
+    view = Table("", "photo → caption", "caption → photo", "CPU s in all", f"CPU s to {100 * goal:.1f} on average")
+    summary: dict[str, Any] = {}
+    for who, by_seed in curves.items():
+        sides = [interval([values[d] for values in last[who]]) for d in (0, 1)]
+        # the first epoch from which the mean over seeds has the recall
+        points = np.array(list(by_seed.values())).mean(0)
+        reached = [float(p[0]) for p in points if p[1:].mean() >= goal - 1e-9]
+        summary[who] = {"image_to_text": sides[0], "text_to_image": sides[1], "cpu_s": float(points[-1][0])}
+        summary[who] |= {"cpu_s_to_goal": reached[0] if reached else None}
+        cells = [f"{100 * x['mean']:.1f} ({100 * x['low']:.1f} to {100 * x['high']:.1f})" for x in sides]
+        view.add_row(who, *cells, f"{points[-1][0]:.0f}", f"{reached[0]:.0f}" if reached else "not reached")
+    Console().print(view)
+    values = {"settings": settings, "goal": goal, "recall_at_1": summary, "curves": curves}
     save(args, "recall", values)
     return values
 
