@@ -144,5 +144,9 @@ def test_stable_diffusion_gets_its_conditioner_with_the_first_drawing(serve, cli
     client, server, log = serve(FUSEMIX_DECODER=str(clip_decoder))
     drawn = [client.predict(*ASK[:10], False, 1, 0, False, api_name="/generate") for _ in range(2)]
     assert all(len(pictures) == 1 and "1 picture in" in sentence for _, sentence, pictures in drawn)
-    assert [query["durationSeconds"] for path, query in server.asked if path == "/schedule"] == ["87", "11", "11"]  # CLIP of 3,804 pictures, then five steps
+    assert [query["durationSeconds"] for path, query in server.asked if path == "/schedule"] == [
+        "87",
+        "11",
+        "11",
+    ]  # CLIP of 3,804 pictures, then five steps
     assert "The conditioner is kept in" in log.read_text()
