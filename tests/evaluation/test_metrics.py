@@ -78,13 +78,14 @@ def test_the_bootstrap_is_that_of_a_loop_over_resamples(queries):
 
 
 def test_the_ends_of_an_interval_are_percentiles_of_the_resamples():
-    rank, clusters, names = np.arange(1, 13), np.arange(12) // 2, np.arange(6)
+    rank, clusters, names = np.arange(1, 61) // 4, np.arange(60) // 2, np.arange(30)
     rng, drawn = np.random.default_rng(4), []
     for _ in range(300):
-        chosen = rng.integers(0, 6, 6)
+        chosen = rng.integers(0, 30, 30)
         drawn.append(np.mean(np.concatenate([rank[clusters == names[i]] for i in chosen]) <= 5))
     found = bootstrap(rank, clusters, samples=300, seed=4)["recall_at_5"]
     assert found == pytest.approx((np.percentile(drawn, 2.5), np.percentile(drawn, 97.5)))
+    assert len({np.percentile(drawn, share) for share in (2.5, 5, 95, 97.5)}) == 4
 
 
 def test_a_retrieval_holds_the_interval_of_its_groups():

@@ -358,6 +358,10 @@ def test_an_ancestral_scheduler_adds_new_noise_at_every_step(monkeypatch):
     drawn = torch.stack(added).flatten(0, 1).flatten(1)  # (5 steps x 2 pictures, values)
     assert len(drawn) == 10
     assert (torch.corrcoef(drawn) - torch.eye(10)).abs().max() < 0.6  # 64 values each
+    for seed in (0, 1):
+        Generator(tiny_small_pipeline(8)).generate(embedding(8), steps=5, n_images=2, scheduler="euler-a", seed=seed)
+    assert torch.equal(torch.stack(added[:5]), torch.stack(added[5:10]))  # of the seed, and of each picture's own
+    assert (torch.stack(added[5:10]) - torch.stack(added[10:])).flatten(1).norm(dim=1).min() > 1
 
 
 def test_euler_takes_the_steps_of_ddim_from_the_same_noise():

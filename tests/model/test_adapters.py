@@ -143,3 +143,10 @@ def test_configs_survive_json_and_refuse_unknown_keys():
         dataclasses.replace(CONFIG, latent_dims={"text": 4})
     with pytest.raises(ValueError, match="even with mixup"):
         TrainConfig(batch_size=5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_embedding_leaves_a_model_in_the_mode_it_was_in(training):
+    model = FusionModel(ModelConfig(latent_dims={"a": 3, "b": 3}, embed_dim=2)).train(training)
+    model.embed("a", np.ones((2, 3), dtype=np.float32))
+    assert model.training == training == model.adapters["a"].training

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from fusemix.model.adapters import FusionModel
 from fusemix.model.cca import fit_cca
-from fusemix.model.closed_form import Stopped, fit_closed_form
+from fusemix.model.closed_form import Stopped, _standard, fit_closed_form
 from fusemix.model.config import VIEWS, ModelConfig
 from fusemix.model.ensemble import join_models
 
@@ -64,6 +64,34 @@ def test_the_trained_path_reads_uncorrelated_components_of_unit_mean_variance():
     adapter = model.adapters["image"]
     read = ((torch.from_numpy(LATENTS["image"]) - adapter.mean) @ adapter.whiten).double()
     torch.testing.assert_close(torch.cov(read.T, correction=0), torch.eye(6).double(), atol=1e-3, rtol=0)
+
+
+def test_every_modality_is_whitened_with_the_ridge_of_the_cca_in_chunks_too(monkeypatch):
+    monkeypatch.setattr("fusemix.model.closed_form.CHUNK", 150)
+    model = new_model()
+    fit_closed_form(model, [{"image": LATENTS["image"], "text": LATENTS["text"]}, LATENTS], ridge=0.5)
+    for modality, latents in LATENTS.items():
+        standard = (latents - latents.mean(0)) / latents.std(0)
+        values = np.linalg.eigvalsh(standard.T @ standard / 400)[::-1]
+        kept = values[:6] / (values[:6] + 0.5 * values.mean())
+        adapter = model.adapters[modality]
+        read = ((torch.from_numpy(latents) - adapter.mean) @ adapter.whiten).double().numpy()
+        np.testing.assert_allclose(read.T @ read / 400, np.diag(kept / kept.mean()), atol=1e-3)
+
+
+def test_only_so_many_pairs_are_read(monkeypatch):
+    monkeypatch.setattr("fusemix.model.closed_form.MAX_PAIRS", 100)
+    some, first = new_model(), new_model()
+    fit_closed_form(some, [LATENTS])
+    fit_closed_form(first, [{m: x[:100] for m, x in LATENTS.items()}])
+    assert some.identity == first.identity
+
+
+def test_a_dimension_that_hardly_varies_is_not_blown_up():
+    x = np.array([[1, 1, 0.001]]) * RNG.normal(size=(500, 3))
+    _, scale = _standard(x.astype(np.float32))
+    assert scale[2] == pytest.approx(0.1 * np.sqrt(np.mean(x.std(0) ** 2)), rel=1e-4)
+    np.testing.assert_allclose(scale[:2], x.std(0)[:2], rtol=1e-4)
 
 
 def test_components_that_are_not_whitened_are_a_rotation_of_the_latents():
