@@ -4,8 +4,8 @@
 
 Directions are found on the items of the whole index, and rows reduced and rounded, as ``EmbeddingIndex.save`` does.
 Recall is the mean of both directions between the held-out pictures and captions of the index's table, among one
-another, by the protocol of ``fusemix evaluate``; megabytes are the whole index's embeddings and directions. ``binary`` searches
-signs, after a random rotation that spreads the directions over all bits, and rescores the nearest 100 by int8.
+another, by the protocol of ``fusemix evaluate``; megabytes are the whole index's embeddings and directions. ``binary``
+searches signs, after a random rotation that spreads the directions over all bits, and rescores the nearest 100 by int8.
 """
 
 from __future__ import annotations
