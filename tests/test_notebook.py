@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_notebook_ends_with_a_search_of_ones_own_photos(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     with open(ROOT / "demo/gallery/pairs.csv", newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if row["image"] and row["text"]][::25]
+        rows = [row for row in csv.DictReader(handle) if row["image"] and row["text"]][::40]
     for row in rows:
         copy = Path(shutil.copy(ROOT / "demo/gallery" / row["image"], tmp_path / "photos"))
         copy.with_suffix(".txt").write_text(row["text"])
@@ -25,7 +25,7 @@ def test_the_notebook_ends_with_a_search_of_ones_own_photos(tmp_path, monkeypatc
     for cell in cells:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), "your_own_photos.ipynb", "exec"), names)
-    assert len(names["photos"]) == len(rows) > 100
+    assert len(names["photos"]) == len(rows) > 70
     assert names["score"] > 2 / len(names["test"])
     asked = rows[::5]  # most of them were trained on
     found = [[path.name for path in names["search"](row["text"], k=5)] for row in asked]

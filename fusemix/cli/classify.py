@@ -54,10 +54,8 @@ def classify(
     shares = shares_of(model, model.embed(modality, loaded[modality].encode(files)), names, loaded["text"])
     order = (-shares).argsort(axis=1)
     table = Table("file", "label", "share", "next")
-    for file, row, best in zip(files, shares, order, strict=True):
-        table.add_row(
-            terminal.cell(file), names[best[0]], f"{row[best[0]]:.2f}", f"{names[best[1]]} {row[best[1]]:.2f}"
-        )
+    for file, row, (best, second, *_) in zip(files, shares, order.tolist(), strict=True):
+        table.add_row(terminal.cell(file), names[best], f"{row[best]:.2f}", f"{names[second]} {row[second]:.2f}")
     if json:
         rows = [
             {"file": str(Path(file)), "label": names[best[0]], "shares": dict(zip(names, map(float, row), strict=True))}

@@ -36,7 +36,8 @@ class Forecast:
         pairs: Number of pairs it was made from.
         gallery: Number of items among which a partner is found.
         measured: An entry per subset: pairs, recall_at_1, recall_at_10 (fractions, on held-out pairs).
-        expected: An entry per factor, the first for the pairs at hand: factor, pairs, and recall_at_1 and recall_at_10, each (value, low, high).
+        expected: An entry per factor, the first for the pairs at hand: factor, pairs, and recall_at_1 and recall_at_10,
+            each (value, low, high).
     """
 
     pairs: int
@@ -54,8 +55,8 @@ class Forecast:
         (value, low, _), chance = self.expected[0]["recall_at_1"], 1 / self.gallery
         if low <= 2 * chance:
             return (
-                f"Stop: {value:.1%} of held-out partners are found first, too near to chance ({chance:.1%}); check that "
-                "row i of both is one pair (fusemix audit), collect more pairs, or try other encoders."
+                f"Stop: {value:.1%} of held-out partners are found first, too near to chance ({chance:.1%}); check "
+                "that row i of both is one pair (fusemix audit), collect more pairs, or try other encoders."
             )
         gain = self.expected[1]["recall_at_1"][0] - value
         collect = ", and collect more" if gain > WORTH * value else ""
