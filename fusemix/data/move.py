@@ -27,7 +27,7 @@ def shared_items(old: LatentStore, new: LatentStore) -> tuple[tuple[np.ndarray, 
     joined = old.rows.merge(new.rows[["row", "item"]], on="row", suffixes=("", "_new"))
     first = joined.drop_duplicates("item")
     pairs = first["item"].to_numpy(np.int64), first["item_new"].to_numpy(np.int64)
-    return pairs, first["group"].to_numpy(np.int64), joined["row"].to_numpy(np.int64)
+    return pairs, first["group"].to_numpy(np.int64, copy=True), joined["row"].to_numpy(np.int64)
 
 
 def rows_beside(store: LatentStore, new: LatentStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def rows_beside(store: LatentStore, new: LatentStore, rows: np.ndarray) -> tuple
     asked = store.rows[store.rows["row"].isin(rows)].drop_duplicates("item")
     if store.manifest["table"] != new.manifest["table"] or asked.empty:
         raise ValueError(f"{store.folder} shares no row with the shared items; extract it from the same table.")
-    return asked["item"].to_numpy(np.int64), asked["group"].to_numpy(np.int64)
+    return asked["item"].to_numpy(np.int64), asked["group"].to_numpy(np.int64, copy=True)
 
 
 def write_moved(
