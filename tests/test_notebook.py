@@ -26,7 +26,7 @@ def test_the_notebook_ends_with_a_search_of_ones_own_photos(tmp_path, monkeypatc
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), "your_own_photos.ipynb", "exec"), names)
     assert len(names["photos"]) == len(rows) > 70
-    assert names["score"] > 2 / len(names["test"])
+    assert names["score"] > 1 / len(names["test"])
     asked = rows[::5]  # most of them were trained on
     found = [[path.name for path in names["search"](row["text"], k=5)] for row in asked]
     assert np.mean([Path(row["image"]).name in names for row, names in zip(asked, found, strict=True)]) > 0.5

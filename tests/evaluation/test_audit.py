@@ -48,9 +48,10 @@ def test_clean_pairs_are_left_alone():
 
 def test_a_photo_that_none_of_its_captions_fits_is_found_though_they_agree():
     x, y, groups = paired(captions=4)
-    x[groups == 7], x[groups == 8] = x[groups == 8][0], x[groups == 7][0]
+    wrong = groups < 20  # each of these photos has the captions of the next one
+    y[wrong] = np.roll(y[wrong], 4, axis=0)
     found = a.audit(x, y, groups, no_splits(groups))
-    assert set(np.flatnonzero(np.isin(groups, [7, 8]))) <= set(found.order[:16].tolist())
+    assert (found.score[wrong] < a.MISFIT).mean() > 0.4 and (found.score[~wrong] < a.MISFIT).mean() < 0.02
 
 
 def test_no_row_judges_itself():

@@ -48,11 +48,12 @@ def test_small_subsets_are_parts_of_larger_ones_and_no_pair_is_fitted_on_itself(
     monkeypatch.setattr(f, "fit_cca", lambda x, y, **how: fitted.append(set(x[:, 0].tolist())) or fit(x, y, **how))
     x = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
     x[:, 0] = np.arange(100)
+    f.held_out_ranks(x, x, share=0.25)
     f.held_out_ranks(x, x, share=0.5)
     f.held_out_ranks(x, x, share=1.0)
-    assert [len(s) for s in fitted] == [40] * 5 + [80] * 5
-    assert all(small < large for small, large in zip(fitted[:5], fitted[5:], strict=True))
-    assert all(sum(i not in s for s in fitted[5:]) == 1 for i in range(100))
+    assert [len(s) for s in fitted] == [20] * 5 + [40] * 5 + [80] * 5
+    assert all(small < large for small, large in zip(fitted[:5], fitted[5:10], strict=True))
+    assert all(sum(i not in s for s in fitted[10:]) == 1 for i in range(100))
 
 
 def test_strangers_are_a_stop_and_partners_a_go():
