@@ -182,7 +182,7 @@ def test_help_is_there_for_every_command_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert all(f"Usage: fusemix {name}" in done.stdout for name in NAMES) and len(NAMES) == 18
+    assert all(f"Usage: fusemix {name}" in done.stdout for name in NAMES) and len(NAMES) == 20
 
 
 def test_every_flag_has_a_help_of_whole_sentences():
