@@ -12,6 +12,7 @@ from fusemix import FusionModel
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_the_notebook_ends_with_a_search_of_ones_own_photos(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     with open(ROOT / "demo/gallery/pairs.csv", newline="", encoding="utf-8") as handle:

@@ -8,12 +8,9 @@ import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from torch import nn
-
 from fusemix.encoder_identity import EncoderInfo
 
-LARGEST: dict[type, float] = {int: 2**63 - 1, float: float(np.finfo(np.float32).max)}
+LARGEST: dict[type, float] = {int: 2**63 - 1, float: 3.4028234663852886e38}
 VIEWS = ("whitened", "components", "root")  # views of a latent that a trained path beside a closed form can read
 
 
@@ -198,6 +195,8 @@ def check_modality(name: str) -> None:
     Raises:
         ValueError: If it is such a name.
     """
+    from torch import nn  # here, so that commands show their help without torch
+
     if not name or "." in name or hasattr(nn.ModuleDict, name):
         raise ValueError(
             f"A modality cannot be called {name!r}: its name is not empty, holds no dot, and is no method of torch's "
@@ -218,15 +217,16 @@ def _make_plain(config: ModelConfig | TrainConfig) -> None:
 
 
 def _plain(name: str, value: Any, kind: type) -> Any:
+    value = value.item() if hasattr(value, "item") else value  # numpy's; identities hash what was given: 4 stays 4
     if kind is bool:
-        if isinstance(value, bool | np.bool_):
-            return bool(value)
+        if isinstance(value, bool):
+            return value
         raise ValueError(f"{name} must be true or false, got {value!r}.")
     known = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if not known or not math.isfinite(value) or abs(value) > LARGEST[kind]:
         expected = "a whole number below 2**63" if kind is int else "a finite number of float32's range"
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
-    return value.item() if isinstance(value, np.generic) else value  # identities hash what was given: 4 stays 4
+    return value
 
 
 def _checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def drawing(words: str) -> list[object]:
     """Return the inputs of the drawing's endpoint, in the order of its widgets: ten steered steps from noise."""
-    return [None, words, None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7, 0.12]
+    return [None, words, None, 0.5, 10, 3, 0, 0, 1, 1, False, 0.7, 0.12, False]
 
 
 async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:

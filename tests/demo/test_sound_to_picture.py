@@ -182,12 +182,14 @@ def test_closing_the_drawing_stops_the_decoder(studio, monkeypatch):
         return images
 
     monkeypatch.setattr(studio._generator, "from_image_embeds", watched)
+    before = set(threading.enumerate())
     drawing = studio.draw(Request(text="a dog", steps=1000))
     next(drawing)
+    started = set(threading.enumerate()) - before
     drawing.close()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon and "work" in thread.name:
-            thread.join(20)
+    assert started
+    for thread in started:
+        thread.join(20)
     assert not finished
 
 

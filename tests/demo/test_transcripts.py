@@ -72,8 +72,8 @@ def test_real_speech_is_told_and_german_and_the_gallerys_sounds_hardly_ever(tmp_
         subprocess.run(["espeak-ng", "-v", "de", "-w", path, german], check=True)
         heard = spoken_words(encoder.transcribe(str(path)))
         assert heard.words == "" and heard.doubt in (UNSURE, FOREIGN)
-    sounds = sorted((ROOT / "demo/gallery").rglob("*.mp3"))[::5]
-    assert len(sounds) > 40
+    sounds = sorted((ROOT / "demo/gallery").rglob("*.mp3"))[::12]
+    assert len(sounds) > 20
     claimed = [
         heard.words for heard in (spoken_words(encoder.transcribe(str(sound))) for sound in sounds) if heard.words
     ]

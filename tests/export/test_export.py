@@ -94,6 +94,7 @@ out["ours"] = "fusemix" in sys.modules
 
 
 @needs("sentence_transformers")
+@pytest.mark.slow
 def test_all_paths_load_in_sentence_transformers_and_a_router_chooses_by_modality(model, saved, latents, tmp_path):
     assert export(saved, tmp_path / "st", "sentence-transformers")["trust_remote_code"] is True
     code = """
@@ -150,6 +151,7 @@ with torch.no_grad():
 
 
 @needs("sentence_transformers")
+@pytest.mark.slow
 def test_a_text_encoder_in_a_folder_keeps_its_pooling_prefix_and_limit(tmp_path):
     import transformers
 

@@ -49,7 +49,7 @@ def table(tmp_path):
 
 
 def test_a_scale_beyond_float16_begins_no_store(table, tmp_path):
-    with pytest.raises(ValueError, match=r"row \d+ of .*t\.csv.*turns to infinity .*store it as float32"):
+    with pytest.raises(ValueError, match=r"line \d+ of .*t\.csv.*turns to infinity .*store it as float32"):
         extract(table, "text", Scaled(1e6), tmp_path / "s", dtype="float16")
     assert not (tmp_path / "s").exists()
     assert np.isfinite(extract(table, "text", Scaled(1e6), tmp_path / "s").all()).all()
@@ -58,7 +58,7 @@ def test_a_scale_beyond_float16_begins_no_store(table, tmp_path):
 def test_one_row_beyond_float16_is_named_and_its_shard_not_written(table, tmp_path, monkeypatch):
     monkeypatch.setattr("fusemix.data.extract.SHARD_ITEMS", 8)
     monkeypatch.setattr("fusemix.data.extract.PROBE_ITEMS", 1)  # the probe does not meet the row
-    with pytest.raises(ValueError, match=r"row 41 of .*t\.csv, column 'text', holds -6\.40625e\+06, which float16"):
+    with pytest.raises(ValueError, match=r"line 43 of .*t\.csv, column 'text', holds -6\.40625e\+06, which float16"):
         extract(table, "text", Scaled(1e4, large=41), tmp_path / "s", dtype="float16", skip_errors=True)
     assert len(list((tmp_path / "s").glob("*.npy"))) == 5
     with pytest.raises(ValueError, match="unfinished"):

@@ -196,7 +196,9 @@ def test_watching_follows_the_folder_until_it_is_stopped(model, photos):
 def test_one_command_searches_a_folder_of_photos(checkpoint, pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     photos = tmp_path / "photos"
-    shutil.copytree(pairs.parent, photos)
+    photos.mkdir()
+    for name in ("red.png", "green.png", "blue.png", "green.wav", "blue.wav", "hum.wav"):
+        shutil.copy(pairs.parent / name, photos)
     asked = ["--checkpoint", str(checkpoint), "--folder", str(photos), "--text", "a red square"]
     assert search_command.main(asked) == 0
     first = capsys.readouterr()

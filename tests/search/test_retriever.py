@@ -187,7 +187,7 @@ def test_the_index_script_names_the_row_it_cannot_read(checkpoint, tmp_path, cap
     ("table", "message"),
     [
         ("image,text\n{folder}/red.png,a caption\n", "red.png does not lie in"),
-        ("video,text\na.mp4,\n", "The index holds nothing"),
+        ("video,text\na.mp4,\n", "has no filled cell in image, text, audio"),
     ],
 )
 def test_the_index_script_builds_none_that_the_app_would_refuse(table, message, checkpoint, pairs, tmp_path, capsys):
