@@ -61,7 +61,6 @@ def environment(**more):
 
 
 def serves(line, desk):
-@pytest.mark.slow
     """Whether the app that a line starts answers; it is stopped then."""
     words = shlex.split(line)
     variables = dict(words.pop(0).split("=", 1) for _ in range(sum("=" in word for word in words[:2])))
@@ -83,6 +82,9 @@ def serves(line, desk):
     finally:
         app.kill()
         app.wait()
+
+
+@pytest.mark.slow
 def test_photos_are_found_by_voice(desk):
     (desk / "photos").mkdir()
     for row in rows(12):

@@ -32,7 +32,6 @@ def stores(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_stages_fill_the_step_and_the_trace_names_them(stores, tmp_path, accumulate):
-@pytest.mark.slow
     config = TrainConfig(batch_size=64, epochs=4, val_fraction=0.2, accumulate=accumulate)
     model = ModelConfig(latent_dims={m: s.dim for m, s in stores.items()}, embed_dim=16)
     found = profile([PairSet.join(stores)], model, config, tmp_path / "new" / "trace.json")
@@ -44,6 +43,9 @@ def test_the_stages_fill_the_step_and_the_trace_names_them(stores, tmp_path, acc
     assert {*STAGES, "evaluation"} <= named
     text = "\n".join(found.lines())
     assert "loading and mixing the latents" in text and str(found.trace) in text
+
+
+@pytest.mark.slow
 def test_the_command_profiles_and_leaves_only_the_trace(stores, tmp_path):
     latents = [f"{name}={tmp_path / name}" for name in stores]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "--latents", *latents, "--batch-size", "64"]
