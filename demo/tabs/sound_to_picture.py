@@ -197,7 +197,7 @@ _TO_STATUS = """() => {
 
 
 def _load_for_zero_gpu(studio: Studio) -> str | None:
-    """Why nothing can be drawn, as a sentence; the rest of the page is served all the same."""
+    """Load the decoder; return why nothing can be drawn, in a sentence, or None. The rest of the page is served."""
     try:
         studio.load_for_zero_gpu()
     except (ValueError, OSError, ImportError) as error:

@@ -27,7 +27,7 @@ DISAGREE, LEAK, HUBS, EMPTY = "sides disagree", "in two splits", "fits everythin
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """Hold what was found.
 
     Attributes:
         score: (N,) agreement of a row's sides; 0 is the mean of random pairs, 1 their deviation; higher is better.

@@ -1,4 +1,4 @@
-"""What a move to another encoder keeps: recall of moved items beside items the new encoder has read itself."""
+"""Measure what a move to another encoder keeps: recall of moved items beside items the new encoder has read itself."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class FuseMixMTEB:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb records about the model."""
+        """Return what mteb records about the model."""
         with extra("export", "Evaluation by mteb"):
             from mteb.models import ModelMeta
 

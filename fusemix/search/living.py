@@ -33,7 +33,7 @@ _BATCH = 16  # files
 
 @dataclass
 class Changes:
-    """What an update found.
+    """Count what an update found.
 
     Attributes:
         new: Files that were encoded, and copies of known ones.
@@ -55,7 +55,7 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Whether something differs from before."""
+        """Return whether something differs from before."""
         return bool(self.new or self.changed or self.moved or self.deleted)
 
 

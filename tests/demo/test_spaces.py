@@ -54,7 +54,7 @@ sys.exit(app.main(sys.argv[1:]))
 
 
 class DeviceServer(BaseHTTPRequestHandler):
-    """What the package asks: may it start, is there a GPU, is it allowed, is it given back."""
+    """Answer what the package asks: may it start, is there a GPU, is it allowed, is it given back."""
 
     asked: list = []  # (path, query)
     refusal: int | None = None

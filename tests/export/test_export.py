@@ -52,7 +52,7 @@ def saved(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(encoders):
-    """What the encoders make of TEXTS and PICTURES."""
+    """Return what the encoders make of TEXTS and PICTURES."""
     return {"text": encoders["text"].encode(TEXTS), "image": encoders["image"].encode(PICTURES)}
 
 
