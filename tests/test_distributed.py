@@ -128,8 +128,9 @@ def test_a_batch_embedded_in_pieces_gives_the_gradient_of_the_whole(folder, chan
     close(pieces, whole, 1e-5)
 
 
-def test_pieces_keep_their_dropout_masks_between_the_two_passes(folder):
-    run = new_run(folder, "run", dropout=0.5, accumulate=2)
+@pytest.mark.parametrize("dropout_rows", [1, 7])
+def test_pieces_keep_their_dropout_masks_between_the_two_passes(folder, dropout_rows):
+    run = new_run(folder, "run", dropout=0.5, accumulate=2, dropout_rows=dropout_rows)
     run.model.train()
     batch = run.mix(run.draw(0), np.random.default_rng(7))
     run.backward(batch, seed=[3])

@@ -141,6 +141,7 @@ class TrainConfig:
     mixup_alpha: float | None = 1.0  # None trains without mixup
     mixup_per_row: bool = False  # one lambda per row instead of one per batch
     multi_positive: bool = False  # pairs of one group (captions of one picture) are right answers for one another
+    dropout_rows: int = 1  # rows that drop the same hidden units, which are then not computed; 1: each its own
     accumulate: int = 1  # pieces a batch is embedded in: less memory, the same negatives
     closed_form_ridge: float = 2.0  # of standardised covariances; only for adapters with a closed form
     val_fraction: float = 0.05  # of the groups, if the latents have no validation split
@@ -160,7 +161,7 @@ class TrainConfig:
             raise ValueError(f"mixup_alpha must be > 0 (or None for no mixup), got {self.mixup_alpha}.")
         if self.mixup_alpha is not None and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup, got {self.batch_size}.")
-        for name in ("accumulate", "epochs", "eval_every", "save_every", "max_val_groups"):
+        for name in ("accumulate", "dropout_rows", "epochs", "eval_every", "save_every", "max_val_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
         for name in ("seed", "warmup_steps", "weight_decay", "min_learning_rate", "closed_form_ridge"):

@@ -30,6 +30,7 @@ from fusemix.data.pair_set import PairSet
 from fusemix.distributed import any_process, gather, join_processes, mean_gradients, row_counts, same_start
 from fusemix.files import sole_writer, write_atomic, write_json
 from fusemix.model.adapters import FusionModel
+from fusemix.model.block import Block
 from fusemix.model.closed_form import MAX_PAIRS, fit_closed_form
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.search.calibration import Calibration, save_calibrations
@@ -200,6 +201,9 @@ class Trainer:
         self.total_steps = self.epoch_steps * config.epochs if model_config.trained_parts else 0
         torch.manual_seed(config.seed)
         self.model = self.build_model(model_config)
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.dropout_rows = config.dropout_rows
         take_over(self.model, init, config.frozen)
         self._fit_closed_form(init, should_abandon)
         self.model.to(self.accelerator.device)  # gradients are averaged by mean_gradients, not by a wrapper

@@ -68,13 +68,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
     train.add_argument("--steps", type=int, default=4, help="timed steps of each in every turn")
     train.add_argument("--turns", type=int, default=3)
+    train.add_argument("--dropout-rows", type=int, nargs="+", default=[512], help="also ours with these shared masks")
     recall = commands.add_parser("recall", help="validation recall beside the authors' trainer after equal epochs")
     recall.add_argument("--peer", type=Path, required=True, help="a checkout of layer6ai-labs/fusemix")
     recall.add_argument("--latents", type=Path, required=True, help="folder of the stores image and text")
     recall.add_argument(
         "--width", type=int, help="principal components of each latent that both train on (default: all)"
     )
-    recall.add_argument("--recipes", nargs="+", default=["paper", "two-path", "views"], help="of ours")
+    recall.add_argument(
+        "--recipes", nargs="+", default=["paper", "two-path", "views"], help="of ours, as NAME or NAME/DROPOUT_ROWS"
+    )
     recall.add_argument("--depth", type=int, default=4)
     recall.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
     recall.add_argument("--epochs", type=int, default=10)
@@ -268,7 +271,7 @@ def peer_step(args: argparse.Namespace, sides: list[np.ndarray]) -> tuple[Any, C
     return model, step
 
 
-def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
+def our_run(args: argparse.Namespace, sides: list[np.ndarray], **changes: Any) -> Any:
     """Make a run of fusemix.training.trainer with the paper's recipe at the same widths, depth and batch."""
     from fusemix.data.latent_writer import write_latents
     from fusemix.data.pair_set import PairSet
@@ -281,7 +284,7 @@ def our_run(args: argparse.Namespace, sides: list[np.ndarray]) -> Any:
         for m, side in zip(("image", "text"), sides, strict=True)
     }
     dims = dict(zip(("image", "text"), args.widths, strict=True))
-    config = TrainConfig(batch_size=args.batch_size, val_fraction=0.01, warmup_steps=1)
+    config = TrainConfig(batch_size=args.batch_size, val_fraction=0.01, warmup_steps=1, **changes)
     return Trainer([PairSet.join(stores)], ModelConfig(latent_dims=dims, depth=args.depth), config, folder / "run")
 
 
@@ -322,9 +325,12 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     sides = [rng.normal(size=(args.pairs, width)).astype(np.float32) for width in args.widths]
-    run = our_run(args, sides)
-    steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1], "ours": run.take_step}
-    precision = {"peer": "float32", "ours": "bf16" if resolve_precision("auto") == "bf16" else "float32"}
+    runs = {f"ours, {n} rows share a mask": our_run(args, sides, dropout_rows=n) for n in args.dropout_rows}
+    runs = {"ours": our_run(args, sides), **runs}
+    steps: dict[str, Callable[[], object]] = {"peer": peer_step(args, sides)[1]}
+    steps |= {name: run.take_step for name, run in runs.items()}
+    ours = "bf16" if resolve_precision("auto") == "bf16" else "float32"
+    precision = {"peer": "float32"} | dict.fromkeys(runs, ours)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     computed: dict[str, list[float]] = {name: [] for name in steps}
     products: dict[str, list[float]] = {name: [] for name in steps}
@@ -332,7 +338,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
         step()  # memory is allocated and libraries are loaded
     for _ in range(args.turns):
         for name, step in steps.items():
-            keep_freed_memory(name == "ours")  # the setting is ours, of the whole process
+            keep_freed_memory(name != "peer")  # the setting is ours, of the whole process
             products[name].append(product_rate(torch.bfloat16 if precision[name] == "bf16" else torch.float32))
             step()  # its memory is allocated
             for _ in range(args.steps):
@@ -340,7 +346,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
                 step()
                 seconds[name].append(time.perf_counter() - began)
                 computed[name].append(time.process_time() - used)
-    stages = where_it_goes(run, args.steps)
+    stages = {name: where_it_goes(run, args.steps) for name, run in runs.items()}
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     cpu = {name: float(np.median(values)) for name, values in computed.items()}
     rates = {name: float(np.median(values)) for name, values in products.items()}
@@ -349,21 +355,21 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
         "settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "steps", "turns")},
         "seconds_per_step": median,
         "cpu_seconds_per_step": cpu,
-        "ratio": median["peer"] / median["ours"],
-        "cpu_ratio": cpu["peer"] / cpu["ours"],
+        "ratio": {name: median["peer"] / median[name] for name in runs},
+        "cpu_ratio": {name: cpu["peer"] / cpu[name] for name in runs},
         "precision": precision,
         "matrix_product_gflop_per_cpu_s": {name: rate / 1e9 for name, rate in rates.items()},
-        "model_flops_utilisation": {name: work / t / rates[name] for name, t in cpu.items()},
-        "stages_of_ours": stages,
+        "model_flops_utilisation": {name: work / cpu[name] / rates[name] for name in ("peer", "ours")},
+        "stages": stages,
     }
-    view = Table("", "precision", "s / step", "CPU s / step", "of that precision's matrix-product rate")
+    share = values["model_flops_utilisation"]
+    view = Table("", "precision", "s / step", "CPU s / step", "steps/s beside peer", "of the matrix-product rate")
     for name in steps:
-        share = values["model_flops_utilisation"][name]
-        view.add_row(name, precision[name], f"{median[name]:.2f}", f"{cpu[name]:.2f}", f"{share:.0%}")
-    Console().print(
-        view, f"steps per second, ours / peer: {values['ratio']:.2f}, of processor time {values['cpu_ratio']:.2f}"
-    )
-    print("a step of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in stages.items()))
+        cells = [f"{median[name]:.2f}", f"{cpu[name]:.2f}", f"{median['peer'] / median[name]:.2f}"]
+        view.add_row(name, precision[name], *cells, f"{share[name]:.0%}" if name in share else "")
+    Console().print(view)
+    for name, parts in stages.items():
+        print(f"a step of {name}: " + ", ".join(f"{part} {value:.0%}" for part, value in parts.items()))
     save(args, "train", values)
     return values
 
@@ -411,8 +417,9 @@ def curve(args: argparse.Namespace, pairs: Any, who: str, seed: int, folder: Pat
     from fusemix.training.trainer import Trainer
     from fusemix.training.validation import validation_recall
 
-    recipe: Any = "paper" if who == "peer" else who
+    recipe: Any = "paper" if who == "peer" else who.partition("/")[0]
     config = TrainConfig(
+        dropout_rows=int(who.partition("/")[2] or 1),
         batch_size=args.batch_size, epochs=args.epochs, seed=seed, max_val_groups=10**9,
         closed_form_ridge=RECIPES[recipe].closed_form_ridge,
     )  # fmt: skip

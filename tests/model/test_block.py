@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusemix.model.block import Block, gelu_dropout
+from fusemix.model.block import Block, draw_units, gelu_dropout
 
 
 def dropped(x, p):
@@ -49,19 +49,27 @@ def written_out(block, x, mask):
     return x + F.linear(inner, block.down.weight, block.down.bias)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize(("p", "rows"), [(0.0, 1), (0.5, 1), (0.0, 16), (0.5, 16), (0.5, 40), (0.99, 64)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
 @pytest.mark.parametrize("expansion", [4, 0.5])
-def test_a_block_and_its_gradients_are_those_of_torchs_layers(p, dtype, tolerance, expansion):
+def test_a_block_and_its_gradients_are_those_of_torchs_layers(p, rows, dtype, tolerance, expansion):
     torch.manual_seed(0)
     block = Block(24, expansion, p).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    block.dropout_rows = rows
     x = torch.randn(40, 24, dtype=block.up.weight.dtype, requires_grad=True)
+    mask, units = torch.ones(40, int(24 * expansion), dtype=x.dtype), int(24 * expansion)
     torch.manual_seed(1)
-    one, scale = gelu_dropout(torch.ones(40, int(24 * expansion), dtype=x.dtype), p)
+    if rows == 1:
+        one, scale = gelu_dropout(mask, p)
+        mask = (one != 0) * scale
+    elif p:
+        kept = draw_units(units, p, -(-40 // rows))
+        mask = torch.zeros(len(kept), units, dtype=x.dtype).scatter(1, kept, units / kept.shape[1])
+        mask = mask.repeat_interleave(rows, 0)[:40]
     weights, results = torch.randn_like(x), []  # of the outputs in a sum
-    for apply in (lambda: block(x), lambda: written_out(block, x, (one != 0) * scale)):
+    for apply in (lambda: block(x), lambda: written_out(block, x, mask)):
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             out = apply()
@@ -69,6 +77,14 @@ def test_a_block_and_its_gradients_are_those_of_torchs_layers(p, dtype, toleranc
     for ours, torchs in zip(*results, strict=True):
         assert ours.dtype == torchs.dtype and ours.is_contiguous()
         assert ((ours - torchs).norm() / torchs.norm()).item() < tolerance
+
+
+def test_pieces_drop_different_units_each_the_same_number_in_the_end_all():
+    torch.manual_seed(0)
+    kept = draw_units(100, 0.6, 300)
+    assert kept.shape == (300, 40) and (kept.diff(dim=1) > 0).all() and not torch.equal(kept[0], kept[1])
+    assert torch.bincount(kept.flatten()).float().std().item() == pytest.approx((300 * 0.4 * 0.6) ** 0.5, rel=0.3)
+    assert draw_units(3, 0.99, 1).shape == (1, 1)  # a unit is always kept
 
 
 def test_evaluation_is_torchs_own_to_the_bit_and_a_bad_dropout_is_refused():

@@ -98,20 +98,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(stores, 
     assert runs[0].model.identity == runs[1].model.identity != runs[2].model.identity
 
 
-def test_a_stopped_run_resumes_to_the_same_weights_as_an_uninterrupted_one(stores, tmp_path):
-    two = pick(stores, "image", "text")
-    whole = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "whole")
+@pytest.mark.parametrize("dropout_rows", [1, 5])
+def test_a_stopped_run_resumes_to_the_same_weights_as_an_uninterrupted_one(stores, tmp_path, dropout_rows):
+    two, config = pick(stores, "image", "text"), dataclasses.replace(CONFIG, dropout_rows=dropout_rows)
+    whole = train([PairSet.join(two)], model_config(two), config, tmp_path / "whole")
     for stop_at in (3, 6, 9):  # of 24 steps, in the middle of epochs
         steps = iter(range(1, stop_at + 1))
         part = train(
             [PairSet.join(two)],
             model_config(two),
-            CONFIG,
+            config,
             tmp_path / "parts",
             should_stop=lambda steps=steps: next(steps, None) is None,
         )
         assert not part.finished
-    resumed = train([PairSet.join(two)], model_config(two), CONFIG, tmp_path / "parts")
+    resumed = train([PairSet.join(two)], model_config(two), config, tmp_path / "parts")
     assert resumed.model.identity == whole.model.identity
     assert resumed.history == whole.history
 
@@ -311,6 +312,16 @@ def test_every_piece_of_every_step_has_dropout_masks_of_its_own_in_both_passes(s
     usual, run.forward = run.forward, lambda latents: seeds.append(torch.initial_seed()) or usual(latents)
     run.take_step(), run.take_step()
     assert seeds[:3] == seeds[3:6] and seeds[6:9] == seeds[9:] and len(set(seeds)) == 6
+
+
+def test_rows_of_a_piece_lose_the_same_units_and_no_others(stores, tmp_path):
+    two = pick(stores, "image", "text")
+    config = dataclasses.replace(CONFIG, dropout_rows=16, mixup_alpha=None, mixed_precision="no")
+    run = Trainer([PairSet.join(two)], model_config(two), config, tmp_path)
+    seen = torch.ones(64, 24, requires_grad=True)
+    run.model.adapters["image"].train()[0](seen)[:, 0].sum().backward()
+    by_row = seen.grad
+    assert torch.equal(by_row[0], by_row[15]) and not torch.equal(by_row[15], by_row[16])
 
 
 def test_a_step_is_taken_at_its_rate_and_from_weights_of_the_runs_seed(stores, tmp_path):
