@@ -42,18 +42,20 @@ def distinct(
         path_of: The file of an item.
     """
     kept: list[Found] = []
-    pictures: list[tuple[Found, np.ndarray]] = []
+    pictures: list[Found] = []
+    rows: list[np.ndarray] = []
     for hit in hits:
         if not isinstance(hit, FusedHit) or "image" in hit.faces:
             row = embedding_of(hit)
             near = [
-                other
-                for other, e in pictures
-                if float(e @ row) >= (NEAR_OF_ONE_NAME if _name(other) == _name(hit) != "" else NEAR)
+                pictures[i]
+                for i in np.flatnonzero(np.array(rows) @ row >= NEAR_OF_ONE_NAME if rows else [])
+                if rows[i] @ row >= (NEAR_OF_ONE_NAME if _name(pictures[i]) == _name(hit) != "" else NEAR)
             ]
             if any(alike(path_of(hit.item), path_of(other.item)) for other in near):
                 continue
-            pictures.append((hit, row))
+            pictures.append(hit)
+            rows.append(row)
         kept.append(replace(hit, rank=len(kept) + 1))
     return kept
 

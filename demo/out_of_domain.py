@@ -1,8 +1,10 @@
-"""Detector of typed words that no caption of the index resembles.
+"""Detector of words, typed or heard, that no caption of the index resembles.
 
 Some item is always nearest, even to words in another language, code or random letters. Such words lie farther from
 every caption of the index than captions lie from one another; ``scripts.studies robustness`` measures how well that
-tells them apart. Pictures and sounds are not judged, because for them this distance says little.
+tells them apart. Pictures and sounds are not judged, because for them this distance says little: real photographs lie
+farther from this gallery's drawings (median cosine 0.22 to the nearest) than noise does (0.47), and are found all the
+same.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import numpy as np
 SHARE = 0.01  # of the index's own captions would be flagged if they were typed
 MIN_CAPTIONS = 100  # fewer do not tell how far is far
 MAX_CAPTIONS = 20_000  # more are not compared: this would delay the start, and fetch them all from a server
-SENTENCE = "Nothing here matches well; these are guesses. Try plain English words for something you can see or hear."
+SENTENCE = (
+    "Nothing here matches well; these are guesses. Try plain English words for something you can see or hear. "
+    f"(One in {round(1 / SHARE)} of the captions here would be told this wrongly.)"
+)
 
 
 class OutOfDomain:

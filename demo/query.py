@@ -16,6 +16,8 @@ from fusemix.search.retriever import DEFAULT_WEIGHTS
 _IN_LINK = {"text": "q", "image": "picture", "audio": "sound", "minus_text": "without"}
 _FILE_NOUNS = {"image": "your picture", "audio": "your sound"}
 _MAX_QUOTED = 80  # characters of a text repeated in the status line
+MAX_MARKED = 20  # results marked as right or wrong, each
+FILTERS = ("kind", "licence", "source")  # of the results: the face an item must have, and its metadata
 WEIGHT_RANGE = {"text": (-1.0, 1.0), "image": (-1.0, 1.0), "audio": (-1.0, 1.0), "minus_text": (-1.0, 0.0)}
 
 
@@ -31,6 +33,9 @@ class Query:
         ids: ``image`` or ``audio`` -> id of the gallery item or example; a visitor's own file has none
             and cannot be part of a link.
         weights: Part -> weight; by default that of ``DEFAULT_WEIGHTS``.
+        where: One of :data:`FILTERS` -> the value that results must have.
+        likes: ``modality:id`` of results that the visitor marked as right.
+        dislikes: Likewise of wrong ones.
 
     Raises:
         MediaError: If a part or an id has another type, or a weight is not a finite number.
@@ -42,6 +47,9 @@ class Query:
     minus_text: str = ""
     ids: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
+    likes: tuple[str, ...] = ()
+    dislikes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part in DEFAULT_WEIGHTS:
@@ -81,6 +89,17 @@ class Query:
             minus_text=other.minus_text or self.minus_text,
             ids={**ids, **other.ids},
         )
+
+    def marked(self, verdict: str, identity: str) -> Query:
+        """Return this query with a result marked as ``like`` or ``dislike``, or unmarked if it was marked so."""
+        lists = {"like": list(self.likes), "dislike": list(self.dislikes)}
+        was = verdict in lists and identity in lists[verdict]
+        for marked in lists.values():
+            if identity in marked:
+                marked.remove(identity)
+        if verdict in lists and not was:
+            lists[verdict].append(identity)
+        return replace(self, likes=tuple(lists["like"][-MAX_MARKED:]), dislikes=tuple(lists["dislike"][-MAX_MARKED:]))
 
     def parts(self) -> dict[str, str]:
         """Return part -> words or path, for given parts with a weight other than 0."""
@@ -124,6 +143,8 @@ class Query:
         weights = {name: self.weight(name) for name in parts if self.weight(name) != DEFAULT_WEIGHTS[name]}
         if weights:
             link["w"] = ",".join(f"{_IN_LINK[name]}:{weight:g}" for name, weight in weights.items())
+        link |= {key: value for key, value in self.where.items() if key in FILTERS and value}
+        link |= {key: " ".join(marked) for key, marked in (("yes", self.likes), ("no", self.dislikes)) if marked}
         return f"?{urlencode(link, errors='replace')}"
 
     @classmethod
@@ -138,6 +159,9 @@ class Query:
             minus_text=given.get("minus_text", ""),
             ids={name: given[name] for name in _FILE_NOUNS if name in given},
             weights=_read_weights(str(values.get("w", ""))),
+            where={key: str(values[key]) for key in FILTERS if values.get(key)},
+            likes=tuple(str(values.get("yes") or "").split()[:MAX_MARKED]),
+            dislikes=tuple(str(values.get("no") or "").split()[:MAX_MARKED]),
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from fusemix.search.fusion import FusedHit
 from fusemix.search.index import Hit
 
 SHOWN = {"image": 12, "audio": 6, "text": 8}  # results of each kind on the page
-FOUND = 12  # items on the page
+FOUND = 12  # items on the page; as many more at a time as one scrolls
+MOST_FOUND = 60
 _HEADINGS = {"image": "Pictures", "audio": "Sounds", "text": "Captions"}
 _ALONE = {"image": "Pictures, by pixels alone", "audio": "Sounds, by sound alone", "text": "Captions, by words alone"}
 _FACES = {"image": "picture", "audio": "sound", "text": "caption"}
 _TELLING = 0.25  # least share of the score at which a face is named
 NO_SOUND = "No sound here fits these words."
+NONE_LEFT = "Nothing passes this filter; take it away above."
 REEL_PICTURES = 6  # of an example on the reel
+MOST_UNKNOWN = 5  # words named as not understood
 NOUNS = {"image": "pictures", "audio": "sounds", "text": "captions"}
 
 PathOf = Callable[[dict[str, Any]], Path | None]
@@ -49,6 +54,9 @@ def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False)
     took = f"{answer.n_items:,} items searched in {max(answer.seconds, 0.01):.2f} s"
     copy = f'<button type="button" class="fm-copy" data-link="{escape(link)}">Copy link</button>' if link else ""
     lines = sentences("" if correct else answer.heard, answer.doubt)
+    if answer.unknown and not answer.doubt:
+        words = ", ".join(f"“{word}”" for word in answer.unknown[:MOST_UNKNOWN])
+        lines.append(f"Not understood: {words}. Try plain English words.")
     if answer.left_out:
         lines.append(f"“{answer.left_out}” itself is left out.")
     files = "yes" if set(answer.parts) - {"text"} else "no"
@@ -57,12 +65,36 @@ def status(answer: Answer, asked: str, link: str = "", *, correct: bool = False)
         f'<span>{took}<span class="fm-felt"></span></span></p>{copy}</div>'
         + (_heard(answer.heard, answer.uncertain) if correct and (answer.heard or answer.uncertain) else "")
         + (_suggestion(answer.suggestion) if correct and answer.suggestion else "")
+        + (_marks(answer) if correct else "")
         + "".join(f'<p class="fm-doubt">{escape(line)}</p>' for line in lines)
     )
 
 
 def _suggestion(words: str) -> str:
     return f'<p class="fm-doubt">Did you mean <button type="button" class="fm-meant">{escape(words)}</button>?</p>'
+
+
+def _marks(answer: Answer) -> str:
+    """Return what the visitor marked and filtered, each with a button that takes it back."""
+    names = {"image": "with a picture", "audio": "with a sound", "text": "captions"}
+    chips = [
+        f'<button type="button" class="fm-undo" data-modality="where" data-id="{escape(key)}=" aria-label="Remove the '
+        f'filter: {escape(label)}">{escape(label)} ✕</button>'
+        for key, value in answer.where.items()
+        for label in [f"only {names.get(value, short_source(value))}"]
+    ]
+    if count := len(answer.likes) + len(answer.dislikes):
+        label = f"steered by {count} {'mark' if count == 1 else 'marks'}"
+        chips.append(
+            '<button type="button" class="fm-undo" data-modality="unmark" data-id="all" '
+            f'aria-label="Take back: {label}">{label} ✕</button>'
+        )
+    return f'<p class="fm-undos">{"".join(chips)}</p>' if chips else ""
+
+
+def short_source(source: str) -> str:
+    """Return a source without the packager and the version: ``Debian openclipart-png 1:0.18`` -> openclipart-png."""
+    return re.sub(r"^(Debian|PyPI|npm) (\S+) \S*\d\S*$", r"\2", source)
 
 
 def _heard(words: str, uncertain: str) -> str:
@@ -95,15 +127,21 @@ def results(answer: Answer, path_of: PathOf, *, prefix: str = "fm-h") -> str:
     )
 
 
-def found(answer: Answer, path_of: PathOf) -> str:
-    """Return the best items as one list, with a switch to the three lists by pixels, sound or words alone."""
-    if not answer.items:
+def found(answer: Answer, path_of: PathOf, facets: Mapping[str, Mapping[str, int]] | None = None) -> str:
+    """Return the best items as one list, with a switch to the three lists by pixels, sound or words alone.
+
+    Args:
+        answer: Answer with the items; those after the first :data:`FOUND` are hidden until the visitor scrolls there.
+        path_of: Returns the file of an item.
+        facets: ``licence`` and ``source`` -> value -> number of items, offered as filters.
+    """
+    if not answer.items and not answer.where:
         return results(answer, path_of)
-    first = answer.items[:FOUND]
-    items = "".join(_item(entry, path_of) for entry in first)
-    numbers = {entry.number for entry in first}
+    shown = answer.items[:MOST_FOUND]
+    items = "".join(_item(entry, path_of, answer, number >= FOUND) for number, entry in enumerate(shown))
+    numbers = {entry.number for entry in shown[:FOUND]}
     sounds = [entry for entry in answer.sounds or [] if entry.number not in numbers][: SHOWN["audio"]]
-    more = "".join(_item(entry, path_of) for entry in sounds)
+    more = "".join(_item(entry, path_of, answer) for entry in sounds)
     heard = f'<section class="fm-items" aria-label="Sounds"><h2>Sounds</h2><ol>{more}</ol></section>' if more else ""
     hits = dict(answer.hits)
     if answer.sounds is not None and "audio" in hits:
@@ -116,14 +154,56 @@ def found(answer: Answer, path_of: PathOf) -> str:
     )
     if hits.get("audio") == []:
         alone += f'<section class="fm-audio"><h2>{_ALONE["audio"]}</h2><p class="fm-doubt">{NO_SOUND}</p></section>'
+    scroll = '<button type="button" class="fm-scroll-on">More results</button>' if len(shown) > FOUND else ""
+    none = "" if shown else f'<p class="fm-doubt">{NONE_LEFT}</p>'
     return (
         '<div class="fm-views" role="group" aria-label="How results are ranked">'
         '<button type="button" class="fm-view" data-view="items" aria-pressed="true">Everything together</button>'
         '<button type="button" class="fm-view" data-view="lists" aria-pressed="false">By pixels, sound or words alone'
-        f'</button></div><div class="fm-together"><section class="fm-items" aria-label="Results"><ol>{items}</ol>'
-        f"</section>{heard}</div>"
-        f'<div class="fm-lists">{alone}</div>'
+        f"</button></div>{_tools(answer, shown, facets or {})}"
+        f'<div class="fm-together"><section class="fm-items" aria-label="Results"><ol>{items}</ol>{none}{scroll}'
+        f'</section>{heard}</div><div class="fm-lists">{alone}</div>'
     )
+
+
+def _tools(answer: Answer, shown: list[FusedHit], facets: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what narrows the results down, and what saves them."""
+    kinds = {"image": "with a picture", "audio": "with a sound"}
+    choices = {"kind": [("image", kinds["image"]), ("audio", kinds["audio"])]}
+    choices |= {
+        key: [(value, f"{short_source(value)} ({count:,})") for value, count in tally.items()]
+        for key, tally in facets.items()
+    }
+    fields = "".join(
+        f'<label>{key.capitalize()} <select data-key="{key}"><option value="">any</option>'
+        + "".join(
+            f'<option value="{escape(value)}"{" selected" if answer.where.get(key) == value else ""}>{escape(label)}'
+            "</option>"
+            for value, label in options
+        )
+        + "</select></label>"
+        for key, options in choices.items()
+    )
+    saved = escape(json.dumps([_saved(entry) for entry in shown], ensure_ascii=False))
+    return (
+        f'<details class="fm-tools" data-hits="{saved}"><summary>Filter and save</summary><div>{fields}'
+        '<button type="button" class="fm-save" data-kind="csv">Save as CSV</button>'
+        '<button type="button" class="fm-save" data-kind="json">Save as JSON</button></div></details>'
+    )
+
+
+def _saved(entry: FusedHit) -> dict[str, Any]:
+    """Return an item as plain values for a file."""
+    item, files = entry.item, {face: hit.item.get("path", "") for face, hit in entry.faces.items() if face != "text"}
+    keys = ("id", "title", "source", "licence", "credit")
+    return {
+        "rank": entry.rank,
+        "caption": str(item.get("caption") or item.get("text") or ""),
+        "found_by": entry.found_by,
+        "score": round(entry.score, 3),
+        "picture": files.get("image", ""),
+        "sound": files.get("audio", ""),
+    } | {key: str(item.get(key, "")) for key in keys}
 
 
 def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
@@ -177,19 +257,35 @@ def _section(modality: str, hits: list[Hit], path_of: PathOf, identity: str, hea
     )
 
 
-def _item(entry: FusedHit, path_of: PathOf) -> str:
+def _item(entry: FusedHit, path_of: PathOf, answer: Answer, later: bool = False) -> str:
     """Return an item with its picture (a button that searches), caption, sound and how it was found."""
     picture, sound, words = (entry.faces.get(face) for face in ("image", "audio", "text"))
     shown = picture or sound or words
     if shown is None:
         return ""
     name = _text(shown.item, "caption") or _text(shown.item, "text")
-    look = _look(picture, path_of) if picture else ""
+    look = _look(picture, path_of, lazy=later) if picture else ""
     player = _player(sound, path_of, name) if sound else ""
     kind = "fm-seen" if picture else "fm-unseen"
+    foot = (
+        f'<span class="fm-origin">{_origin(shown.item)}</span><div class="fm-foot">{_more(shown)}'
+        f"{_votes(shown, name, answer)}</div>"
+    )
     return (
-        f'<li class="{kind}" title="{_origin(shown.item)}">{look}<p class="fm-name">{name}</p>{player}'
-        f'<p class="fm-by">{escape(found_by(entry))}</p>{_foot(shown)}</li>'
+        f'<li class="{kind}" title="{_origin(shown.item)}"{" hidden" if later else ""}>{look}<p class="fm-name">{name}'
+        f'</p>{player}<p class="fm-by">{escape(found_by(entry))}</p>{foot}</li>'
+    )
+
+
+def _votes(hit: Hit, name: str, answer: Answer) -> str:
+    """Return the buttons that mark a result as right or wrong, which steers the next ones."""
+    identity = f"{hit.modality}:{hit.item.get('id', '')}"
+    kinds = (("like", "✓", "More like", answer.likes), ("dislike", "✕", "Less like", answer.dislikes))
+    return "".join(
+        f'<button type="button" class="fm-vote" data-modality="{verdict}" data-id="{escape(identity)}" '
+        f'aria-pressed="{str(identity in marked).lower()}" aria-label="{words} this, steer the results: {name}">{sign}'
+        "</button>"
+        for verdict, sign, words, marked in kinds
     )
 
 
@@ -226,13 +322,13 @@ def _caption(hit: Hit, path_of: PathOf) -> str:
     )
 
 
-def _look(hit: Hit, path_of: PathOf) -> str:
+def _look(hit: Hit, path_of: PathOf, *, lazy: bool = False) -> str:
     """Return a picture as a button that searches with it."""
     caption = _text(hit.item, "caption")
     return (
         f'<button type="button" class="fm-more fm-look" data-modality="image" data-id="{_text(hit.item, "id")}" '
-        f'aria-label="Search with this picture: {caption}"><img src="{_url(path_of, hit.item)}" alt="{caption}">'
-        "</button>"
+        f'aria-label="Search with this picture: {caption}"><img src="{_url(path_of, hit.item)}" alt="{caption}"'
+        f"{' loading=lazy' if lazy else ''}></button>"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -58,6 +59,10 @@ class Answer:
         uncertain: Words heard without certainty; not used in the search.
         suggestion: The typed words with unknown ones replaced by the nearest of the gallery; else empty.
         left_out: Caption of the gallery item used as the query, which is left out of the results; else empty.
+        unknown: Typed words that neither the gallery nor the text encoder knows.
+        where: Filters of the results, as in the query.
+        likes: Results marked as right, as in the query.
+        dislikes: Results marked as wrong.
     """
 
     query: str
@@ -75,6 +80,10 @@ class Answer:
     uncertain: str = ""
     suggestion: str = ""
     left_out: str = ""
+    unknown: list[str] = field(default_factory=list)
+    where: Mapping[str, str] = field(default_factory=dict)
+    likes: tuple[str, ...] = ()
+    dislikes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the API."""
@@ -198,6 +207,20 @@ class Service:
         return OutOfDomain(self.embeddings["text"] if judged else none)
 
     @cached_property
+    def facets(self) -> dict[str, dict[str, int]]:
+        """``licence`` and ``source`` -> value -> number of items with it, most first; empty for a large index."""
+        if len(self.retriever.index) > MAX_FUSED:
+            return {}
+        tallies: dict[str, Counter[str]] = {"licence": Counter(), "source": Counter()}
+        for faces in self.fusion.groups.faces:
+            face = next(face for face in ("image", "audio", *faces) if face in faces)
+            item = self.items(face)[faces[face][0]]
+            for key, tally in tallies.items():
+                if item.get(key):
+                    tally[str(item[key])] += 1
+        return {key: dict(tally.most_common()) for key, tally in tallies.items()}
+
+    @cached_property
     def spelling(self) -> Spelling | None:
         """Spelling corrector; None for a large index, or if the text encoder's vocabulary is not known."""
         encoder = self.retriever.encoders.get("text")
@@ -217,7 +240,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Answer one query of each modality, so that no visitor waits for first-use set-up."""
-        _ = self.out_of_domain, self.spelling
+        _ = self.out_of_domain, self.spelling, self.facets
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(_WARM_UP_S * SAMPLE_RATE)).astype(np.float32)
         queries: dict[str, Callable[[], Answer]] = {
             "text": lambda: self.search_text("warm-up"),
@@ -270,12 +293,15 @@ class Service:
                     parts[part], speech = self._listen(value, query.ids.get(part))
                 else:
                     parts[part] = self._embed(part, value, query.ids.get(part))
-            answer = self._find(parts, weights, speech, top_k, query.ids)
-            doubt = (
-                self.out_of_domain.sentence(blend(parts, weights)) if set(parts) == {"text"} else speech.spoken.doubt
+            answer = self._find(parts, weights, speech, top_k, query)
+            words = query.text if set(parts) == {"text"} and self.spelling else ""
+            return replace(
+                answer,
+                doubt=self._doubt(parts, speech),
+                asked=query.describe(),
+                suggestion=self.spelling.correct(words) if words and self.spelling else "",
+                unknown=self.spelling.unknown(words) if words and self.spelling else [],
             )
-            suggestion = self.spelling.correct(query.text) if set(parts) == {"text"} and self.spelling else ""
-            return replace(answer, doubt=doubt, asked=query.describe(), suggestion=suggestion)
 
         answer = self.pools.run(compute, slow=query.brings_file)
         return replace(answer, seconds=time.perf_counter() - started)
@@ -316,11 +342,18 @@ class Service:
                 embedding, speech = self._listen(query, None)
             else:
                 embedding = self.retriever.embed(**{modality: query})
-            answer = self._find({modality: embedding}, {modality: 1.0}, speech, top_k, {})
-            return replace(answer, doubt=speech.spoken.doubt)
+            parts = {modality: embedding}
+            return replace(self._find(parts, {modality: 1.0}, speech, top_k), doubt=self._doubt(parts, speech))
 
         answer = self.pools.run(compute, slow=modality != "text")
         return replace(answer, seconds=time.perf_counter() - started)
+
+    def _doubt(self, parts: Mapping[str, np.ndarray], speech: _Speech) -> str:
+        """Return a sentence if speech was not understood, or nothing here resembles words that stand alone."""
+        if speech.spoken.doubt or len(parts) != 1:
+            return speech.spoken.doubt
+        words = parts.get("text", speech.embedding)
+        return "" if words is None else self.out_of_domain.sentence(words)
 
     def _find(
         self,
@@ -328,19 +361,25 @@ class Service:
         weights: dict[str, float],
         speech: _Speech,
         top_k: int,
-        ids: Mapping[str, str],
+        query: Query | None = None,
     ) -> Answer:
         """Find the nearest hits and items, without those used as the query."""
+        query = query or Query()
         embedding = blend(parts, weights)
         asked = next(iter(parts)) if len(parts) == 1 else None
-        hits = self.retriever.search_embedding(embedding, top_k=2 * top_k + 1, asked=asked)
-        known = {part: row for part, identity in ids.items() if (row := self.row_of(part, identity)) is not None}
-        for part in known:
-            hits[part] = [hit for hit in hits[part] if hit.item["id"] != ids[part]]
+        where = {key: value for key, value in query.where.items() if key != "kind"} or None
+        kind = query.where.get("kind")
+        lists = [modality for modality in self.counts if kind in (None, modality)]
+        hits = self.retriever.search_embedding(
+            embedding, top_k=2 * top_k + 1, asked=asked, where=where, modalities=lists
+        )
+        known = {part: row for part, identity in query.ids.items() if (row := self.row_of(part, identity)) is not None}
+        for part in known.keys() & hits.keys():
+            hits[part] = [hit for hit in hits[part] if hit.item["id"] != query.ids[part]]
         items: list[FusedHit] = []
         sounds: list[FusedHit] | None = None
         if len(self.retriever.index) <= MAX_FUSED:
-            items, sounds = self._fuse(parts, weights, speech, top_k, known)
+            items, sounds = self._fuse(parts, weights, speech, top_k, query, known)
         return Answer(
             query="+".join(parts),
             hits=self._once(hits, top_k),
@@ -354,6 +393,9 @@ class Service:
             sounds=sounds,
             uncertain=speech.spoken.uncertain,
             left_out=next((str(self.items(part)[row].get("caption", "")) for part, row in known.items()), ""),
+            where=query.where,
+            likes=query.likes,
+            dislikes=query.dislikes,
         )
 
     def _fuse(
@@ -362,28 +404,48 @@ class Service:
         weights: dict[str, float],
         speech: _Speech,
         top_k: int,
+        query: Query,
         known: Mapping[str, int],
     ) -> tuple[list[FusedHit], list[FusedHit] | None]:
         """Return the best items, and the fitting items with a sound (None if this cannot be judged)."""
         met, counts = fusion_parts(parts, weights, speech.embedding)
         shares = self.fusion.shares(met, counts)
         groups = self.fusion.groups
-        own = [number for part, row in known.items() for number in groups.items_of(part, row)]
-        best = list(islice(self.fusion.best(shares, met, leave_out=own), 2 * top_k))
-        sounds = None
+        fitting: Collection[int] | None = None
         if not {"image", "audio"} & met.keys():  # only for words is it known which sounds fit
             fitting = self.fusion.fitting_sounds(shares)
-            best = [f for f in best if "image" in f.faces or "audio" not in f.faces or f.number in fitting]
-            others = [number for number in range(len(groups)) if number not in fitting]
-            sounds = list(islice(self.fusion.best(shares, met, leave_out=others), top_k)) if fitting else []
+        likes, dislikes = self._numbers(query.likes), self._numbers(query.dislikes)
+        shares = self.fusion.steered(shares, likes, dislikes)
+        where = dict(query.where)
+        kind = where.pop("kind", None)
+        left_out = {number for part, row in known.items() for number in groups.items_of(part, row)} | set(dislikes)
+        if kind:
+            left_out |= {number for number, faces in enumerate(groups.faces) if kind not in faces}
+        best = list(islice(self.fusion.best(shares, met, leave_out=left_out, where=where), 2 * top_k))
+        sounds = None
+        if fitting is not None:
+            fits = kind == "audio"  # asked for, sounds are shown as they come
+            best = [f for f in best if fits or "image" in f.faces or "audio" not in f.faces or f.number in fitting]
+            others = left_out | (set(range(len(groups))) - set(fitting))
+            sounds = (
+                list(islice(self.fusion.best(shares, met, leave_out=others, where=where), top_k)) if fitting else []
+            )
         if 0 < self.counts.get("image", 0) <= MAX_DEDUPLICATED:
             rows = self.embeddings["image"]
             best = distinct(best, lambda f: rows[groups.faces[f.number]["image"][0]], self.path_of)
         return best[:top_k], sounds
 
+    def _numbers(self, marked: Collection[str]) -> list[int]:
+        """Return the numbers of items given as ``modality:id``; those that are no longer here are passed over."""
+        found: list[int] = []
+        for modality, _, identity in (entry.partition(":") for entry in marked):
+            row = self.row_of(modality, identity)
+            found += self.fusion.groups.items_of(modality, row)[:1] if row is not None else []
+        return list(dict.fromkeys(found))
+
     def _once(self, hits: dict[str, list[Hit]], top_k: int) -> dict[str, list[Hit]]:
         """Return the first ``top_k`` hits of each modality, without near-duplicate pictures."""
-        if 0 < self.counts.get("image", 0) <= MAX_DEDUPLICATED:
+        if "image" in hits and 0 < self.counts.get("image", 0) <= MAX_DEDUPLICATED:
             rows = self.embeddings["image"]
             hits["image"] = distinct(hits["image"], lambda hit: rows[self._rows["image", hit.item["id"]]], self.path_of)
         return {

@@ -40,6 +40,11 @@ class Spelling:
         corrected = _WORD.sub(lambda match: self._nearest(match.group()), text)
         return corrected if corrected != text else ""
 
+    def unknown(self, text: str) -> list[str]:
+        """Return the words that are neither known nor corrected by :meth:`correct`, each once, in their order."""
+        words = dict.fromkeys(match.group() for match in _WORD.finditer(text))
+        return [word for word in words if not self._is_known(word.lower()) and self._nearest(word) == word]
+
     def _nearest(self, word: str) -> str:
         lower = word.lower()
         if len(word) < _SHORTEST or not lower.isascii() or self._is_known(lower):

@@ -12,6 +12,7 @@
   if (felt && window.fmAsked) felt.textContent = `, shown after ${((performance.now() - window.fmAsked) / 1000).toFixed(2)} s`;
   window.fmAsked = null;
   if (window.fmTyping) return; // results that follow the typing change nothing else
+  if (matchMedia('(pointer: coarse)').matches) document.activeElement?.blur(); // puts the keyboard of a phone away
   document.querySelector('#fm-fields').classList.toggle('fm-open', box.querySelector('.fm-line')?.dataset.files === 'yes');
   // The address reproduces the search, for a reload, for the link, and for the way back.
   const link = new URLSearchParams(box.querySelector('.fm-copy')?.dataset.link ?? '');

@@ -4,6 +4,8 @@ const FOLLOW_MS = 250;
 element.addEventListener('click', async (event) => {
   const meant = event.target.closest('.fm-meant');
   if (meant) trigger('select', { modality: 'words', id: meant.textContent });
+  const undo = event.target.closest('.fm-undo');
+  if (undo) trigger('select', { modality: undo.dataset.modality, id: undo.dataset.id });
   const button = event.target.closest('.fm-copy');
   if (!button) return;
   const link = new URL(button.dataset.link, location.origin + location.pathname).href;

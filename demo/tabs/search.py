@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 
 from demo.query import WEIGHT_RANGE, Query, read_weight
-from demo.results import SHOWN, apology, found, mosaic, reel, status
+from demo.results import MOST_FOUND, SHOWN, apology, found, mosaic, reel, status
 from demo.service import Answer, Service
 from demo.tabs.explore import Explorer, nearest_html
 from demo.tabs.picture_input import PictureInput
@@ -117,6 +117,7 @@ class SearchTab:
             self.why = gr.HTML()
         self.buttons = self._chips()
         self.ids = gr.State({})
+        self.narrowed = gr.State({})  # filters and marks: where, likes, dislikes
         self.answer = gr.State(None)
 
     def _ask(self) -> None:
@@ -237,7 +238,16 @@ class SearchTab:
     @property
     def inputs(self) -> list[Any]:
         """Widgets that every event reads, in the order of :meth:`_read`."""
-        return [self.text, self.picture, self.sound, self.minus_text, *self.weights.values(), self.ids, self.mix]
+        return [
+            self.text,
+            self.picture,
+            self.sound,
+            self.minus_text,
+            *self.weights.values(),
+            self.ids,
+            self.mix,
+            self.narrowed,
+        ]
 
     @property
     def outputs(self) -> list[Any]:
@@ -287,7 +297,7 @@ class SearchTab:
 
     def _read(self, values: tuple[Any, ...]) -> tuple[Query, bool]:
         """Read the widgets' values as a query, and whether to mix them; drop values that no widget can hold."""
-        text, picture, sound, minus_text, *weights, ids, mix = values
+        text, picture, sound, minus_text, *weights, ids, mix, narrowed = values
         read = {part: read_weight(part, weight) for part, weight in zip(self.weights, weights, strict=True)}
         query = Query(
             text=text if isinstance(text, str) else "",
@@ -296,6 +306,7 @@ class SearchTab:
             minus_text=minus_text if isinstance(minus_text, str) else "",
             ids=ids or {},
             weights={part: weight for part, weight in read.items() if weight is not None},
+            **(narrowed or {}),
         )
         return query, bool(mix)
 
@@ -304,17 +315,18 @@ class SearchTab:
         query, mix = self._read(values)
         if not mix:
             words = bool(query.text.strip())
-            query = Query(text=query.text) if words else replace(query, text="", minus_text="", weights={})
-        return self._page(query, mix)
+            alone = Query(text=query.text, where=query.where)
+            query = alone if words else replace(query, text="", minus_text="", weights={})
+        return self._page(_unmarked(query), mix)
 
     def by_typing(self, *values: Any) -> Page:
         """Search by the words typed so far without changing the fields; do nothing without words."""
         query, mix = self._read(values)
-        query = query if mix else Query(text=query.text)
+        query = _unmarked(query if mix else Query(text=query.text, where=query.where))
         if not query.text.strip() or query.brings_file:
             return {self.status: gr.skip()}
         line, markup, answer = answer_page(self.service, query, typing=True)
-        return {self.status: line, self.results: markup, self.answer: answer}
+        return {self.status: line, self.results: markup, self.answer: answer, self.narrowed: _narrowed(query)}
 
     def by_weight(self, *values: Any) -> Page:
         """Search again after a weight was moved, if there is a mix."""
@@ -327,8 +339,8 @@ class SearchTab:
         query = replace(query, ids={name: value for name, value in query.ids.items() if name != part})
         if getattr(query, part) is None and not (mix and query.parts()):  # cleared: the results stay
             return {self.ids: dict(query.ids)}
-        alone = Query.of_file(part, str(getattr(query, part)), None)
-        return self._page(query if mix else alone, mix, came=part)
+        alone = replace(Query.of_file(part, str(getattr(query, part)), None), where=query.where)
+        return self._page(_unmarked(query) if mix else alone, mix, came=part)
 
     def by_example(self, name: str, *values: Any) -> Page:
         """Search with an example."""
@@ -339,6 +351,8 @@ class SearchTab:
         """Search with a result's picture, sound or words; in a mix, add it to the rest."""
         modality, identity = str(getattr(event, "modality", "")), str(getattr(event, "id", ""))
         query, mix = self._read(values)
+        if modality in ("like", "dislike", "unmark", "where"):
+            return self._narrow(query if mix else replace(query, weights={}, minus_text=""), mix, modality, identity)
         if modality == "words":  # heard, and perhaps corrected
             return self._join(replace(query, audio=None), mix, Query(text=identity))
         if modality == "link":
@@ -354,9 +368,20 @@ class SearchTab:
             return {self.status: apology(GONE), self.results: ""}
         return self._join(query, mix, Query.of_file(modality, str(path), identity))
 
+    def _narrow(self, query: Query, mix: bool, how: str, value: str) -> Page:
+        """Repeat the search with a filter set or removed, or a result marked or all unmarked."""
+        if how == "where":
+            key, _, wanted = value.partition("=")
+            where = {name: kept for name, kept in query.where.items() if name != key}
+            query = replace(query, where=where | ({key: wanted} if wanted else {}))
+        else:
+            query = _unmarked(query) if how == "unmark" else query.marked(how, value)
+        return self._page(query, mix, shown=FILES)
+
     def _join(self, query: Query, mix: bool, new: Query) -> Page:
         """Search with one new part, which in a mix joins the others."""
-        return self._page(query.joined_by(new) if mix else new, mix, shown=new.parts())
+        joined = query.joined_by(new) if mix else replace(new, where=query.where)
+        return self._page(_unmarked(joined), mix, shown=new.parts())
 
     def by_link(self, request: gr.Request) -> Page:
         """Search with the page's link; do nothing without a query in it."""
@@ -375,6 +400,7 @@ class SearchTab:
     def _start(self) -> Page:
         """Return the page to its state before the first search."""
         page: Page = {self.status: "", self.results: self.opening, self.answer: None, self.ids: {}, self.mix: False}
+        page[self.narrowed] = {}
         page |= {self.panel: gr.update(visible=False), self.text: "", self.minus_text: ""}
         return page | {self.picture: None, self.sound: None}
 
@@ -390,6 +416,7 @@ class SearchTab:
         line, markup, answer = answer_page(self.service, query)
         page: Page = {self.status: line, self.results: markup, self.answer: answer, self.ids: dict(query.ids)}
         page |= {self.mix: mix, self.panel: gr.update(visible=mix), self.text: query.text}
+        page[self.narrowed] = _narrowed(query)
         page |= {self.weights[part]: query.weight(part) for part in self.weights}
         page[self.minus_text] = query.minus_text
         for part, field in zip(FILES, (self.picture, self.sound), strict=True):
@@ -407,6 +434,15 @@ class SearchTab:
         asked = answer.asked
         reason = why(answer, self.service, SHOWN)
         return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
+
+
+def _unmarked(query: Query) -> Query:
+    """Return the query without the results marked as right or wrong, which belong to the search before."""
+    return replace(query, likes=(), dislikes=())
+
+
+def _narrowed(query: Query) -> dict[str, Any]:
+    return {"where": dict(query.where), "likes": query.likes, "dislikes": query.dislikes}
 
 
 def _slider(part: str, name: str, *, visible: bool = True) -> gr.Slider:
@@ -427,11 +463,11 @@ def answer_page(service: Service, query: Query, *, typing: bool = False) -> tupl
         HTML of the status line, HTML of the results (empty after a failure), and the answer (None then).
     """
     try:
-        answer = service.search(query, top_k=max(SHOWN.values()))
+        answer = service.search(query, top_k=max(SHOWN.values()) if typing else MOST_FOUND)
         if typing:
-            answer = replace(answer, suggestion="", doubt="")
+            answer = replace(answer, suggestion="", doubt="", unknown=[])
         line = status(answer, answer.asked, query.to_link(), correct=True)
-        return line, found(answer, service.path_of), answer
+        return line, found(answer, service.path_of, service.facets), answer
     except MediaError as error:
         return apology(str(error)), "", None
     except Exception:

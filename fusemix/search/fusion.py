@@ -22,6 +22,7 @@ from fusemix.search.items import ItemGroups
 
 LEARNED = Path(__file__).with_name("fusion.json")
 # Kinds of query parts: words, a picture, a sound, words recognised with confidence in a sound, and that sound itself.
+LIKED, DISLIKED = 0.5, -0.5  # weights of items that were liked or disliked, as in Retriever.refine
 PART_KINDS = ("text", "image", "audio", "heard", "voice")
 
 
@@ -115,6 +116,31 @@ class Fusion:
             np.maximum.at(best, self.groups.owners[face], total[self.groups.rows[face]])
             faces[face] = np.where(np.isfinite(best), best, 0.0)
         return faces
+
+    def steered(
+        self, shares: Mapping[str, np.ndarray], likes: Collection[int] = (), dislikes: Collection[int] = ()
+    ) -> dict[str, np.ndarray]:
+        """Move a ranking towards items that were liked and away from those that were not.
+
+        The faces of a liked item are queries of their own, whose mean shares are added with the weight :data:`LIKED`;
+        those of disliked items are subtracted. Source: Rocchio 1971, here on standardised similarities.
+
+        Args:
+            shares: Of :meth:`shares`.
+            likes: Numbers of items.
+            dislikes: Likewise.
+
+        Returns:
+            As :meth:`shares`.
+        """
+        total = dict(shares)
+        for weight, numbers in ((LIKED, likes), (DISLIKED, dislikes)):
+            for number in numbers:
+                faces = self.groups.faces[number]
+                known = {face: self.embeddings[face][rows[0]] for face, rows in faces.items() if face in self.weights}
+                for face, share in self.shares(known).items():
+                    total[face] = total[face] + weight * share / len(numbers) / max(1, len(known))
+        return total
 
     def search(
         self,

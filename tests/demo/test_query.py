@@ -1,3 +1,5 @@
+from urllib.parse import parse_qsl
+
 import pytest
 
 from demo.query import Query
@@ -83,3 +85,21 @@ def test_half_a_surrogate_pair_becomes_a_question_mark_because_no_browser_could_
 def test_a_query_of_the_wrong_types_is_refused_in_a_sentence(given, message):
     with pytest.raises(MediaError, match=message):
         Query(**given)
+
+
+def test_filters_and_marks_survive_the_link():
+    query = Query(text="a cat", where={"licence": "CC0-1.0"}, likes=("image:a", "audio:b"), dislikes=("image:c",))
+    assert Query.from_link(dict(parse_qsl(query.to_link()[1:]))) == query
+
+
+@pytest.mark.parametrize(
+    ("verdict", "likes", "dislikes"),
+    [("like", ("b",), ("c",)), ("dislike", ("b",), ("c", "a")), ("none", ("b",), ("c",))],
+)
+def test_a_second_click_takes_a_mark_back_and_the_other_verdict_replaces_it(verdict, likes, dislikes):
+    query = Query(text="x", likes=("b",), dislikes=("a", "c")).marked("like", "a")
+    assert (query.likes, query.dislikes) == (("b", "a"), ("c",))
+    query = query.marked(verdict, "a")
+    assert (query.likes, query.dislikes) == (likes, dislikes)
+    many = Query(text="x", likes=tuple(map(str, range(30)))).marked("like", "z")
+    assert len(many.likes) == 20 and many.likes[-1] == "z"

@@ -91,6 +91,31 @@ def test_what_is_searched_with_is_left_out_of_items_and_lists_and_named(service)
     assert service.search(Query(text="a green square")).left_out == ""
 
 
+@pytest.mark.parametrize(
+    ("where", "images", "items"),
+    [({"kind": "audio"}, None, 3), ({"kind": "image"}, 3, 3), ({"licence": "CC0-1.0"}, 3, 5), ({"source": "x"}, 0, 0)],
+)
+def test_results_pass_the_filters(service, where, images, items):
+    answer = service.search(Query(text="a red square", where=where))
+    assert len(answer.items) <= items and (answer.items or not items)
+    assert all(where["kind"] in found.faces for found in answer.items if "kind" in where)
+    assert answer.hits.keys() == ({where["kind"]} if "kind" in where else {"image", "audio", "text"})
+    assert images is None or len(answer.hits["image"]) == images
+    assert service.facets["licence"].keys() == {"CC0-1.0"} and service.facets["source"].keys() == {"tests"}
+
+
+def test_marks_steer_what_comes_next(service):
+    def order(**marks):
+        return [found.item["id"] for found in service.search(Query(text="a hum", **marks)).items]
+
+    plain = order()
+    last = plain[-1]
+    mark = next(f"{m}:{last}" for m in ("image", "audio", "text") if service.row_of(m, last) is not None)
+    assert order(likes=(mark,)).index(last) < plain.index(last)
+    assert last not in order(dislikes=(mark,))
+    assert order(likes=("image:gone", "nonsense")) == plain
+
+
 def test_an_example_is_encoded_once_and_a_visitors_file_every_time(service, pairs, monkeypatch):
     sound, calls = str(pairs.parent / "hum.wav"), []
     embed = service.retriever.embed_and_transcribe
@@ -141,18 +166,18 @@ def test_the_words_of_a_voice_are_told_and_those_of_a_gallery_sound_are_not(ship
 
     encoder, listened = shipped.retriever.encoders["audio"], []
     hear = encoder.encode_and_transcribe
-    transcripts = [Transcript("[hiss] (a) b", -0.5)]
+    transcripts = [Transcript("[hiss] (a) dog", -0.5)]
     monkeypatch.setattr(
         encoder, "encode_and_transcribe", lambda given: listened.append(given) or (hear(given)[0], transcripts)
     )
     item = shipped.items("audio")[0]
     known = Query(audio=str(shipped.path_of(item)), ids={"audio": item["id"]})
     assert shipped.search(known).heard == "" and not listened
-    assert [shipped.search(Query(audio=dog, ids={"audio": "spoken"})).heard for _ in range(2)] == ["b", "b"]
+    assert [shipped.search(Query(audio=dog, ids={"audio": "spoken"})).heard for _ in range(2)] == ["dog", "dog"]
     assert len(listened) == 1  # an example is listened to once
-    assert shipped.search(Query(audio=dog)).heard == "b" and len(listened) == 2  # once for latents and words
+    assert shipped.search(Query(audio=dog)).heard == "dog" and len(listened) == 2  # once for latents and words
     assert shipped.search_audio(dog).doubt == ""
-    transcripts[0] = Transcript("[hiss] (a) b", -1.5)
+    transcripts[0] = Transcript("[hiss] (a) dog", -1.5)
     for answer in (
         shipped.search_audio(dog),
         shipped.search(Query(audio=dog)),

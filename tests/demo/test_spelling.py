@@ -31,3 +31,9 @@ def test_an_unknown_word_is_replaced_by_the_nearest_and_a_known_one_stays(typed,
 )
 def test_slips_are_letters_missing_added_and_exchanged(a, b, count):
     assert edit_distance(a, b) == edit_distance(b, a) == count
+
+
+def test_words_that_nothing_knows_are_named_once_and_those_that_are_corrected_are_not():
+    spelling = Spelling(["a blue butterfly", "a dog"], {"blue", "snow"})
+    assert spelling.unknown("a buterfly, zwei Hunde im Schnee, dogs, zwei 7") == ["zwei", "Hunde", "im", "Schnee"]
+    assert spelling.unknown("a blue butterfly") == []

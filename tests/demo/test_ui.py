@@ -1,9 +1,11 @@
 import asyncio
 import importlib
+import json
 import random
 import re
 import threading
 from dataclasses import replace
+from html import escape, unescape
 from pathlib import Path
 
 import gradio as gr
@@ -45,6 +47,7 @@ class FakeService:
     encoder_names = {"image": "a", "text": "b", "audio": "c"}
     understood = frozenset(encoder_names)
     root = Path("/gallery")
+    facets = {"licence": {"CC0": 2}, "source": {"Debian <tests> 1.0": 2}}
 
     def items(self, modality):
         words = {"id": f"{modality}-1", "caption": "one", "source": "tests", "licence": "CC0"}
@@ -80,9 +83,11 @@ def tab(fake):
         return search.SearchTab(fake, explorer, map_component(explorer))
 
 
-def fields(tab, *, text="", picture=None, sound=None, without="", weights=(1, 1, 1, -0.5), ids=None, mix=False):
+def fields(
+    tab, *, text="", picture=None, sound=None, without="", weights=(1, 1, 1, -0.5), ids=None, mix=False, narrowed=None
+):
     """The widgets' values, as an event hands them over."""
-    values = (text, picture, sound, without, *weights, ids or {}, mix)
+    values = (text, picture, sound, without, *weights, ids or {}, mix, narrowed or {})
     assert len(values) == len(tab.inputs)
     return values
 
@@ -145,6 +150,23 @@ def test_an_item_shows_its_picture_its_sound_its_caption_and_what_it_was_found_b
     assert 'src="gradio_api/file=/gallery/7.image" alt="a dog"' in page and "7.audio" in page
     assert "found by its caption and picture" in page and page.count('<li class="fm-seen"') == 1
     assert NO_SOUND in page and 'data-view="lists"' in page
+
+
+def test_tools_list_filters_and_save_what_was_found_and_all_is_escaped():
+    hit = Hit("image", dict.fromkeys(("id", "title", "caption", "source", "licence", "credit"), NASTY), 0.5, 1)
+    items = [FusedHit(n + 1, 1.0, "image", {"image": hit}, {"image": 1.0}, n) for n in range(14)]
+    answer = replace(nasty_answer(), items=items, where={"licence": NASTY}, likes=(f"image:{NASTY}",), unknown=[NASTY])
+    page = found(
+        answer, lambda _: None, {"licence": {NASTY: 3}, "source": {"Debian openclipart-png 1:0.18+dfsg-19": 9}}
+    )
+    assert NASTY not in page and page.count("<li ") - page.count("fm-lists") >= 14 and page.count(" hidden>") == 2
+    assert "openclipart-png (9)" in page and f'value="{escape(NASTY)}" selected' in page
+    assert page.count('aria-pressed="true" aria-label="More like') == 14
+    saved = json.loads(unescape(re.search('data-hits="([^"]*)"', page)[1]))
+    assert len(saved) == 14 and saved[0]["caption"] == NASTY and saved[0]["found_by"] == "image"
+    line = status(answer, "you", correct=True)
+    assert NASTY not in line and "Not understood: " in line and "steered by 1 mark" in line and "fm-undo" in line
+    assert "Nothing passes this filter" in found(replace(answer, items=[]), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +239,7 @@ def test_text_search_clears_the_other_queries(tab, fake):
 
 def test_results_that_follow_the_typing_leave_the_fields_alone(tab, fake):
     page = tab.by_typing(*fields(tab, text="do", picture="a.png"))
-    assert page.keys() == {tab.status, tab.results, tab.answer} and fake.asked == Query(text="do")
+    assert page.keys() == {tab.status, tab.results, tab.answer, tab.narrowed} and fake.asked == Query(text="do")
     for values in (fields(tab, text=" "), fields(tab, text="do", picture="a.png", mix=True)):
         assert tab.by_typing(*values) == {tab.status: gr.skip()}  # no file is encoded at every letter
     tab.by_typing(*fields(tab, text="do", without="grass", mix=True))
@@ -229,6 +251,24 @@ def test_corrected_words_are_searched_with_and_in_a_mix_take_the_sounds_place(ta
     assert fake.asked == Query(text="a cat")
     tab.by_item(picked("words", "a cat"), *fields(tab, sound="a.mp3", picture="p.png", mix=True))
     assert fake.asked.parts() == {"text": "a cat", "image": "p.png"}
+
+
+def test_filters_stay_for_the_next_search_and_marks_do_not(tab, fake):
+    page = tab.by_item(picked("like", "image:image-1"), *fields(tab, text="dogs"))
+    assert fake.asked == Query(text="dogs", likes=("image:image-1",))
+    marked = page[tab.narrowed]
+    page = tab.by_item(picked("dislike", "image:image-1"), *fields(tab, text="dogs", narrowed=marked))
+    assert (fake.asked.likes, fake.asked.dislikes) == ((), ("image:image-1",))
+    page = tab.by_item(picked("where", "licence=CC0"), *fields(tab, text="dogs", narrowed=page[tab.narrowed]))
+    assert fake.asked == Query(text="dogs", where={"licence": "CC0"}, dislikes=("image:image-1",))
+    narrowed = page[tab.narrowed]
+    for values in (tab.by_text, tab.by_typing):
+        values(*fields(tab, text="cats", narrowed=narrowed))
+        assert fake.asked == Query(text="cats", where={"licence": "CC0"})
+    tab.by_item(picked("unmark", "all"), *fields(tab, text="dogs", narrowed=narrowed))
+    assert fake.asked == Query(text="dogs", where={"licence": "CC0"})
+    tab.by_item(picked("where", "licence="), *fields(tab, text="dogs", narrowed=narrowed))
+    assert fake.asked.where == {} and tab._start()[tab.narrowed] == {}
 
 
 def test_an_address_gone_back_to_is_searched_with_and_an_empty_one_is_the_start(tab, fake):

@@ -85,6 +85,24 @@ def test_words_can_be_subtracted(gallery):
         np.testing.assert_allclose(without[face], plain[face] - 0.5 * fusion.shares({"text": b})[face], atol=1e-9)
 
 
+def test_what_is_liked_and_disliked_are_queries_of_half_a_weight(gallery):
+    items, embeddings = gallery
+    fusion = Fusion(items, embeddings, WEIGHTS)
+    shares = fusion.shares({"text": embeddings["text"][3]})
+    steered = fusion.steered(shares, likes=[7, 8], dislikes=[21])
+
+    def of(number):  # the mean over the faces that may be a query; a sound has no weights here
+        asked = [{"image": embeddings["image"][number]}] if number < 20 else []
+        asked.append({"text": embeddings["text"][number]})
+        return [fusion.shares(parts) for parts in asked]
+
+    for face, share in shares.items():
+        wanted = share - 0.5 * of(21)[0][face]
+        wanted = wanted + 0.5 * np.mean([[s[face] for s in of(n)] for n in (7, 8)], axis=(0, 1))
+        np.testing.assert_allclose(steered[face], wanted, atol=1e-12)
+    assert all(np.array_equal(fusion.steered(shares)[face], share) for face, share in shares.items())
+
+
 def test_a_filter_and_items_left_out_are_respected(gallery):
     items, embeddings = gallery
     fusion, query = Fusion(items, embeddings, WEIGHTS), embeddings["text"][2]
