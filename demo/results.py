@@ -157,10 +157,10 @@ def found(answer: Answer, path_of: PathOf, facets: Mapping[str, Mapping[str, int
     scroll = '<button type="button" class="fm-scroll-on">More results</button>' if len(shown) > FOUND else ""
     none = "" if shown else f'<p class="fm-doubt">{NONE_LEFT}</p>'
     return (
-        '<div class="fm-views" role="group" aria-label="How results are ranked">'
+        '<div class="fm-bar"><div class="fm-views" role="group" aria-label="How results are ranked">'
         '<button type="button" class="fm-view" data-view="items" aria-pressed="true">Everything together</button>'
         '<button type="button" class="fm-view" data-view="lists" aria-pressed="false">By pixels, sound or words alone'
-        f"</button></div>{_tools(answer, shown, facets or {})}"
+        f"</button></div>{_tools(answer, shown, facets or {})}</div>"
         f'<div class="fm-together"><section class="fm-items" aria-label="Results"><ol>{items}</ol>{none}{scroll}'
         f'</section>{heard}</div><div class="fm-lists">{alone}</div>'
     )
@@ -206,14 +206,19 @@ def _saved(entry: FusedHit) -> dict[str, Any]:
     } | {key: str(item.get(key, "")) for key in keys}
 
 
-def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
-    """Return pictures of the gallery for the page before the first query; each one is a button that searches."""
-    pictures = "".join(
+def tiles(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
+    """Return pictures as buttons that search with them."""
+    return "".join(
         f'<button type="button" class="fm-more fm-tile" data-modality="image" data-id="{_text(item, "id")}" '
         f'title="{_text(item, "caption")}" aria-label="Search with: {_text(item, "caption")}">'
         f'<img src="{_url(path_of, item)}" alt="" loading="lazy"></button>'
         for item in items
     )
+
+
+def mosaic(items: Iterable[dict[str, Any]], path_of: PathOf) -> str:
+    """Return pictures of the gallery for the page before the first query; each one is a button that searches."""
+    pictures = tiles(items, path_of)
     return pictures and f'<p class="fm-label">Or tap a picture:</p><div class="fm-mosaic">{pictures}</div>'
 
 

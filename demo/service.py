@@ -20,6 +20,7 @@ from PIL import Image
 from demo.near_duplicates import distinct
 from demo.out_of_domain import MAX_CAPTIONS, OutOfDomain
 from demo.query import Query
+from demo.space_map import Neighbourhoods
 from demo.spelling import Spelling
 from demo.transcripts import SpokenWords, spoken_words
 from demo.workers import WorkerPools
@@ -187,7 +188,8 @@ class Service:
         for item in (item for modality in self.counts for item in self.items(modality)):
             with suppress(ValueError):  # it leads out of the folder
                 paths.add(self.path_of(item))
-        return frozenset(map(str, paths - {None}))
+        laid = Neighbourhoods.of(self.root)
+        return frozenset(map(str, (paths | {laid.sheet if laid else None}) - {None}))
 
     @cached_property
     def embeddings(self) -> dict[str, np.ndarray]:

@@ -1,13 +1,63 @@
-"""Two-dimensional views of the shared space by PCA, and the positions of queries in them."""
+"""Two-dimensional views of the shared space by PCA, and the neighbourhoods that were laid out with the gallery."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fusemix.files import read_json
+
 VIEWS = ("as trained", "gap removed")
+NEIGHBOURHOODS = "neighbourhoods"
+_NEAR = 0.25  # of the map's half width
+_FILES = ("map.json", "thumbnails.webp")  # in the gallery's folder, by scripts/release/build_map.py
+
+
+class Neighbourhoods:
+    """Positions of the gallery's things by t-SNE, and the sheet of their thumbnails.
+
+    Attributes:
+        side: Pixels of a thumbnail.
+        columns: Thumbnails in a row of the sheet.
+        sheet: The sheet of thumbnails.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Read ``map.json`` in the gallery's folder.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        values = read_json(root / _FILES[0])
+        self.side, self.columns, self.sheet = int(values["side"]), int(values["columns"]), root / _FILES[1]
+        self._places: dict[str, dict[str, list[float]]] = values["places"]
+
+    @staticmethod
+    def of(root: Path | None) -> Neighbourhoods | None:
+        """Return those of a gallery's folder; None if it has none, as a visitor's own gallery."""
+        known = root is not None and all((root / name).is_file() for name in _FILES)
+        return Neighbourhoods(root) if root is not None and known else None
+
+    def place(self, modality: str, identity: str) -> list[float] | None:
+        """Return x and y of an item, -1 to 1; None if it has no place of its own, as captions."""
+        known = self._places.get(modality, {}).get(identity)
+        return known[:2] if known else None
+
+    def cell(self, identity: str) -> int:
+        """Return the number of a picture's thumbnail in the sheet; -1 if it has none."""
+        known = self._places["image"].get(identity, [])
+        return int(known[2]) if len(known) > 2 else -1
+
+    def between(self, places: Sequence[list[float]]) -> list[float] | None:
+        """Return where a query lands: beside its best item, drawn to the others that lie near that one."""
+        if not places:
+            return None
+        near = [place for place in places if np.hypot(*np.subtract(place, places[0])) < _NEAR]
+        middle = np.average(near, axis=0, weights=1 / np.arange(1, len(near) + 1))
+        return [round(float(value), 4) for value in middle]
 
 
 @dataclass(frozen=True)

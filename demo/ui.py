@@ -119,14 +119,14 @@ def build_demo(service: Service) -> gr.Blocks:
             with gr.Tab("Search"):
                 search = SearchTab(service, explorer, map_view)
             with gr.Tab("Explore"):
-                nearest = build_explore_tab(explorer, map_view)
+                nearest, land = build_explore_tab(explorer, map_view)
             with gr.Tab("Sound to picture"):
                 build_generate_tab(service)
             with gr.Tab("Your files"):
                 CorpusTab(service, demo)
             with gr.Tab("Train your own"):
                 TrainingTab(demo)
-        search.wire(demo, nearest)
+        search.wire(demo, nearest, land)
         _about(service)
         _api(service)
     demo.queue(max_size=64)

@@ -5,9 +5,13 @@ const pen = canvas.getContext('2d');
 const GLIDE_MS = 700;
 const REACH = 12; // pixels from the pointer within which a dot is found
 const RADIUS = { image: 1.9, text: 1.9, audio: 3.2 };
-let data = null; // { views, groups: [{ modality, points: { view: [[x, y]] }, names, files, ids }] }
-let view = 'as trained';
-let blend = 0; // 0: the first view, 1: the second; in between while they glide
+const TILE = () => (canvas.clientWidth > 700 ? 44 : 34); // pixels of a thumbnail, before zooming in
+let data = null; // { views, groups: [{ modality, points: { view: [[x, y]] }, names, files, ids, cells }], sheet, notes }
+let view = null; // the view shown
+let former = null; // the view it glides from
+let blend = 1; // 0: the former view, 1: the one shown; in between while they glide
+let sheet = null; // all thumbnails in one picture
+const fingers = new Map();
 let frame = { zoom: 1, x: 0, y: 0 };
 let marker = null; // where the query is drawn, gliding after props.value
 let hovered = null;
@@ -34,8 +38,9 @@ function onScreen([x, y], box) {
   ];
 }
 
-function mixed(places, i) {
-  const [a, b] = data.views.map((name) => (i === undefined ? places[name] : places[name][i]));
+function mixed(places, i) { // null: it has no place in this view
+  const [a, b] = [former, view].map((name) => (i === undefined ? places[name] : places[name][i]));
+  if (!a || !b) return blend === 1 ? b : null;
   return [a[0] + (b[0] - a[0]) * blend, a[1] + (b[1] - a[1]) * blend];
 }
 
@@ -43,13 +48,17 @@ function draw() {
   const box = size();
   pen.clearRect(0, 0, box.width, box.height);
   if (!data || !box.width) return;
+  const tiles = sheet && former === view && view === data.views[0];
   for (const group of data.groups) {
     if (hidden.has(group.modality)) continue;
     pen.fillStyle = colour(group.modality);
     pen.globalAlpha = group.modality === 'audio' ? 0.9 : 0.5;
     const radius = RADIUS[group.modality] * Math.sqrt(Math.min(frame.zoom, 6));
+    if (tiles && group.cells) { drawTiles(group, box); continue; }
     for (let i = 0; i < group.ids.length; i += 1) {
-      const [x, y] = onScreen(mixed(group.points, i), box);
+      const place = mixed(group.points, i);
+      if (!place) continue;
+      const [x, y] = onScreen(place, box);
       if (x < -9 || y < -9 || x > box.width + 9 || y > box.height + 9) continue;
       pen.beginPath();
       pen.arc(x, y, radius, 0, 7);
@@ -58,17 +67,53 @@ function draw() {
   }
   pen.globalAlpha = 1;
   drawQuery(box);
-  if (hovered) ring(onScreen(mixed(hovered.group.points, hovered.i), box), 7, colour('ink'), 2);
+  const place = hovered && mixed(hovered.group.points, hovered.i);
+  if (place) ring(onScreen(place, box), tiles ? tileSize() / 2 + 3 : 7, colour('ink'), 2);
 }
+
+const tileSize = () => TILE() * Math.min(Math.sqrt(frame.zoom), 2.2);
+
+// Thumbnails where there is room, dots for the rest; zooming in makes room.
+function drawTiles(group, box) {
+  const size = tileSize();
+  const { side, columns } = data.sheet;
+  const taken = new Set();
+  shown.clear();
+  near.clear();
+  for (let i = 0; i < group.ids.length; i += 1) {
+    const [x, y] = onScreen(group.points[view][i] ?? [9, 9], box);
+    if (x < -size || y < -size || x > box.width + size || y > box.height + size) continue;
+    const [column, row] = [Math.round(x / size), Math.round(y / size)];
+    let free = group.cells[i] >= 0;
+    for (let dx = -1; free && dx <= 1; dx += 1) {
+      for (let dy = -1; free && dy <= 1; dy += 1) {
+        const other = near.get(`${column + dx},${row + dy}`);
+        free = !taken.has(`${column + dx},${row + dy}`) || Math.max(Math.abs(other[0] - x), Math.abs(other[1] - y)) >= size;
+      }
+    }
+    if (!free) { pen.beginPath(); pen.arc(x, y, 1.6, 0, 7); pen.fill(); continue; }
+    taken.add(`${column},${row}`);
+    near.set(`${column},${row}`, [x, y]);
+    shown.add(i);
+    pen.globalAlpha = 1;
+    const [sx, sy] = [(group.cells[i] % columns) * side, Math.floor(group.cells[i] / columns) * side];
+    pen.drawImage(sheet, sx, sy, side, side, x - size / 2, y - size / 2, size, size);
+    pen.globalAlpha = 0.5;
+  }
+}
+const near = new Map();
+const shown = new Set(); // pictures drawn as thumbnails, which a finger finds more easily
 
 function drawQuery(box) {
   if (!marker || !props.value) return;
   const [x, y] = onScreen(mixed(marker), box);
   pen.strokeStyle = colour('ink');
-  for (const [modality, i] of props.value.hits) {
+  for (const [modality, i] of (sheet && view === data.views[0] ? props.value.things : props.value.hits)) {
     const group = data.groups.find((entry) => entry.modality === modality);
     if (!group || hidden.has(modality)) continue;
-    const [hx, hy] = onScreen(mixed(group.points, i), box);
+    const place = mixed(group.points, i);
+    if (!place) continue;
+    const [hx, hy] = onScreen(place, box);
     pen.globalAlpha = 0.55;
     pen.lineWidth = 1;
     pen.beginPath(); pen.moveTo(x, y); pen.lineTo(hx, hy); pen.stroke();
@@ -115,6 +160,7 @@ function land() {
   if (!data || !props.value) { marker = null; draw(); return; }
   const to = props.value.at;
   const from = marker ?? Object.fromEntries(data.views.map((name) => [name, [0, 0]]));
+  if (view === data.views[0] && sheet && frame.zoom > 1) frame = { ...frame, x: to[view][0], y: to[view][1] };
   glide((t) => {
     marker = Object.fromEntries(data.views.map((name) => [name, to[name].map((v, k) => from[name][k] + (v - from[name][k]) * t)]));
   });
@@ -123,13 +169,17 @@ function land() {
 function nearest(event) {
   if (!data) return null;
   const box = canvas.getBoundingClientRect();
-  let best = null, least = REACH ** 2;
+  const tiles = sheet && view === data.views[0];
+  let best = null, least = Infinity;
   for (const group of data.groups) {
     if (hidden.has(group.modality)) continue;
     for (let i = 0; i < group.ids.length; i += 1) {
-      const [x, y] = onScreen(mixed(group.points, i), box);
-      const away = (x - event.clientX + box.left) ** 2 + (y - event.clientY + box.top) ** 2;
-      if (away < least) { least = away; best = { group, i, x, y }; }
+      const place = mixed(group.points, i);
+      if (!place) continue;
+      const [x, y] = onScreen(place, box);
+      const reach = tiles && group.cells ? (shown.has(i) ? tileSize() / 2 : 4) : REACH;
+      const away = Math.hypot(x - event.clientX + box.left, y - event.clientY + box.top) / reach;
+      if (away < Math.min(least, 1.2)) { least = away; best = { group, i, x, y }; }
     }
   }
   return best;
@@ -157,15 +207,28 @@ function hover(found) {
   draw();
 }
 
+function pinch() { // two fingers: zoom by how far they part
+  const [a, b] = [...fingers.values()];
+  return Math.hypot(a.x - b.x, a.y - b.y);
+}
+
 function move(dx, dy) { frame.x -= dx / frame.zoom; frame.y += dy / frame.zoom; draw(); }
 function zoom(by) { frame.zoom = Math.max(0.8, Math.min(frame.zoom * by, 40)); draw(); }
 
 let dragged = null;
 canvas.addEventListener('pointerdown', (event) => {
+  fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
   dragged = { x: event.clientX, y: event.clientY, far: 0 };
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener('pointermove', (event) => {
+  if (fingers.size === 2 && fingers.has(event.pointerId)) {
+    const before = pinch();
+    fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+    zoom(pinch() / Math.max(before, 1));
+    dragged = { x: event.clientX, y: event.clientY, far: 99 };
+    return;
+  }
   if (!dragged) { hover(nearest(event)); return; }
   const box = canvas.getBoundingClientRect();
   const [dx, dy] = [event.clientX - dragged.x, event.clientY - dragged.y];
@@ -173,6 +236,7 @@ canvas.addEventListener('pointermove', (event) => {
   move(dx / (0.47 * box.width), dy / (0.46 * box.height));
 });
 canvas.addEventListener('pointerup', (event) => {
+  fingers.delete(event.pointerId);
   const clicked = dragged && dragged.far < 5;
   dragged = null;
   if (!clicked) return;
@@ -180,8 +244,10 @@ canvas.addEventListener('pointerup', (event) => {
   hover(found);
   if (found) trigger('select', { modality: found.group.modality, id: found.group.ids[found.i] });
 });
-canvas.addEventListener('pointercancel', () => { dragged = null; });
-canvas.addEventListener('pointerleave', () => { if (!dragged) hover(null); });
+canvas.addEventListener('pointercancel', (event) => { fingers.delete(event.pointerId); dragged = null; });
+canvas.addEventListener('pointerleave', (event) => { // what a finger tapped stays to be seen
+  if (!dragged && event.pointerType === 'mouse') hover(null);
+});
 canvas.addEventListener('wheel', (event) => {
   if (!event.ctrlKey && document.activeElement !== canvas) return; // the page scrolls until the map is chosen
   event.preventDefault();
@@ -207,10 +273,10 @@ element.addEventListener('click', (event) => {
     hover(null);
   }
   if (button.dataset.view) {
-    view = button.dataset.view;
+    [former, view] = [view, button.dataset.view];
     element.querySelectorAll('[data-view]').forEach((b) => b.setAttribute('aria-pressed', String(b === button)));
-    const [from, to] = [blend, data ? data.views.indexOf(view) : 0];
-    glide((t) => { blend = from + (to - from) * t; });
+    if (data) element.querySelector('.fm-map-note').textContent = data.notes[view];
+    glide((t) => { blend = t; if (t === 1) former = view; });
   }
 });
 
@@ -222,7 +288,13 @@ new IntersectionObserver(async (entries) => {
   asked = true;
   try {
     data = await server.points();
-    element.querySelector('.fm-map-note').textContent = data.note;
+    view = former = view ?? data.views[0];
+    element.querySelector('.fm-map-note').textContent = data.notes[view];
+    if (data.sheet) {
+      const picture = new Image();
+      picture.onload = () => { sheet = picture; draw(); };
+      picture.src = data.sheet.url;
+    }
     canvas.dataset.ready = 'true';
   } catch {
     asked = false;

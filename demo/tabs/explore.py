@@ -12,15 +12,21 @@ from typing import Any
 import gradio as gr
 
 from demo.query import Query
-from demo.results import NOUNS, file_url
+from demo.results import NOUNS, PathOf, file_url, tiles
 from demo.service import Answer, Service
-from demo.space_map import VIEWS, SpaceMap
+from demo.space_map import NEIGHBOURHOODS, VIEWS, Neighbourhoods, SpaceMap
 from demo.workers import QUICK
 from fusemix.media import MediaError
+from fusemix.search.fusion import FusedHit
 
 logger = logging.getLogger(__name__)
 
+_TAP = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('.fm-more');
+  if (button) trigger('select', { modality: button.dataset.modality, id: button.dataset.id });
+});"""
 JS = Path(__file__).parents[1] / "js"
+PICTURES = 8  # of the nearest things, under the map
 HITS = 4  # nearest items of each modality, linked to the query by a line
 _PLACES = 4  # decimals of a position on the map: finer than a pixel
 
@@ -42,8 +48,19 @@ class Explorer:
         with self._lock:
             return self._map
 
+    @cached_property
+    def neighbourhoods(self) -> Neighbourhoods | None:
+        """The layout of things that was made with the gallery; None for another gallery."""
+        return Neighbourhoods.of(self.service.root)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, the first one shown first."""
+        return (NEIGHBOURHOODS, *VIEWS) if self.neighbourhoods else VIEWS
+
     def points(self) -> dict[str, Any]:
         """Return positions, names and files of every item as plain values for the page."""
+        laid = self.neighbourhoods
         groups = [
             {
                 "modality": modality,
@@ -52,20 +69,42 @@ class Explorer:
                 "files": [item.get("path", "") for item in self.service.items(modality)],
                 "ids": [item["id"] for item in self.service.items(modality)],
             }
+            | (
+                {"cells": [laid.cell(item["id"]) for item in self.service.items("image")]}
+                if laid and modality == "image"
+                else {}
+            )
             for modality in self.service.counts
         ]
+        for group in groups if laid else []:
+            places = [laid.place(group["modality"], identity) for identity in group["ids"]] if laid else []
+            group["points"][NEIGHBOURHOODS] = places
+        sheet = {"url": file_url(laid.sheet), "side": laid.side, "columns": laid.columns} if laid else None
         base = f"{file_url(self.service.root)}/" if self.service.root else ""
         nouns = {modality: NOUNS[modality].rstrip("s") for modality in self.service.counts}
-        return {"views": list(VIEWS), "groups": groups, "base": base, "nouns": nouns, "note": self.note()}
+        return {
+            "views": self.views,
+            "groups": groups,
+            "base": base,
+            "nouns": nouns,
+            "sheet": sheet,
+            "notes": self.notes(),
+        }
 
-    def note(self) -> str:
-        """Describe how much of the variance the map shows."""
-        first, second = (self.map.planes[view].explained for view in VIEWS)
-        return (
-            f"This map shows two of {self.service.retriever.index.embed_dim} directions (PCA): {first:.0%} of the "
-            f"variance as trained, {second:.0%} with the gap removed. Dots that look close may be far apart in the "
-            "others."
-        )
+    def notes(self) -> dict[str, str]:
+        """Say of each view what it shows."""
+        size = self.service.retriever.index.embed_dim
+        gap = "Pictures, sounds and captions form separate clouds: the modality gap. Training leaves it, because each "
+        gap += "ranking holds items of one kind only."
+        share = {
+            view: f"Two of {size} directions (PCA) with {self.map.planes[view].explained:.0%} of the variance. "
+            for view in VIEWS
+        }
+        return {
+            NEIGHBOURHOODS: "Similar things are neighbours (t-SNE); distances across the map mean little.",
+            VIEWS[0]: share[VIEWS[0]] + gap,
+            VIEWS[1]: share[VIEWS[1]] + "The clouds are moved on top of each other.",
+        }
 
     def place(self, answer: Answer, asked: str) -> dict[str, Any] | None:
         """Return the position and the nearest items of a query, for the map's JavaScript."""
@@ -80,7 +119,22 @@ class Explorer:
             for modality, found in answer.hits.items()
             for hit in found[:HITS]
         ]
-        return {"at": self.map.place(answer.embedding, shares), "asked": asked, "hits": hits}
+        at = self.map.place(answer.embedding, shares)
+        if laid := self.neighbourhoods:
+            found = [place for hit in answer.items[:HITS] if (place := self._place_of(laid, hit))]
+            at[NEIGHBOURHOODS] = laid.between(found) or [0.0, 0.0]
+        things = [
+            [face, self.service.row_of(face, hit.item["id"])]
+            for found in answer.items[:HITS]
+            for face, hit in list(found.faces.items())[:1]
+            if face != "text"
+        ]
+        return {"at": at, "asked": asked, "hits": hits, "things": things}
+
+    @staticmethod
+    def _place_of(laid: Neighbourhoods, found: FusedHit) -> list[float] | None:
+        places = (laid.place(face, hit.item["id"]) for face, hit in found.faces.items())
+        return next((place for place in places if place), None)
 
 
 def map_component(explorer: Explorer) -> gr.HTML:
@@ -91,7 +145,7 @@ def map_component(explorer: Explorer) -> gr.HTML:
 
     return gr.HTML(
         value=None,
-        html_template=_template(explorer.service.counts),
+        html_template=_template(explorer.service.counts, explorer.views),
         js_on_load=(JS / "map.js").read_text(encoding="utf-8"),
         server_functions=[points],
         elem_id="fm-map",
@@ -99,15 +153,15 @@ def map_component(explorer: Explorer) -> gr.HTML:
     )
 
 
-def _template(counts: dict[str, int]) -> str:
+def _template(counts: dict[str, int], names: tuple[str, ...]) -> str:
     legend = "".join(
         f'<button type="button" data-modality="{modality}" aria-pressed="true"><i class="fm-dot-{modality}"></i>'
         f"{NOUNS[modality]}</button>"
         for modality in counts
     )
     views = "".join(
-        f'<button type="button" data-view="{view}" aria-pressed="{str(view == VIEWS[0]).lower()}">{view}</button>'
-        for view in VIEWS
+        f'<button type="button" data-view="{view}" aria-pressed="{str(view == names[0]).lower()}">{view}</button>'
+        for view in names
     )
     return f"""
 <div class="fm-map-bar">
@@ -126,7 +180,7 @@ def _template(counts: dict[str, int]) -> str:
 """
 
 
-def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
+def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> tuple[gr.HTML, gr.Textbox]:
     """Lay out the tab and wire its own text field; call inside a ``gr.Tab``.
 
     Args:
@@ -134,13 +188,11 @@ def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
         map_view: Result of :func:`map_component`; rendered here.
 
     Returns:
-        The list of nearest items under the map, for the other tabs to update.
+        The list of nearest items under the map, and the field for words, for the other tabs to update.
     """
     gr.HTML(
-        '<p class="fm-lead">Every picture, sound and caption in the gallery is a dot; similar things are close. '
-        "<strong>Type, and watch your words land.</strong> Hover over a dot to see it; click it to search with it. "
-        "Pictures, sounds and captions form separate clouds: the <em>modality gap</em>. Training leaves it "
-        "because each ranking holds items of one kind only. “Gap removed” moves the clouds on top of each other.</p>"
+        '<p class="fm-lead"><strong>Type, and watch your words land.</strong> Similar things are close. Tap one to '
+        "search with it; zoom in to see more.</p>"
     )
     text = gr.Textbox(
         label="Words to place on the map",
@@ -152,7 +204,7 @@ def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
         elem_id="fm-land",
     )
     map_view.render()
-    nearest = gr.HTML(elem_id="fm-nearest")
+    nearest = gr.HTML(elem_id="fm-nearest", js_on_load=_TAP)
     text.input(
         lambda words: land(explorer, words),
         text,
@@ -162,7 +214,7 @@ def build_explore_tab(explorer: Explorer, map_view: gr.HTML) -> gr.HTML:
         api_visibility="private",
         **QUICK,
     )
-    return nearest
+    return nearest, text
 
 
 def land(explorer: Explorer, words: str) -> tuple[Any, str]:
@@ -171,8 +223,9 @@ def land(explorer: Explorer, words: str) -> tuple[Any, str]:
         query = Query(text=words)
         if not query.parts():
             return None, ""
-        answer = explorer.service.search(query, top_k=HITS)
-        return explorer.place(answer, query.describe()), nearest_html(answer, query.describe())
+        answer = explorer.service.search(query, top_k=PICTURES)
+        listed = nearest_html(answer, query.describe(), explorer.service.path_of)
+        return explorer.place(answer, query.describe()), listed
     except MediaError as error:
         return None, f"<p>{html.escape(str(error))}</p>"
     except Exception:
@@ -180,8 +233,8 @@ def land(explorer: Explorer, words: str) -> tuple[Any, str]:
         return None, "<p>Something went wrong on our side, and we have logged it. Please try other words.</p>"
 
 
-def nearest_html(answer: Answer, asked: str) -> str:
-    """List the nearest items in words, for visitors who cannot see the map."""
+def nearest_html(answer: Answer, asked: str, path_of: PathOf = lambda _: None) -> str:
+    """List the nearest things with their pictures, and the nearest items of each kind in words."""
     lines = "".join(
         f"<li><strong>{NOUNS[modality].capitalize()}:</strong> "
         + "; ".join(html.escape(str(h.item.get("caption") or h.item.get("text") or "")) for h in found[:HITS])
@@ -189,4 +242,8 @@ def nearest_html(answer: Answer, asked: str) -> str:
         for modality, found in answer.hits.items()
         if found
     )
-    return f'<div role="status"><p>Nearest to {html.escape(asked)}:</p><ul>{lines}</ul></div>'
+    pictures = [hit.item for found in answer.items if (hit := found.faces.get("image"))][:PICTURES]
+    return (
+        f'<div role="status"><p>Nearest to {html.escape(asked)}:</p>'
+        f'<div class="fm-mosaic">{tiles(pictures, path_of)}</div><ul>{lines}</ul></div>'
+    )

@@ -254,12 +254,13 @@ class SearchTab:
         """Widgets that an event may change."""
         return [*self.inputs, self.panel, self.status, self.results, self.answer]
 
-    def wire(self, demo: gr.Blocks, nearest: gr.HTML) -> None:
+    def wire(self, demo: gr.Blocks, nearest: gr.HTML, land: gr.Textbox) -> None:
         """Connect the events.
 
         Args:
             demo: The page, whose load event reads the link.
             nearest: The list under the map.
+            land: The map's field for words, which says what was searched with.
         """
         private: dict[str, Any] = {"api_visibility": "private"}
         shared: dict[str, Any] = {
@@ -284,12 +285,13 @@ class SearchTab:
             self.results.select(self.by_item, **quick),
             self.map_view.select(self.by_item, **quick),
             self.status.select(self.by_item, **quick),
+            nearest.select(self.by_item, **quick),
             *(button.click(partial(self.by_example, name), **quick) for name, button in self.buttons.items()),
             demo.load(self.by_link, None, self.outputs, show_progress="hidden", **QUICK, **private),
         ]
         for event in events:
             event.then(None, js=_js("after_search.js"), **private)
-            explained = [self.why_box, self.why, self.map_view, nearest]
+            explained = [self.why_box, self.why, self.map_view, nearest, land]
             event.then(self.explain, self.answer, explained, show_progress="hidden", **QUICK, **private)
         self.mix.input(lambda on: gr.update(visible=on), self.mix, self.panel, queue=False, **private)
         self.speak.click(None, js=_js("speak.js"), **private)
@@ -427,13 +429,14 @@ class SearchTab:
                 page[field] = value if Path(value).is_file() else None
         return page
 
-    def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any]:
-        """Update the explanation, the query's position on the map and the list of nearest items."""
+    def explain(self, answer: Answer | None) -> tuple[Any, Any, Any, Any, Any]:
+        """Update the explanation, the query's position on the map, the nearest items and the map's field."""
         if answer is None:  # nothing was searched, or it failed
-            return gr.update(visible=False), "", None, ""
-        asked = answer.asked
+            return gr.update(visible=False), "", None, "", ""
+        asked = f"“{answer.left_out}”" if answer.left_out else answer.asked
         reason = why(answer, self.service, SHOWN)
-        return gr.update(visible=True), reason, self.explorer.place(answer, asked), nearest_html(answer, asked)
+        listed = nearest_html(answer, asked, self.service.path_of)
+        return gr.update(visible=True), reason, self.explorer.place(answer, asked), listed, asked.strip("“”")
 
 
 def _unmarked(query: Query) -> Query:

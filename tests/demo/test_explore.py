@@ -1,12 +1,18 @@
+import csv
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from demo.query import Query
-from demo.space_map import VIEWS, SpaceMap
+from demo.space_map import NEIGHBOURHOODS, VIEWS, Neighbourhoods, SpaceMap
 from demo.tabs.explore import Explorer, land, nearest_html
 from demo.why import contributions, histogram, why
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -55,6 +61,50 @@ def test_the_points_hold_every_item_and_no_path_of_this_machine_but_the_served_f
         assert all(len(places) == len(group["ids"]) for places in group["points"].values())
         assert not any(str(service.root) in name for name in group["files"])
     assert np.abs([p for g in points["groups"] for v in VIEWS for p in g["points"][v]]).max() <= 1
+
+
+@pytest.fixture
+def laid(service, tmp_path, monkeypatch):
+    """The tiny gallery with a layout: two pictures near each other, a sound far away, one picture without a place."""
+    places = {"image": {"red": [0.5, 0.5, 0], "green": [0.6, 0.5, 1]}, "audio": {"hum": [-0.9, -0.9]}}
+    (tmp_path / "map.json").write_text(json.dumps({"side": 40, "columns": 64, "places": places}))
+    (tmp_path / "thumbnails.webp").write_bytes(b"")
+    explorer = Explorer(service)
+    explorer.neighbourhoods = Neighbourhoods.of(tmp_path)
+    return explorer
+
+
+def test_the_neighbourhoods_come_first_and_what_has_no_place_is_not_drawn(laid, service):
+    points = laid.points()
+    assert list(points["views"]) == [NEIGHBOURHOODS, *VIEWS] == list(points["notes"])
+    assert points["sheet"]["side"] == 40 and points["sheet"]["url"].endswith("thumbnails.webp")
+    found = {group["modality"]: group for group in points["groups"]}
+    row = {name: service.row_of("image", name) for name in ("red", "green", "blue")}
+    assert found["image"]["points"][NEIGHBOURHOODS][row["red"]] == [0.5, 0.5]
+    assert found["image"]["points"][NEIGHBOURHOODS][row["blue"]] is None
+    assert [found["image"]["cells"][row[name]] for name in ("red", "green", "blue")] == [0, 1, -1]
+    assert set(map(str, found["text"]["points"][NEIGHBOURHOODS])) == {"None"}
+    assert Explorer(service).views == VIEWS and Neighbourhoods.of(None) is None
+
+
+def test_a_query_lands_beside_its_best_thing_and_not_half_way_to_another_island(laid, service):
+    assert laid.neighbourhoods.between([[0.5, 0.5], [0.6, 0.5], [-0.9, -0.9]]) == pytest.approx([0.5333, 0.5])
+    assert laid.neighbourhoods.between([]) is None
+    x, y = laid.place(service.search(Query(text="a red square"), top_k=4), "x")["at"][NEIGHBOURHOODS]
+    assert 0.5 <= x <= 0.6 and y == 0.5
+
+
+def test_the_shipped_layout_is_that_of_the_shipped_gallery():
+    laid = Neighbourhoods.of(ROOT / "demo/gallery")
+    with (ROOT / "demo/gallery/pairs.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if "--" not in row["id"]]
+    pictures = [row["id"] for row in rows if row["image"]]
+    cells = [laid.cell(name) for name in pictures]
+    assert sorted(cells) == list(range(len(pictures)))
+    assert all(laid.place("image", name) for name in pictures)
+    assert all(laid.place("audio", row["id"]) for row in rows if row["audio"])
+    with Image.open(laid.sheet) as sheet:
+        assert sheet.width == laid.columns * laid.side and sheet.height >= (max(cells) // laid.columns + 1) * laid.side
 
 
 def test_words_land_and_bad_ones_are_one_sentence(service):

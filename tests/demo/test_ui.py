@@ -340,7 +340,7 @@ def test_an_unknown_result_is_answered_calmly(tab, modality):
 
 
 def test_nothing_is_explained_before_and_after_a_failed_search(tab):
-    assert tab.explain(None) == (gr.update(visible=False), "", None, "")
+    assert tab.explain(None) == (gr.update(visible=False), "", None, "", "")
 
 
 class Link:
