@@ -61,24 +61,24 @@ class Explorer:
     def points(self) -> dict[str, Any]:
         """Return positions, names and files of every item as plain values for the page."""
         laid = self.neighbourhoods
-        groups = [
-            {
-                "modality": modality,
-                "points": {view: places[modality].round(_PLACES).tolist() for view, places in self.map.points.items()},
-                "names": [str(item.get("caption") or item.get("text") or "") for item in self.service.items(modality)],
-                "files": [item.get("path", "") for item in self.service.items(modality)],
-                "ids": [item["id"] for item in self.service.items(modality)],
+        groups: list[dict[str, Any]] = []
+        for modality in self.service.counts:
+            items = self.service.items(modality)
+            points: dict[str, list[Any]] = {
+                view: places[modality].round(_PLACES).tolist() for view, places in self.map.points.items()
             }
-            | (
-                {"cells": [laid.cell(item["id"]) for item in self.service.items("image")]}
-                if laid and modality == "image"
-                else {}
-            )
-            for modality in self.service.counts
-        ]
-        for group in groups if laid else []:
-            places = [laid.place(group["modality"], identity) for identity in group["ids"]] if laid else []
-            group["points"][NEIGHBOURHOODS] = places
+            group: dict[str, Any] = {
+                "modality": modality,
+                "points": points,
+                "names": [str(item.get("caption") or item.get("text") or "") for item in items],
+                "files": [item.get("path", "") for item in items],
+                "ids": [item["id"] for item in items],
+            }
+            if laid:
+                points[NEIGHBOURHOODS] = [laid.place(modality, item["id"]) for item in items]
+            if laid and modality == "image":
+                group["cells"] = [laid.cell(item["id"]) for item in items]
+            groups.append(group)
         sheet = {"url": file_url(laid.sheet), "side": laid.side, "columns": laid.columns} if laid else None
         base = f"{file_url(self.service.root)}/" if self.service.root else ""
         nouns = {modality: NOUNS[modality].rstrip("s") for modality in self.service.counts}

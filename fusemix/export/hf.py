@@ -23,7 +23,7 @@ _CODE = '"""Loads the adapters of FuseMix; they come from the installed package.
 )
 
 
-class FuseMixConfig(PretrainedConfig):
+class FuseMixConfig(PretrainedConfig):  # type: ignore[misc]  # mypy does not read transformers
     """Configuration: ``fusion`` holds the values of :class:`fusemix.model.config.ModelConfig`."""
 
     model_type = "fusemix"
@@ -33,7 +33,7 @@ class FuseMixConfig(PretrainedConfig):
         self.fusion = fusion or {}
 
 
-class FuseMixModel(PreTrainedModel):
+class FuseMixModel(PreTrainedModel):  # type: ignore[misc]
     """Adapters of all modalities: ``model(text=latents)`` -> {"text": embeddings of unit length}."""
 
     config_class = FuseMixConfig
@@ -43,7 +43,7 @@ class FuseMixModel(PreTrainedModel):
     def __init__(self, config: FuseMixConfig) -> None:
         super().__init__(config)
         self.fusion = FusionModel(ModelConfig.from_dict(config.fusion))
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def _init_weights(self, module: Any) -> None:
         """Leave the weights as they are: all of them are loaded."""

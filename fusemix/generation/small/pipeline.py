@@ -157,7 +157,8 @@ def noised_class_labels(image_embeds: Tensor, noise_levels: Tensor, mean: Tensor
 
 def level_embedding(noise_levels: Tensor, width: int) -> Tensor:
     """Return unCLIP's sinusoidal embedding of noise levels (B,): (B, width)."""
-    return get_timestep_embedding(noise_levels, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    levels: Tensor = get_timestep_embedding(noise_levels, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return levels
 
 
 def small_pipeline(unet: Any, vae: Any, mean: Tensor, std: Tensor) -> Any:
