@@ -25,6 +25,7 @@ from demo.sessions import GONE, LIFETIME_S, take
 from demo.uploads import MAX_BYTES, LeftOut, Piece, read
 from demo.workers import WorkerPools
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
+from fusemix.model.adapters import FusionModel
 from fusemix.search.index import EmbeddingIndex
 from fusemix.search.retriever import Retriever, blend
 
@@ -92,6 +93,7 @@ class Corpus:
         """
         folder.mkdir(parents=True)
         self.retriever = retriever
+        self.model = retriever.model
         self.folder = folder
         self.pools = pools or WorkerPools()
         self.index = EmbeddingIndex(
@@ -238,13 +240,13 @@ class Corpus:
         if not kept:
             return [], np.empty((0, 0)), None
         latents = self.retriever.encode(modality, prepared)
-        return kept, latents, self.retriever.model.embed(modality, latents)
+        return kept, latents, self.model.embed(modality, latents)
 
     def _prepare(self, piece: Piece) -> tuple[Any, Any]:
         """Return what to show of a piece, and the encoder's input."""
         encoder = self.retriever.encoders.get(piece.modality)
-        if encoder is None:
-            raise MediaError(f"This model understands {', '.join(self.retriever.encoders)} only.")
+        if encoder is None or piece.modality not in self.model.modalities:
+            raise MediaError(f"This model understands {', '.join(self.model.modalities)} only.")
         if piece.modality == "image":
             image = load_image(piece.value)
             ready = encoder.prepare(image)
@@ -308,7 +310,45 @@ class Corpus:
             with self._lock:
                 known: np.ndarray = self.index.embeddings(part)[row]
             return known
-        return self.retriever.embed_parts(**{part: value})[part]
+        if self.model is self.retriever.model:
+            return self.retriever.embed_parts(**{part: value})[part]
+        modality = "text" if part == "minus_text" else part
+        if modality not in self.model.modalities:
+            raise MediaError(f"Your own model understands {' and '.join(self.model.modalities)}, not {modality}.")
+        latents = self.retriever.encode(modality, [self.retriever.encoders[modality].prepare(value)])
+        embedding: np.ndarray = self.model.embed(modality, latents)[0].numpy()
+        return embedding
+
+    def pairs(self) -> dict[str, np.ndarray]:
+        """Return the latents of the pictures with a caption among the captions, and of these: row i of both is a pair.
+
+        A picture's caption is that of a table which names its file; see :mod:`demo.uploads`.
+        """
+        with self._lock:
+            rows = (
+                {item["text"]: row for row, item in enumerate(self.index.items("text"))}
+                if "text" in self.counts
+                else {}
+            )
+            pictures = self.index.items("image") if rows and "image" in self.counts else []
+            linked = [(row, rows[item["caption"]]) for row, item in enumerate(pictures) if item["caption"] in rows]
+            if not linked:
+                return {}
+            sides = zip(("image", "text"), zip(*linked, strict=True), strict=True)
+            return {modality: np.concatenate(self._latents[modality])[list(chosen)] for modality, chosen in sides}
+
+    def adopt(self, model: FusionModel) -> None:
+        """Search with another model of the same encoders' latents; items of a modality that it lacks are left out."""
+        with self._lock:
+            if self._deleted:
+                raise MediaError(GONE)
+            index = EmbeddingIndex(model.config.embed_dim, model_identity=model.identity, root=self.folder)
+            for modality in self.counts:
+                if modality in model.modalities:
+                    latents = np.concatenate(self._latents[modality])
+                    index.add(modality, model.embed(modality, latents), self.index.items(modality))
+            self.index, self.model = index, model
+        self._pack()
 
     def query_of(self, modality: str, identity: str) -> Query:
         """Return the query "more like this item".
@@ -343,12 +383,12 @@ class Corpus:
                     out.write(path, f"{INDEX_FOLDER}/{path.name}")
             shutil.rmtree(saved)
             with zipfile.ZipFile(self.folder / "fusemix-latents.zip", "w") as out:
-                for modality, pieces in self._latents.items():
-                    out.writestr(f"latents-{modality}.npy", _npy(np.concatenate(pieces)))
+                for modality in self.counts:  # a model of the visitor's own may lack one
+                    out.writestr(f"latents-{modality}.npy", _npy(np.concatenate(self._latents[modality])))
                     out.writestr(f"embeddings-{modality}.npy", _npy(self.index.embeddings(modality)))
                     lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.index.items(modality)]
                     out.writestr(f"items-{modality}.jsonl", "".join(lines))
-                encoders = {m: self.retriever.model.config.encoders.get(m, {}) for m in self._latents}
+                encoders = {m: self.retriever.model.config.encoders.get(m, {}) for m in self.counts}
                 out.writestr("encoders.json", json.dumps(encoders, indent=2))
 
 

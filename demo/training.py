@@ -23,6 +23,7 @@ from fusemix.threads import lower_priority, one_thread
 
 if TYPE_CHECKING:
     from fusemix.data.pair_set import PairSet
+    from fusemix.model.adapters import FusionModel
     from fusemix.training.trainer import Progress, Result
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Training:
         self.folder = folder
         self.used = time.monotonic()
         self.busy = False
+        self.model: FusionModel | None = None  # of the last training
         self._files: dict[str, Path] = {}
         self._stop = threading.Event()
         self._deleted = False
@@ -94,7 +96,7 @@ class Training:
             if self.busy:
                 raise MediaError(BUSY)
             self._stop = threading.Event()
-            self._files = {}
+            self._files, self.model = {}, None
             for name, path in files.items():
                 if link and path.is_file():
                     path = take(path, self.folder / "arrived" / secrets.token_hex(8))
@@ -209,6 +211,7 @@ class Training:
                 seconds=result.seconds,
             )
             save_result(result, work / _CHECKPOINT, config, card=card)
+            self.model = result.model
             with zipfile.ZipFile(self.folder / f"{_CHECKPOINT}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
                 for path in sorted((work / _CHECKPOINT).iterdir()):
                     out.write(path, f"{_CHECKPOINT}/{path.name}")

@@ -15,6 +15,7 @@ from demo import collection, sessions
 from demo.collection import Corpus
 from demo.query import Query
 from demo.sessions import Visitors
+from demo.training import Training
 from fusemix.data.import_latents import import_latents
 from fusemix.media import MediaError
 from fusemix.search.index import EmbeddingIndex
@@ -308,3 +309,33 @@ def test_an_empty_query_is_a_calm_sentence(corpora):
     corpus, _ = grown(corpora, "me", PICTURES[:1])
     with pytest.raises(MediaError, match="The query is empty"):
         corpus.search(Query(text=" "))
+
+
+def test_pictures_with_their_captions_train_a_model_that_then_searches_them(corpora, tmp_path):
+    pictures = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-animals-*"))[:60]
+    rows = [f"{path.name},{path.stem.replace('-', ' ')}" for path in pictures]
+    (tmp_path / "table.csv").write_text("\n".join(["image,text", *rows]))
+    (tmp_path / "more.txt").write_text("a caption of no picture")
+    corpus, _ = grown(corpora, "me", [*pictures, SOUNDS[0], tmp_path / "table.csv", tmp_path / "more.txt"])
+    pairs = corpus.pairs()
+    assert {m: len(x) for m, x in pairs.items()} == {"image": 60, "text": 60}
+    first = corpus.index.items("image")[0]["caption"]
+    np.testing.assert_allclose(pairs["text"][0], corpus.retriever.encode("text", [first])[0], atol=1e-3)
+
+    training = Training(tmp_path / "mine")
+    files = {modality: tmp_path / f"{modality}.npy" for modality in pairs}
+    for modality, latents in pairs.items():
+        np.save(files[modality], latents)
+    training.arrive(files, link=False)
+    *_, last = training.run(10)
+    assert last.done and training.model is not None
+    corpus.adopt(training.model)
+    assert corpus.counts == {"image": 60, "text": 61}
+    answer = corpus.search(Query(text=first))  # in the space that was trained
+    cosines = training.model.embed("text", pairs["text"][:1]) @ training.model.embed("image", pairs["image"]).T
+    best = corpus.index.items("image")[int(cosines.argmax())]
+    assert answer.hits["text"][0].item["text"] == first and answer.hits["image"][0].item == best
+    with pytest.raises(MediaError, match="understands image and text, not audio"):
+        corpus.search(Query(audio=str(SOUNDS[0])))
+    corpus.arrive([SOUNDS[1]], link=False)
+    assert list(corpus.embed())[-1].finished and "understands image, text only" in corpus.left_out[-1].sentence
