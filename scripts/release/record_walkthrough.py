@@ -2,7 +2,7 @@ r"""The README's walk-through: a real browser uses a running app, and its screen
 
     python app.py --port 7860 &
     python scripts/release/record_walkthrough.py --url http://127.0.0.1:7860 \
-        --out docs/walkthrough.gif --still docs/search.png
+        --out docs/walkthrough.gif --still docs/search.png --phones docs/phones.webp
 
 Needs Debian's chromium and playwright, as the tests do (requirements-dev.txt).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+QUERIES = Path(__file__).resolve().parents[2] / "tests/search/queries.json"
+PHONE, PHONES = {"width": 390, "height": 844}, 20
 VIEW = {"width": 1100, "height": 900}
 GIF_WIDTH = 720
 WAIT_MS = 60_000
@@ -30,6 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--out", type=Path, required=True, help="the .gif to write")
     parser.add_argument("--still", type=Path, help="also save the page after the first search here, as .png")
+    parser.add_argument("--phones", type=Path, help="also save twenty judged queries on a phone, one picture")
     return parser.parse_args(argv)
 
 
@@ -92,7 +96,9 @@ def answered(page: Page, asked: str) -> None:
     page.wait_for_function(
         "(asked) => document.querySelector('.fm-status')?.innerText.includes(asked)", arg=asked, timeout=WAIT_MS
     )
-    page.wait_for_function("[...document.querySelectorAll('.fm-items img')].every((image) => image.naturalWidth > 0)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.fm-items li:not([hidden]) img')].every((i) => i.naturalWidth > 0)"
+    )
     page.wait_for_timeout(600)
 
 
@@ -112,7 +118,7 @@ def draw(film: Film) -> None:
     page = film.page
     page.get_by_role("tab", name="Sound to picture").click()
     page.wait_for_timeout(800)
-    page.get_by_label("Blend with words (or draw from words alone)").fill("a birthday cake")
+    page.get_by_label("Words, alone or blended with the sound").fill("a birthday cake")
     film.take(900)
     page.locator("#fm-draw").click()
     for _ in range(6):
@@ -124,6 +130,25 @@ def draw(film: Film) -> None:
     )
     page.wait_for_timeout(600)
     film.take(2600)
+
+
+def phones(page: Page, path: Path) -> None:
+    """Save the first screens of every third typed query that judge_queries.py judges, beside one another."""
+    queries = [q["text"] for q in json.loads(QUERIES.read_text(encoding="utf-8"))["queries"] if "text" in q]
+    chosen = queries[:: max(1, len(queries) // PHONES)][:PHONES]
+    screens = []
+    for words in chosen:
+        page.get_by_placeholder("Describe what you are looking for").fill(words)
+        page.keyboard.press("Enter")
+        answered(page, f"“{words}”")
+        page.evaluate("window.scrollTo(0, 0)")
+        screens.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    columns, size = PHONES // 2, (PHONE["width"] // 2, PHONE["height"] // 2)
+    sheet = Image.new("RGB", (columns * (size[0] + 8), 2 * (size[1] + 8)), "#a8a29e")
+    for number, screen in enumerate(screens):
+        at = (number % columns) * (size[0] + 8) + 4, (number // columns) * (size[1] + 8) + 4
+        sheet.paste(screen.resize(size, Image.Resampling.LANCZOS), at)
+    sheet.save(path, quality=70, method=6)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,6 +164,11 @@ def main(argv: list[str] | None = None) -> int:
         explore(film)
         draw(film)
         film.save(args.out)
+        if args.phones:
+            narrow: Any = PHONE
+            page = browser.new_page(viewport=narrow)
+            page.goto(args.url)
+            phones(page, args.phones)
         browser.close()
     print(f"{args.out}: {len(film.frames)} frames, {args.out.stat().st_size / 1e6:.1f} MB")
     return 0
