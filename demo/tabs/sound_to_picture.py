@@ -164,9 +164,9 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     def for_page(page: gr.Request, *values: Any) -> Iterator[Shown]:
         yield from calm_pages(studio, page.session_hash or "", values)
 
-    def ask(page: gr.Request) -> str:
+    def ask(steps: float, count: float, candidates: float, page: gr.Request) -> str:
         studio.ask(page.session_hash or "")
-        return progress_html(Frame("Waiting for other drawings to finish …"))
+        return progress_html(Frame(studio.outlook(page.session_hash or "", steps * max(count, candidates))))
 
     def stop_drawing(page: gr.Request) -> Any:
         if not studio.stop(page.session_hash or ""):
@@ -174,7 +174,13 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
         return progress_html(Frame("Stopping after this step …", done=True))
 
     drawing: dict[str, Any] = {"fn": for_page, "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
-    asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
+    asked: dict[str, Any] = {
+        "fn": ask,
+        "inputs": [inputs[i] for i in (4, 8, 9)],
+        "outputs": sentence,
+        "queue": False,
+        "show_progress": "hidden",
+    }
     go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)

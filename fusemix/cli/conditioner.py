@@ -85,6 +85,7 @@ def conditioner(
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     from fusemix.data.pairs import PairTable
     from fusemix.generation.bridges import ACROSS, space_identity
+    from fusemix.generation.card import conditioner_card
     from fusemix.generation.clip_target import fit_conditioner
     from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
     from fusemix.model.adapters import FusionModel
@@ -113,8 +114,13 @@ def conditioner(
     )
     out.mkdir(parents=True, exist_ok=True)
     found.save(out)
+    card = conditioner_card(out.name, found, decoder=decoder, model=model.config)
+    (out / "README.md").write_text(card, encoding="utf-8")
     terminal.show(tabulate(found))
     terminal.result(f"written to {out}; mean length of CLIP's image embeddings {found.norm:.2f}")
+    terminal.note(
+        f"fusemix push {out} OWNER/NAME sends it to the Hub; the app then takes FUSEMIX_CONDITIONER=OWNER/NAME."
+    )
     for name in (split, test_split):
         terminal.note(table.summary("image", split=name))
 

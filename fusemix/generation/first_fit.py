@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fusemix.files import read_json, sha256_of
 from fusemix.generation.bridges import CONFIG_NAME, Conditioner, space_identity
+from fusemix.generation.card import conditioner_card
 from fusemix.generation.clip_target import MIN_TEST_PAIRS, Pairs, clip_image_embeds, fit_conditioner
 from fusemix.generation.pipelines import load_pipeline
 from fusemix.media import load_image
@@ -155,7 +156,14 @@ def conditioner_for(
     )
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder)
-    logger.info("The conditioner is kept in %s.", folder)
+    card = conditioner_card("conditioner", found, decoder=decoder, model=model.config)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info(
+        "The conditioner is kept in %s; fusemix push %s OWNER/NAME sends it to the Hub, and with "
+        "FUSEMIX_CONDITIONER=OWNER/NAME the next start loads it.",
+        folder,
+        folder,
+    )
     return found
 
 
