@@ -13,6 +13,8 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from gradio.utils import get_space
+
 from fusemix.media import MediaError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ SIGN_IN = "Sign in with Hugging Face first, above; that loads the page anew, so 
 
 def is_offered() -> bool:
     """Return whether visitors can sign in: on a Space whose front matter has ``hf_oauth: true``."""
-    return bool(os.environ.get("SPACE_ID") and os.environ.get(NEEDED[0]))
+    return bool(get_space() and os.environ.get(NEEDED[0]))
 
 
 def fault() -> str | None:

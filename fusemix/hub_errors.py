@@ -40,7 +40,7 @@ class HubError:
         while cause is not None:
             names = [base.__name__ for base in type(cause).__mro__]
             if isinstance(cause, HfHubHTTPError):
-                known = next((found for name, found in _HTTP.items() if name in names), "refused")
+                known: Kind = next((found for name, found in _HTTP.items() if name in names), "refused")
                 return cls(known, cause.response.status_code, (cause.server_message or _first_line(cause))[:200])
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 return cls("full", None, met)

@@ -166,11 +166,11 @@ class Upload:
             ConnectionError: If the Hub cannot be reached or refuses, with its reason.
         """
         check_repo_id(repo_id)
-        api, where = HfApi(token=token), {"repo_type": self.kind.repo_type}
+        api, repo_type = HfApi(token=token), self.kind.repo_type
         try:
-            api.create_repo(repo_id, private=private, exist_ok=exist_ok, **where)
+            api.create_repo(repo_id, private=private, exist_ok=exist_ok, repo_type=repo_type)
             if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True, **where)
+                api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
             with self._linked() if self.made else nullcontext(self.folder) as folder:
                 commit = api.upload_folder(
                     repo_id=repo_id,
@@ -179,7 +179,7 @@ class Upload:
                     delete_patterns=list(self.kind.stale),
                     revision=revision,
                     commit_message=message or f"FuseMix {self.kind.name}",
-                    **where,
+                    repo_type=repo_type,
                 )
         except Exception as error:  # the Hub client raises many types; all mean "not sent", and the cause is kept
             raise _refusal(repo_id, error) from error
