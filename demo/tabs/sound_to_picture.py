@@ -166,7 +166,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
 
     def ask(steps: float, count: float, candidates: float, page: gr.Request) -> str:
         studio.ask(page.session_hash or "")
-        return progress_html(Frame(studio.outlook(page.session_hash or "", steps * max(count, candidates))))
+        numbers = [_number("Every setting", value) for value in (steps, count, candidates)]
+        return progress_html(Frame(studio.outlook(page.session_hash or "", numbers[0] * max(numbers[1:]))))
 
     def stop_drawing(page: gr.Request) -> Any:
         if not studio.stop(page.session_hash or ""):

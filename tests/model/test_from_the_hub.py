@@ -1,11 +1,14 @@
-"""What cannot be loaded from the Hub, through its real client, of every kind of folder: one sentence."""
+"""Every kind of folder on the Hub, through its real client: what cannot be loaded is one sentence."""
 
 import errno
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
+from fusemix.cli import push
 from fusemix.generation.bridges import Conditioner, fit_bridge
+from fusemix.generation.card import conditioner_card
 from fusemix.generation.generator import Generator
 from fusemix.hub_folders import resolve
 from fusemix.model.adapters import FusionModel
@@ -92,3 +95,21 @@ def test_no_room_on_the_disk():
 
     with pytest.raises(FileNotFoundError, match="no room on the disk; free some, or set HF_HOME"):
         resolve("me/thing", "checkpoint", download)
+
+
+@pytest.mark.parametrize("decoder", ["me/sd-unclip", "/cache/models--me--sd-unclip/snapshots/0123", "/models/sd"])
+def test_a_conditioner_goes_to_the_hub_with_a_card_of_its_own(reached_hub, tmp_path, capsys, decoder):
+    bridge = fit_bridge("ridge", torch.randn(40, 8), torch.randn(40, 6))
+    note = {"recall_at_1": 0.25, "recall_at_10": 0.5, "cosine": 0.1, "queries": 9, "candidates": 9}
+    conditioner = Conditioner({"image": bridge}, embed_dim=8, image_embeds_dim=6, notes={"image": {"ridge": note}})
+    conditioner.save(tmp_path)
+    (tmp_path / "README.md").write_text(conditioner_card("mine", conditioner, decoder=decoder))
+    assert push.main([str(tmp_path), "me/mine"]) == 0
+    assert "is a conditioner and goes into a model repository" in capsys.readouterr().out
+    data = ModelCard(reached_hub.files["README.md"].decode()).data
+    assert data.base_model == (None if decoder == "/models/sd" else ["me/sd-unclip"])
+    assert [(r.metric_value, r.metric_name) for r in data.eval_results] == [
+        (0.25, "recall@1 among 9 pictures, by image"),
+        (0.5, "recall@10 among 9 pictures, by image"),
+    ]
+    assert Conditioner.from_pretrained("me/mine").notes == conditioner.notes
