@@ -30,7 +30,9 @@ def sign_in_button() -> None:
         gr.HTML(f'<p class="fm-own-note">{escape(broken)}</p>')
         return
     with gr.Row(elem_classes="fm-chips"):
-        gr.LoginButton(size="sm", scale=0, min_width=260)
+        gr.LoginButton(
+            size="sm", variant="secondary", icon=None, logout_value="Sign out ({})"
+        )  # the icon is no file that this page serves
     gr.HTML(
         '<p class="fm-own-note">Signed in, you can send the result to an account of your own. Sign in first: '
         "it loads the page anew. The app may then make repositories for you and touch no others; your token stays in a "
