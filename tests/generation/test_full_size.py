@@ -87,7 +87,7 @@ def build(folder):
         for key, value in network.state_dict().items():
             norm = key.endswith("weight") and value.ndim == 1 or name == "image_normalizer" and key == "std"
             noise = block.repeat(-(-value.numel() // len(block)))[: value.numel()].reshape(value.shape)
-            state[key] = torch.ones(value.shape, dtype=torch.bfloat16) if norm else noise.contiguous()
+            state[key] = torch.ones(value.shape, dtype=torch.bfloat16) if norm else noise.clone()
             count += value.numel()
         stem = "model" if ours else "diffusion_pytorch_model"
         save_torch_state_dict(
