@@ -183,7 +183,9 @@ class Studio:
         """Description of the decoder in a few sentences."""
         record = Path(self.source) / "train_config.json"
         if not record.is_file():
-            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures.{self._borrowed_maps()}"
+            lent = seconds({"steps": Request.steps, "n_images": STARTS}, is_small=False)
+            cost = f" Each drawing asks for a shared GPU, for {lent} s as the settings are." if self.borrowed else ""
+            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures.{cost}{self._borrowed_maps()}"
         values = read_json(record)
         side, count = values["side"], values["data"]["pictures"]
         return (
@@ -383,6 +385,8 @@ class Studio:
         """
         if request.small and self.small is not None:
             small = self.small
+            if visitor in self._stops:  # it waited here, and can be stopped there
+                small._stops[visitor] = self._stops.pop(visitor)
             request = replace(request, small=False, from_gallery=small.from_gallery, steering=small.steering)
             yield from small.draw(request, visitor)
             return

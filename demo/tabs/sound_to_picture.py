@@ -174,6 +174,10 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
             return gr.skip()
         return progress_html(Frame("Stopping after this step …", done=True))
 
+    def leave(page: gr.Request) -> None:
+        studio.stop(page.session_hash or "")
+        studio.forget(page.session_hash or "")  # or others would wait for it
+
     drawing: dict[str, Any] = {"fn": for_page, "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
     asked: dict[str, Any] = {
         "fn": ask,
@@ -186,6 +190,8 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
         chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
+    if Context.root_block is not None:
+        Context.root_block.unload(leave)
     stop.click(stop_drawing, None, sentence, queue=False, show_progress="hidden", **private)  # at its next step
     gr.Button(visible=False).click(
         for_api,
