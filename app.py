@@ -28,11 +28,16 @@ ROOT = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="The FuseMix search app.")
-    parser.add_argument("--checkpoint", default=ROOT / "checkpoints/default", help="checkpoint folder or Hub id")
+    parser.add_argument(
+        "--checkpoint",
+        default=os.environ.get("FUSEMIX_CHECKPOINT") or str(ROOT / "checkpoints/default"),
+        help="checkpoint folder or Hub id (default: FUSEMIX_CHECKPOINT of the environment, or the one that ships)",
+    )
     parser.add_argument(
         "--index",
-        default=str(ROOT / "demo/index"),
-        help="index folder, or postgresql://user@host/database/collection?root=GALLERY",
+        default=os.environ.get("FUSEMIX_INDEX") or str(ROOT / "demo/index"),
+        help="index folder, owner/name?root=GALLERY of a dataset on the Hub, or postgresql://user@host/database/"
+        "collection?root=GALLERY (default: FUSEMIX_INDEX of the environment, or the one that ships)",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine only, or the Space's)")
     parser.add_argument("--port", type=int, help="TCP port (default: the first free one from 7860)")

@@ -26,6 +26,7 @@ from demo.uploads import MAX_BYTES, LeftOut, Piece, read
 from demo.workers import WorkerPools
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
 from fusemix.model.adapters import FusionModel
+from fusemix.search.card import index_card
 from fusemix.search.index import EmbeddingIndex
 from fusemix.search.retriever import Retriever, blend
 
@@ -378,6 +379,8 @@ class Corpus:
             if self._deleted or not len(self):
                 return
             saved = self.index.save(self.folder / INDEX_FOLDER)
+            card = index_card("My collection", self.index, saved, self.retriever.model.config)
+            (saved / "README.md").write_text(card, encoding="utf-8")
             with zipfile.ZipFile(self.folder / "fusemix-index.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
                 for path in sorted(saved.iterdir()):
                     out.write(path, f"{INDEX_FOLDER}/{path.name}")

@@ -155,7 +155,8 @@ class Studio:
         self.borrowed: Callable[..., list[Image.Image]] | None = None  # on ZeroGPU, what draws in another process
         self._clip: Callable[..., Any] | None = None  # there, what embeds pictures in another process
         self._lock = threading.Lock()
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, threading.Event] = {}  # visitors whose drawing runs or waits, in the order they asked
+        self.pace = 0.0  # seconds a step of a single picture took in the last drawing; 0 before the first
 
     def fault(self) -> str | None:
         """Return why nothing can be drawn, in a sentence, judging by the files; None if they are fine."""
@@ -182,7 +183,9 @@ class Studio:
         """Description of the decoder in a few sentences."""
         record = Path(self.source) / "train_config.json"
         if not record.is_file():
-            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures.{self._borrowed_maps()}"
+            lent = seconds({"steps": Request.steps, "n_images": STARTS}, is_small=False)
+            cost = f" Each drawing asks for a shared GPU, for {lent} s as the settings are." if self.borrowed else ""
+            return f"{self.source}, a Stable Diffusion unCLIP, draws the pictures.{cost}{self._borrowed_maps()}"
         values = read_json(record)
         side, count = values["side"], values["data"]["pictures"]
         return (
@@ -340,7 +343,22 @@ class Studio:
     def ask(self, visitor: str) -> None:
         """Register a drawing that may wait in the queue: end the visitor's earlier one, and make this one stoppable."""
         self.stop(visitor)
+        self._stops.pop(visitor, None)  # the last in the row again
         self._stops[visitor] = threading.Event()
+
+    def outlook(self, visitor: str, steps: float) -> str:
+        """Say who is before a visitor and how long the drawing takes.
+
+        Args:
+            visitor: Of :meth:`ask`.
+            steps: Of single pictures: steps times pictures.
+        """
+        before = list(self._stops).index(visitor) if visitor in self._stops else 0
+        place = "Your drawing is next" if not before else f"{_count('drawing', before)} to go before yours"
+        expected = (
+            f"; it will take about {max(self.pace * steps, 1):.0f} s, as fast as the last one" if self.pace else ""
+        )
+        return f"{place}{expected} …"
 
     def stop(self, visitor: str) -> bool:
         """End a visitor's drawing at its next step, or before it begins; return whether there is one."""
@@ -367,6 +385,8 @@ class Studio:
         """
         if request.small and self.small is not None:
             small = self.small
+            if visitor in self._stops:  # it waited here, and can be stopped there
+                small._stops[visitor] = self._stops.pop(visitor)
             request = replace(request, small=False, from_gallery=small.from_gallery, steering=small.steering)
             yield from small.draw(request, visitor)
             return
@@ -505,7 +525,10 @@ class _Drawing:
             captions = {id(image): caption for image, caption in shown}
             ranked = self.studio.ranked(images, self.blended)[: request.n_images]
             shown = [(image, captions[id(image)]) for image, _ in ranked]
-        sentence = self._sentence(len(shown), drawn, time.perf_counter() - started)
+        took = time.perf_counter() - started
+        if request.steps > 1:  # not the warm-up
+            self.studio.pace = took / (request.steps * drawn)
+        sentence = self._sentence(len(shown), drawn, took)
         pictures = [(enlarged(image), caption) for image, caption in shown]
         return Frame(sentence, pictures, 1.0, done=True, starts=self.starts)
 

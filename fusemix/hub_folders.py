@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from fusemix.hub_errors import HubError, Kind
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -44,7 +46,19 @@ def resolve(source: str | Path, what: str, download: Callable[[str], str | Path]
     try:
         return Path(download(str(source)))
     except Exception as error:  # the Hub client raises many types; all mean "not loaded", and the cause is kept
+        met = HubError.of(error)
         raise FileNotFoundError(
             f"{str(source)!r} is no folder here and could not be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}). Check the name and the network, or give a local folder."
+            f"({type(error).__name__}): {_ADVICE[met.kind].format(source=source, said=met.said)}."
         ) from error
+
+
+_ADVICE: dict[Kind, str] = {
+    "unreachable": "it could not be reached; check the network, or give a local folder",
+    "full": "there is no room on the disk; free some, or set HF_HOME to a folder on another disk",
+    "gated": "its owner asks for conditions to be accepted on its page there; do that and log in (hf auth login)",
+    "missing": "there is none of that name, or it is private; check the name, or log in (hf auth login)",
+    "revision": "it has no such revision; check the branch, tag or commit",
+    "refused": "{said}; try again later, or give a local folder",
+    "other": "{said}; check the name and the network, or give a local folder",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fusemix.hub_errors import HubError
+
 PARTS = ("LICENSE", "app.py", "checkpoints", "demo", "fusemix")  # of the checkout, as they are
 NOT_SENT = ("*__pycache__/*", "*.pyc", "*.pyi", "checkpoints/*/runs/*", "checkpoints/*/trace.json")
 PYTHONS = ("3.12", "3.12.12")  # of ZeroGPU's, those that the package runs on
 TORCH = "torch>=2.8,<2.12"  # ZeroGPU has 2.8.0, 2.9.1, 2.10.0 and 2.11.0
+GRADIO = "gradio[oauth]"
 ZERO_GPU = "zero-a10g"  # the Hub's name for it, whatever the GPU is
 MAX_DESCRIPTION = 60  # characters; the Hub refuses more
-_LISTS = ("tags", "models", "datasets", "preload_from_hub")
+_LISTS = ("tags", "models", "datasets", "preload_from_hub", "hf_oauth_scopes")
 _ABOUT = """
 # {title}
 
@@ -243,6 +247,7 @@ def _check(values: Mapping[str, Any], files: Mapping[str, object], requirements:
         key: (isinstance(value, list) and all(isinstance(v, str) for v in value), "a list of names")
         for key, value in lists.items()
     }
+    rules["hf_oauth"] = (values.get("hf_oauth", False) in (True, False), "true or false")
     rules["tags"] = (rules["tags"][0] and bool(lists["tags"]), "a list of names, not empty")
     for key, (holds, wanted) in rules.items():
         if not holds:
@@ -250,35 +255,27 @@ def _check(values: Mapping[str, Any], files: Mapping[str, object], requirements:
 
 
 def _requirements(lines: list[str]) -> list[str]:
-    """Those of the checkout with torch as ZeroGPU has it, and ZeroGPU's own package."""
-    bounded = [TORCH if line.startswith("torch>") else line for line in lines]
+    """Those of the checkout with torch as ZeroGPU has it, gradio with what signing in needs, and ZeroGPU's package."""
+    bounded = [TORCH if line.startswith("torch>") else re.sub(r"^gradio(?=[<>=])", GRADIO, line) for line in lines]
     return [*bounded, "# Borrows a GPU where the Space runs on ZeroGPU.", "spaces"]
 
 
 def _refusal(repo_id: str, error: Exception) -> OSError:
     """Convert an error of the Hub's client to one sentence that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    cause: BaseException = error
-    unreachable = False
-    while not isinstance(cause, HfHubHTTPError):
-        kinds = {kind.__name__ for kind in type(cause).__mro__}  # of httpx or httpx2, by the client's version
-        unreachable |= bool(kinds & {"TransportError", "OfflineModeIsEnabled"})
-        if cause.__cause__ is None:
-            met = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
-            if unreachable:
-                return ConnectionError(f"The Hugging Face Hub could not be reached ({met}); check the network.")
-            return ConnectionError(f"The Hugging Face Hub did not take {repo_id} ({met}); run it again later.")
-        cause = cause.__cause__
-    status = cause.response.status_code
-    if status == 401:
+    met = HubError.of(error)
+    if met.kind == "unreachable":
+        return ConnectionError(f"The Hugging Face Hub could not be reached ({met.said}); check the network.")
+    if met.status is None:
+        return ConnectionError(f"The Hugging Face Hub did not take {repo_id} ({met.said}); run it again later.")
+    if met.status == 401:
         return PermissionError(f"The Hugging Face Hub does not know this token; {_TOKEN}.")
-    if status == 402:
+    if met.status == 402:
         return PermissionError(
             f"The account of {repo_id} does not pay for this machine; a free account has Gradio Spaces, two at most, "
             f"on ZeroGPU alone: {ZERO_GPU} as the argument hardware."
         )
-    if status == 403:
+    if met.status == 403:
         return PermissionError(f"This token may not write to {repo_id}; {_TOKEN}.")
-    said = (cause.server_message or str(cause)).strip().splitlines()[0][:200]
-    return ConnectionError(f"The Hugging Face Hub did not take {repo_id} (code {status}: {said}); run it again later.")
+    return ConnectionError(
+        f"The Hugging Face Hub did not take {repo_id} (code {met.status}: {met.said}); run it again later."
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from fusemix.encoders import DEFAULT_ENCODERS, load_encoder
@@ -96,6 +97,44 @@ def own_cache(monkeypatch, tmp_path):
         return tmp_path / library / namespace / subfolder
 
     monkeypatch.setattr("fusemix.generation.first_fit.cached_assets_path", kept)
+
+
+@pytest.fixture
+def own_hub_settings(monkeypatch, tmp_path):
+    """The Hub's client without this machine's tokens and cache: a function that sets which address it asks."""
+
+    def ask(address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        place = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)  # diffusers'
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    ask("http://127.0.0.1:1")
+    return ask
+
+
+@pytest.fixture
+def hub():
+    """A local server that speaks the Hub's API."""
+    from tests.cli.hub_server import Hub
+
+    server = Hub()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def reached_hub(hub, own_hub_settings, monkeypatch):
+    """The same, which this process's client asks, with its token."""
+    own_hub_settings(hub.address)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -164,21 +164,34 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     def for_page(page: gr.Request, *values: Any) -> Iterator[Shown]:
         yield from calm_pages(studio, page.session_hash or "", values)
 
-    def ask(page: gr.Request) -> str:
+    def ask(steps: float, count: float, candidates: float, page: gr.Request) -> str:
         studio.ask(page.session_hash or "")
-        return progress_html(Frame("Waiting for other drawings to finish …"))
+        numbers = [_number("Every setting", value) for value in (steps, count, candidates)]
+        return progress_html(Frame(studio.outlook(page.session_hash or "", numbers[0] * max(numbers[1:]))))
 
     def stop_drawing(page: gr.Request) -> Any:
         if not studio.stop(page.session_hash or ""):
             return gr.skip()
         return progress_html(Frame("Stopping after this step …", done=True))
 
+    def leave(page: gr.Request) -> None:
+        studio.stop(page.session_hash or "")
+        studio.forget(page.session_hash or "")  # or others would wait for it
+
     drawing: dict[str, Any] = {"fn": for_page, "inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
-    asked: dict[str, Any] = {"fn": ask, "inputs": None, "outputs": sentence, "queue": False, "show_progress": "hidden"}
+    asked: dict[str, Any] = {
+        "fn": ask,
+        "inputs": [inputs[i] for i in (4, 8, 9)],
+        "outputs": sentence,
+        "queue": False,
+        "show_progress": "hidden",
+    }
     go.click(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
     for file, chip in chips.items():
         chosen = chip.click(partial(_choose, file), None, [audio, text, inputs[2]], show_progress="hidden", **private)
         chosen.then(**asked, js=_TO_STATUS, **private).then(**drawing, **QUEUE, **private)
+    if Context.root_block is not None:
+        Context.root_block.unload(leave)
     stop.click(stop_drawing, None, sentence, queue=False, show_progress="hidden", **private)  # at its next step
     gr.Button(visible=False).click(
         for_api,

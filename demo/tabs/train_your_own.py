@@ -15,6 +15,7 @@ from gradio.utils import get_upload_folder
 
 from demo.results import apology, file_url
 from demo.sessions import Visitors
+from demo.tabs.account import PushRow, sign_in_button
 from demo.tabs.picture_input import FilesInput
 from demo.training import MAX_DIM, MAX_EPOCHS, MAX_ROWS, MAX_SECONDS, Stage, Training
 from fusemix.media import MediaError, shown
@@ -83,6 +84,7 @@ class TrainingTab:
             "latents spend the first minutes in the closed form. Your files are deleted once they are read, the "
             "result a minute after you close the page, or after an hour.</span></p>"
         )
+        sign_in_button()
         with gr.Row(equal_height=True):
             self.fields = [self._latents("First", "image", "a"), self._latents("Second", "text", "b")]
         self.epochs = gr.Slider(1, MAX_EPOCHS, 20, step=1, label="Epochs")
@@ -107,9 +109,11 @@ class TrainingTab:
             elem_id="fm-train-curve",
         )
         self.legend = gr.HTML()
-        with gr.Row(elem_classes=["fm-chips", "fm-keep"], visible=False) as self.panel:
-            self.download = gr.HTML()
-            self.delete = gr.Button("Delete my training now", variant="stop", size="sm", elem_id="fm-train-delete")
+        with gr.Column(visible=False) as self.panel:
+            with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
+                self.download = gr.HTML()
+                self.delete = gr.Button("Delete my training now", variant="stop", size="sm", elem_id="fm-train-delete")
+            PushRow(lambda visitor: self.trainings.of(visitor).download, name="fusemix-adapters", private=False)
         self.ready = gr.State(False)
         self._wire(demo)
 

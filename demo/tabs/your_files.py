@@ -18,6 +18,7 @@ from demo.query import Query
 from demo.results import apology, describe_counts, file_url, results, status
 from demo.service import Service
 from demo.sessions import Visitors
+from demo.tabs.account import PushRow, sign_in_button
 from demo.tabs.picture_input import FilesInput, PictureInput
 from demo.uploads import MAX_BYTES, LeftOut
 from demo.workers import QUICK, SLOW
@@ -103,6 +104,7 @@ class CorpusTab:
             f"{MAX_SECONDS / 60:.0f} minutes. Only you can search them. We keep thumbnails, 16 kHz copies of sounds "
             "and embeddings for an hour at most, and train nothing on them.</span></p>"
         )
+        sign_in_button()
         self.files = FilesInput(label="Your files", file_count="multiple", height=170, elem_id="fm-own-files")
         with gr.Row(elem_classes="fm-chips"):
             self.example = gr.Button("Try it with 30 files from the gallery", size="sm", elem_id="fm-own-example")
@@ -117,6 +119,7 @@ class CorpusTab:
         with gr.Row(elem_classes=["fm-chips", "fm-keep"]):
             self.downloads = gr.HTML()
             self.delete = gr.Button("Delete my files now", variant="stop", size="sm", elem_id="fm-own-delete")
+        PushRow(lambda visitor: self.corpora.of(visitor).downloads.get("index"), name="my-collection", private=True)
         with gr.Row(elem_id="fm-own-ask"):
             self.text = gr.Textbox(
                 label="Search your files",

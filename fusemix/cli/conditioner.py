@@ -83,17 +83,22 @@ def conditioner(
     --pairs demo/gallery/pairs.csv --out checkpoints/conditioner-sd
     """
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    import torch
+
     from fusemix.data.pairs import PairTable
     from fusemix.generation.bridges import ACROSS, space_identity
+    from fusemix.generation.card import conditioner_card
     from fusemix.generation.clip_target import fit_conditioner
-    from fusemix.generation.pipelines import check_pipeline, load_pipeline, resolve
+    from fusemix.generation.cost import peak_memory
+    from fusemix.generation.pipelines import ALL_BUT_CLIP, check_folder, load_pipeline, resolve
     from fusemix.model.adapters import FusionModel
     from fusemix.search.retriever import load_encoders
 
     table = PairTable.read(pairs)
     model = FusionModel.from_pretrained(checkpoint)
-    pipeline = load_pipeline(resolve(decoder, revision), device)
-    check_pipeline(pipeline)
+    folder = resolve(decoder, revision)
+    check_folder(folder)
+    pipeline = load_pipeline(folder, device, without=ALL_BUT_CLIP)
     loaded = load_encoders(model.config, encoders=named_once(encoders or [], flags.FOLDERS))
     targets: dict[str, Tensor] = {}
     fitted: dict[str, dict[str, Pairs]] = {}
@@ -113,8 +118,14 @@ def conditioner(
     )
     out.mkdir(parents=True, exist_ok=True)
     found.save(out)
+    card = conditioner_card(out.name, found, decoder=decoder, model=model.config)
+    (out / "README.md").write_text(card, encoding="utf-8")
     terminal.show(tabulate(found))
     terminal.result(f"written to {out}; mean length of CLIP's image embeddings {found.norm:.2f}")
+    terminal.note(
+        f"fusemix push {out} OWNER/NAME sends it to the Hub; the app then takes FUSEMIX_CONDITIONER=OWNER/NAME."
+    )
+    terminal.note(f"peak memory {peak_memory(torch.device(device)) / 1e9:.1f} GB")
     for name in (split, test_split):
         terminal.note(table.summary("image", split=name))
 

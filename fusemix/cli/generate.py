@@ -58,7 +58,8 @@ def generate(
     encoders: flags.Encoders = None,
     decoder: flags.Decoder = str(flags.REPOSITORY / "checkpoints/unclip-small"),
     conditioner: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder of a conditioner, if the decoder holds none.")
+        str | None,
+        typer.Option(metavar="DIR|ID", help="A conditioner, a folder or a Hub id, if the decoder holds none."),
     ] = None,
     steps: Annotated[int, _flag(DRAWING, "N", "How many denoising steps to take.")] = 25,
     guidance: Annotated[
@@ -97,10 +98,10 @@ def generate(
         Path | None, _flag(START, "FILE", "Start from this picture, noised, instead of from pure noise.")
     ] = None,
     from_gallery: Annotated[
-        Path | None,
+        str | None,
         _flag(
             START,
-            "[DIR]",
+            "[DIR|ID]",
             "Start from the pictures of this index nearest to the input; without a folder, of demo/index.",
         ),
     ] = None,
@@ -232,7 +233,7 @@ def _check(
     weight: float,
     size: int | None,
     start: Path | None,
-    from_gallery: Path | None,
+    from_gallery: str | None,
 ) -> None:
     """Check the arguments before anything is loaded; ValueError if a picture cannot be drawn or written."""
     if not queries:
@@ -250,7 +251,7 @@ def _check(
 
 
 def _start(
-    start: Path | None, from_gallery: Path | None, asked: _Asked, candidates: int
+    start: Path | None, from_gallery: str | None, asked: _Asked, candidates: int
 ) -> tuple[list[Image.Image] | None, str]:
     """Return the pictures to start from, and a text about them for the note."""
     from fusemix.media import load_image
@@ -262,7 +263,7 @@ def _start(
     from fusemix.generation.generator import nearest_pictures
     from fusemix.search.index import EmbeddingIndex
 
-    index = EmbeddingIndex.load(from_gallery, model_identity=asked.model.identity)
+    index = EmbeddingIndex.from_pretrained(from_gallery, model_identity=asked.model.identity)
     nearest = nearest_pictures(index, asked.wanted, candidates)
     names = ", ".join(path.name for path, _ in nearest)
     return [load_image(str(path)) for path, _ in nearest], f", begun from {names}"

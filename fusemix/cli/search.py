@@ -38,8 +38,9 @@ def search(
     index: Annotated[
         str,
         typer.Option(
-            metavar="DIR|ADDRESS",
-            help="The index: a folder, or postgresql://user@host:port/database/collection.",
+            metavar="DIR|ID|ADDRESS",
+            help="The index: a folder, a dataset on the Hub as owner/name or owner/name@revision, or "
+            "postgresql://user@host:port/database/collection.",
             show_default="demo/index of the clone",
         ),
     ] = _DEFAULT,

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fusemix.files import read_json, sha256_of
 from fusemix.generation.bridges import CONFIG_NAME, Conditioner, space_identity
+from fusemix.generation.card import conditioner_card
 from fusemix.generation.clip_target import MIN_TEST_PAIRS, Pairs, clip_image_embeds, fit_conditioner
-from fusemix.generation.pipelines import load_pipeline
+from fusemix.generation.pipelines import ALL_BUT_CLIP, load_pipeline
 from fusemix.media import load_image
 from fusemix.model.adapters import FusionModel
 from fusemix.search.items import ItemGroups
@@ -101,8 +102,7 @@ def needs_conditioner(decoder: Path) -> bool:
 
 def embed_pictures(decoder: Path, pictures: Sequence[Path], report: Report | None, *, device: str) -> Tensor:
     """Embed pictures with a decoder's own CLIP: shape (N, D_out), float32; loads CLIP and frees it again."""
-    parts = ("unet", "vae", "scheduler", "image_noising_scheduler", "text_encoder", "tokenizer")
-    pipeline = load_pipeline(decoder, device, without=parts)
+    pipeline = load_pipeline(decoder, device, without=ALL_BUT_CLIP)
     total = len(pictures)
     images = (load_image(str(path)) for path in pictures)
     return clip_image_embeds(pipeline, images, report=None if report is None else lambda done: report(done, total))
@@ -155,7 +155,14 @@ def conditioner_for(
     )
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder)
-    logger.info("The conditioner is kept in %s.", folder)
+    card = conditioner_card("conditioner", found, decoder=decoder, model=model.config)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info(
+        "The conditioner is kept in %s; fusemix push %s OWNER/NAME sends it to the Hub, and with "
+        "FUSEMIX_CONDITIONER=OWNER/NAME the next start loads it.",
+        folder,
+        folder,
+    )
     return found
 
 

@@ -18,6 +18,7 @@ from fusemix.files import read_json
 
 CLIP_PARTS = ("image_encoder", "feature_extractor")  # they embed pictures; drawing starts from embeddings
 TEXT_PARTS = ("text_encoder", "tokenizer")
+ALL_BUT_CLIP = ("unet", "vae", "scheduler", "image_noising_scheduler", *TEXT_PARTS)
 
 
 def load_pipeline(
@@ -131,12 +132,31 @@ def _absent_parts(folder: Path) -> list[str]:
 
 def check_pipeline(pipeline: Any) -> int:
     """Check that a pipeline's parts agree on the width D of its image embeddings; return D."""
-    width = int(pipeline.image_normalizer.config.embedding_dim)
     config = pipeline.unet.config
-    taken = config.projection_class_embeddings_input_dim
-    if config.class_embed_type != "projection" or taken != 2 * width:
+    width = int(pipeline.image_normalizer.config.embedding_dim)
+    return _checked(width, config.class_embed_type, config.projection_class_embeddings_input_dim)
+
+
+def check_folder(folder: Path) -> int:
+    """Check the same by a folder's files, before anything large is loaded.
+
+    Raises:
+        FileNotFoundError: If the folder holds no pipeline.
+        ValueError: If they do not agree, or the pipeline is of another class or incomplete.
+    """
+    _absent_parts(folder)
+    try:
+        unet, normaliser = (read_json(folder / part / "config.json") for part in ("unet", "image_normalizer"))
+        taken = unet.get("projection_class_embeddings_input_dim")
+        return _checked(int(normaliser["embedding_dim"]), unet.get("class_embed_type"), taken)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"The decoder {str(folder)!r} is incomplete or damaged ({error}); fetch it again.") from error
+
+
+def _checked(width: int, kind: Any, taken: Any) -> int:
+    if kind != "projection" or taken != 2 * width:
         raise ValueError(
-            f"This decoder's UNet takes class labels of width {taken} ({config.class_embed_type}), but its normaliser "
-            f"makes image_embeds of width {width}, which need {2 * width} (projection); it is no intact Stable unCLIP."
+            f"This decoder's UNet takes class labels of width {taken} ({kind}), but its normaliser makes image_embeds "
+            f"of width {width}, which need {2 * width} (projection); it is no intact Stable unCLIP."
         )
     return width

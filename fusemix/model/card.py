@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from fusemix.model.config import ModelConfig, TrainConfig
 
@@ -32,7 +34,7 @@ def model_card(
     """
     recall = "\n".join(f"| {key} | {value:.3f} |" for key, value in best.items() if "/" in key)
     settings = ", ".join(f"{key} {value}" for key, value in train.to_dict().items())
-    return f"""{_front_matter(model)}
+    return f"""{_front_matter(name, model, validation_results(best))}
 # {name}
 
 Adapters that map latents of frozen encoders into one shared space of {model.embed_dim} dimensions, trained with
@@ -76,7 +78,7 @@ def ensemble_card(name: str, model: ModelConfig, members: Sequence[tuple[str, st
         told = "## Data" + body if body else "It came without a card that says how it was trained.\n"
         lower = re.sub(r"^(?=##+ )", "#", told, flags=re.MULTILINE)
         parts.append(f"## Member {number}: {member}\n\n{lower}")
-    return f"""{_front_matter(model)}
+    return f"""{_front_matter(name, model)}
 # {name}
 
 {len(members)} models on the same latents, trained apart with FuseMix (Vouitsis et al., CVPR 2024, arXiv:2312.10144) and
@@ -110,16 +112,60 @@ def base_models(model: ModelConfig) -> list[str]:
     return list(found)
 
 
-def _front_matter(model: ModelConfig) -> str:
-    bases = "".join(f"\n- {name}" for name in base_models(model))
-    return f"""---
-library_name: fusemix
-pipeline_tag: feature-extraction
-license: apache-2.0
-language: en{f"{chr(10)}base_model:{bases}" if bases else ""}
-tags: [fusemix, multimodal, retrieval]
----
-"""
+def validation_results(best: Mapping[str, Any]) -> list[EvalResult]:
+    """Convert the history entry of the kept epoch to results as the Hub reads them from a card."""
+    results = []
+    for key, value in best.items():
+        pairs, slash, direction = key.rpartition("/")
+        if slash:
+            results.append(
+                retrieval_result("validation-pairs", "held-out pairs of the training tables", pairs, direction, value)
+            )
+    return results
+
+
+def retrieval_result(kind: str, name: str, config: str, direction: str, value: float, k: int = 1) -> EvalResult:
+    """Make one recall as the Hub reads it from a card.
+
+    Args:
+        kind: Identifier of the data set.
+        name: What a reader calls it.
+        config: Which part of it.
+        direction: ``image_to_text``, the query first.
+        value: Share of the queries that are right, 0 to 1.
+        k: Hits that are looked at.
+    """
+    return EvalResult(
+        task_type="feature-extraction",
+        task_name="retrieval between modalities",
+        dataset_type=kind,
+        dataset_name=name,
+        dataset_config=config,
+        metric_type="recall",
+        metric_name=f"recall@{k}, {direction.replace('_', ' ')}",
+        metric_value=round(float(value), 4),
+    )
+
+
+def front_matter(data: ModelCardData | DatasetCardData) -> str:
+    """Write the front matter of a card: what stands between its two lines of ``---``, and these."""
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _front_matter(name: str, model: ModelConfig, results: Sequence[EvalResult] = ()) -> str:
+    return front_matter(
+        ModelCardData(
+            library_name="fusemix",
+            pipeline_tag="feature-extraction",
+            license="apache-2.0",
+            language="en",
+            base_model=base_models(model) or None,
+            tags=["fusemix", "multimodal", "retrieval"],
+            metrics=["recall"] if results else None,
+            model_name=name if results else None,
+            eval_results=list(results) or None,
+        )
+    )
 
 
 def _short(revision: object) -> str:

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
 from fusemix.data.real_files import RealFiles
 from fusemix.files import read_json, sha256_of, write_atomic, write_json
+from fusemix.hub_folders import resolve
 from fusemix.search.hubness import NEIGHBOURS, WEIGHT, corrected
 from fusemix.search.principal import principal
 
@@ -30,6 +32,7 @@ FORMAT_VERSION = 1
 BASIS_NAME = "basis.safetensors"
 INDEX_NAME = "index.json"
 ITEMS_NAME = "items.jsonl"
+FILES = [INDEX_NAME, "items*.jsonl", "*.faiss", "basis*.safetensors"]  # of an index folder
 RESERVED = ("modality", "rank", "similarity")  # fields of a hit and of a line of items.jsonl beside an item's metadata
 UNIT_TOLERANCE = 1e-3  # tolerated deviation of a stored embedding's length from 1
 MAX_SHARD_BYTES = 9 * 10**6  # bytes of embeddings a file: the Hub refuses files over 10 MB in a plain git push
@@ -294,7 +297,7 @@ class EmbeddingIndex:
             "sha256": files.written,
         }
         write_json(folder / INDEX_NAME, manifest)
-        for stale in (p for pattern in ("*.faiss", "items*.jsonl", "basis*.safetensors") for p in folder.glob(pattern)):
+        for stale in (p for pattern in FILES[1:] for p in folder.glob(pattern)):
             if stale.name not in files.written:
                 stale.unlink()
         return folder
@@ -323,6 +326,33 @@ class EmbeddingIndex:
             name = f"{modality}.faiss" if len(starts) == 1 else f"{modality}-{number:03d}.faiss"
             names.append(files.write(name, faiss.serialize_index(shard).tobytes()))
         return names
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, model_identity: str) -> EmbeddingIndex:
+        """Load an index from a folder or from a dataset on the Hub, into whose cache it is fetched.
+
+        Args:
+            source: A folder, or ``owner/name`` of a dataset that ``fusemix push`` made. After that name there may be
+                ``@`` and a branch, tag or commit, and ``?root=`` and the folder that the items' files are in: an
+                index from elsewhere never chooses itself which files of this machine are shown.
+            model_identity: As for :meth:`load`.
+
+        Raises:
+            FileNotFoundError: If it is neither.
+            ValueError: As :meth:`load`.
+        """
+        if Path(source).is_dir():
+            return cls.load(source, model_identity=model_identity)
+        address, _, root = str(source).partition("?root=")
+        name, _, revision = address.partition("@")
+
+        def download(repo_id: str) -> str:
+            return snapshot_download(repo_id, repo_type="dataset", revision=revision or None, allow_patterns=FILES)
+
+        given = source if isinstance(source, Path) else name  # a Path is no name on the Hub
+        loaded = cls.load(resolve(given, "index", download), model_identity=model_identity)
+        loaded.root = Path(root).resolve() if root else None
+        return loaded
 
     @classmethod
     def load(cls, folder: str | Path, *, model_identity: str) -> EmbeddingIndex:

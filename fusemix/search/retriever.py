@@ -87,8 +87,9 @@ class Retriever:
 
         Args:
             checkpoint: A folder or Hub id, as ``FusionModel.from_pretrained`` takes it.
-            index: Folder, or address ``postgresql://user@host:port/database/collection``, written by
-                ``fusemix index`` with the same checkpoint.
+            index: Folder, address ``postgresql://user@host:port/database/collection``, written by
+                ``fusemix index`` with the same checkpoint, or a dataset on the Hub
+                (:meth:`EmbeddingIndex.from_pretrained`).
             device: A torch device string, for the encoders.
             revision: Branch, tag or commit of the checkpoint on the Hub.
             encoders: Modality -> local folder of its encoder, such as ``hub-image:/models/dino``, for a checkpoint
@@ -388,8 +389,8 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | P
     """Load an index that a given model made.
 
     Args:
-        source: A folder, or an address ``postgresql://user@host:port/database/collection``
-            (:mod:`fusemix.search.postgres_index`).
+        source: A folder, a dataset on the Hub (:meth:`EmbeddingIndex.from_pretrained`), or an address
+            ``postgresql://user@host:port/database/collection`` (:mod:`fusemix.search.postgres_index`).
         model_identity: ``FusionModel.identity`` of the model that will make the queries.
 
     Raises:
@@ -402,7 +403,7 @@ def load_index(source: str | Path, *, model_identity: str) -> EmbeddingIndex | P
         from fusemix.search.postgres_index import PostgresIndex
 
         return PostgresIndex.load(str(source), model_identity=model_identity)
-    return EmbeddingIndex.load(source, model_identity=model_identity)
+    return EmbeddingIndex.from_pretrained(source, model_identity=model_identity)
 
 
 def load_encoders(

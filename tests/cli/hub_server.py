@@ -1,22 +1,26 @@
-"""The part of the Hugging Face Hub's API that making a Space calls, as a local HTTP server."""
+"""The part of the Hugging Face Hub's API that is called here, for one repository, as a local HTTP server."""
 
 import base64
 import json
 import re
 import threading
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 class Hub(ThreadingHTTPServer):
     """Keeps what it was sent.
 
     Attributes:
-        files: Path in the Space -> bytes; by way of LFS where the client was told so.
+        files: Path in the repository -> bytes; by way of LFS where the client was told so.
         calls: (method, path) in order.
+        tokens: Those that came with the calls.
+        token: The one that is known.
         created: Bodies of the calls that create a repository, the same for machines and variables.
         role, name: What whoami says of the token.
         refuse: Part of a path -> the code that it answers.
+        gated: Whether conditions must be accepted before files are read.
     """
 
     daemon_threads = True
@@ -24,6 +28,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.lfs, self.blobs, self.calls = {}, set(), {}, []
+        self.token, self.tokens, self.gated = "hf_test", set(), False
         self.created, self.machines, self.variables = [], [], {}
         self.role, self.name, self.refuse = "write", "me", {}
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -36,13 +41,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, body, code=200):
-        data = json.dumps(body).encode()
+    def answer(self, body, code=200, **headers):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        for key, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def handle_any(self):
         hub, path = self.server, urlsplit(self.path).path
@@ -51,14 +57,16 @@ class Handler(BaseHTTPRequestHandler):
         for part, code in hub.refuse.items():
             if part in path:
                 return self.answer({"error": "refused by the test"}, code)
-        if "/storage/" not in path and self.headers.get("Authorization") != "Bearer hf_test":
-            return self.answer({"error": "Invalid credentials"}, 401)
+        if "/storage/" not in path:
+            hub.tokens.add((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+            if self.headers.get("Authorization") != f"Bearer {hub.token}":
+                return self.answer({"error": "Invalid credentials"}, 401)
         for pattern, method in ROUTES.items():
             if re.fullmatch(pattern, path):
                 return method(self, hub, body)
         return self.answer({"error": f"no route {path}"}, 404)
 
-    do_GET = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
     def whoami(self, hub, _):
         self.answer({"name": hub.name, "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": hub.role}}})
@@ -66,8 +74,9 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, hub, body):
         known = bool(hub.created)
         hub.created.append(json.loads(body))
-        owner, name = hub.created[-1]["organization"], hub.created[-1]["name"]
-        self.answer({"url": f"{hub.address}/spaces/{owner}/{name}"}, 409 if known else 200)
+        owner, name, kind = (hub.created[-1].get(key) for key in ("organization", "name", "type"))
+        place = {"space": "spaces/", "dataset": "datasets/"}.get(kind, "")
+        self.answer({"url": f"{hub.address}/{place}{owner}/{name}", "error": "it is there"}, 409 if known else 200)
 
     def validate(self, *_):
         self.answer({"errors": [], "warnings": []})
@@ -105,8 +114,9 @@ class Handler(BaseHTTPRequestHandler):
                 hub.lfs.add(value["path"])
             elif key == "deletedFile":
                 del hub.files[value["path"]]
-        address = f"{hub.address}/spaces/{self.path.split('/')[3]}/{self.path.split('/')[4]}/commit/{'0' * 40}"
-        self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""})
+        kind, owner, name = self.path.split("/")[2:5]
+        address = f"{hub.address}/{'' if kind == 'models' else kind + '/'}{owner}/{name}/commit/{COMMIT}"
+        self.answer({"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""})
 
     def hardware(self, hub, body):
         hub.machines.append(json.loads(body)["flavor"])
@@ -117,16 +127,37 @@ class Handler(BaseHTTPRequestHandler):
         hub.variables[value["key"]] = value["value"]
         self.answer({})
 
+    def info(self, hub, _):
+        """Of a revision: the branch main, the tag v1, or the commit."""
+        owner, name, *rest = urlsplit(self.path).path.split("/")[3:]
+        revision = rest[1] if rest else "main"
+        if not hub.files:
+            return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+        if revision not in ("main", "v1", COMMIT):
+            return self.answer({"error": "Invalid rev id"}, 404, X_Error_Code="RevisionNotFound")
+        return self.answer({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": [{"rfilename": n} for n in hub.files]})
 
+    def read(self, hub, _):
+        if hub.gated:
+            return self.answer({"error": "Access is restricted"}, 403, X_Error_Code="GatedRepo")
+        data = hub.files[unquote(self.path.split(f"/resolve/{COMMIT}/")[1])]
+        tag = sha256(data).hexdigest()
+        return self.answer(data, ETag=f'"{tag}"', X_Repo_Commit=COMMIT, Content_Type="application/octet-stream")
+
+
+COMMIT = "0" * 40
+REPO = "/api/(spaces|models|datasets)/[^/]+/[^/]+"
 ROUTES = {
     "/api/whoami-v2": Handler.whoami,
     "/api/repos/create": Handler.create,
     "/api/validate-yaml": Handler.validate,
-    "/api/spaces/[^/]+/[^/]+/tree/main": Handler.tree,
-    "/api/spaces/[^/]+/[^/]+/preupload/main": Handler.preupload,
-    r"/spaces/[^/]+/[^/]+\.git/info/lfs/objects/batch": Handler.batch,
+    f"{REPO}/tree/(main|{COMMIT})": Handler.tree,
+    f"{REPO}/preupload/main": Handler.preupload,
+    r"(/spaces|/datasets)?/[^/]+/[^/]+\.git/info/lfs/objects/batch": Handler.batch,
     "/storage/.*": Handler.store,
-    "/api/spaces/[^/]+/[^/]+/commit/main": Handler.commit,
+    f"{REPO}/commit/main": Handler.commit,
     "/api/spaces/[^/]+/[^/]+/hardware": Handler.hardware,
     "/api/spaces/[^/]+/[^/]+/variables": Handler.variable,
+    f"{REPO}(/revision/[^/]+)?": Handler.info,
+    f"(/datasets)?/[^/]+/[^/]+/resolve/{COMMIT}/.+": Handler.read,
 }

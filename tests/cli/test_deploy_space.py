@@ -1,6 +1,5 @@
 """``fusemix deploy-space``: a small checkout, the Hub's real client, and a local server that speaks the Hub's API."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -18,17 +17,6 @@ from fusemix.space import MAX_DESCRIPTION, TORCH, SpaceFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = bytes(range(256)) * 40
-spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-hub_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub_server)
-
-
-@pytest.fixture
-def hub():
-    server = hub_server.Hub()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -90,13 +78,9 @@ def command(checkout, tmp_path):
 
 
 @pytest.fixture
-def here(checkout, tmp_path, monkeypatch, capsys):
+def here(checkout, own_hub_settings, monkeypatch, capsys):
     """The same in this process, which is quicker: for what needs no surroundings of its own."""
     monkeypatch.setattr("fusemix.cli.deploy_space.REPOSITORY", checkout)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
 
     def run(*words, endpoint="http://127.0.0.1:1", token="hf_test"):
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -141,7 +125,8 @@ def test_what_is_sent_comes_out_there_byte_by_byte_and_nothing_else(hub, checkou
     lines = hub.files["requirements.txt"].decode().splitlines()
     assert TORCH in lines and "spaces" in lines and sum(line.startswith("torch") for line in lines) == 1
     theirs = (ROOT / "requirements.txt").read_text().splitlines()
-    assert [line for line in theirs if line not in lines] == ["torch>=2.6,<2.15"]
+    assert [line for line in theirs if line not in lines] == ["torch>=2.6,<2.15", "gradio>=6.31,<7"]
+    assert "gradio[oauth]>=6.31,<7" in lines  # authlib and itsdangerous, to sign in
     card = hub.files["README.md"].decode()
     front = (ROOT / "README.md").read_text().split("\n---\n")[0]
     assert card.startswith(front) and "arxiv.org" in card and len(card) < len(front) + 600
@@ -251,6 +236,8 @@ def test_a_link_is_refused(checkout):
         ("models", "models: sd2-community/one"),
         ("preload_from_hub", "preload_from_hub: [1]"),
         ("thumbnail", "thumbnail: docs/search.png"),
+        ("hf_oauth", "hf_oauth: please"),
+        ("hf_oauth_scopes", "hf_oauth_scopes: contribute-repos"),
     ],
 )
 def test_a_front_matter_the_hub_would_stumble_over(checkout, key, line):

@@ -301,6 +301,26 @@ def test_what_is_stopped_while_it_waits_for_its_turn_is_not_drawn(studio):
     assert [frame.sentence for frame in studio.draw(Request(text="a dog"), "me")] == ["Stopped."]
 
 
+def test_who_waits_is_told_their_place_and_how_long_it_takes(studio, monkeypatch):
+    monkeypatch.setattr(studio, "pace", 0.0)
+    for visitor in ("first", "second", "third", "second"):  # who asks again goes to the end
+        studio.ask(visitor)
+    places = {visitor: studio.outlook(visitor, 100) for visitor in ("first", "second", "third")}
+    assert places == {
+        "first": "Your drawing is next …",
+        "third": "1 drawing to go before yours …",
+        "second": "2 drawings to go before yours …",
+    }
+    list(studio.draw(Request(text="a dog", steps=4, n_images=2), "first"))
+    assert studio.pace > 0 and studio.outlook("third", 1) == (
+        "Your drawing is next; it will take about 1 s, as fast as the last one …"
+    )
+    monkeypatch.setattr(studio, "pace", 0.25)
+    assert "about 25 s" in studio.outlook("second", 100)
+    for visitor in ("second", "third"):
+        studio.forget(visitor)
+
+
 def test_a_new_drawing_ends_the_one_before(studio):
     studio.ask("me")
     drawing = studio.draw(Request(text="a dog", steps=1000), "me")

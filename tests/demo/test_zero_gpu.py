@@ -246,6 +246,7 @@ def test_the_first_drawing_fits_the_conditioner_where_there_is_a_gpu(stable, len
     sentences = [frame.sentence for frame in stable.draw(Request(text="a dog", steps=2, audio=DOG))]
     assert sentences[0].startswith("Preparing, once") and sentences[-1].startswith("1 picture in")
     assert "Step 2 of 2" in sentences and lent.seconds == [12, 11]  # CLIP, then two steps
+    assert "asks for a shared GPU, for 40 s" in stable.label
     assert "It has no map for sounds of their own; that of words is used." in stable.label
     again = [frame.sentence for frame in stable.draw(Request(text="a dog", steps=2))]
     assert not any(sentence.startswith("Preparing") for sentence in again) and lent.seconds == [12, 11, 11]
@@ -261,3 +262,8 @@ def test_without_a_gpu_the_small_decoder_is_offered_and_draws(stable, lent, monk
         list(pages(stable, Request(text="a dog", steps=2)))
     *_, (_, sentence, pictures) = pages(stable, Request(text="a dog", steps=2, small=True))
     assert "1 picture in" in sentence and len(pictures) == 1
+    for stopped, said in ((False, "1 picture in"), (True, "Stopped.")):
+        stable.ask("me")  # as the page does
+        assert not stopped or stable.stop("me")
+        *_, frame = stable.draw(Request(text="a dog", steps=2, small=True), "me")
+        assert said in frame.sentence and not stable._stops and not small._stops

@@ -55,7 +55,11 @@ def test_the_command_makes_a_checkpoint_that_loads(tmp_path, capsys):
     assert ensemble.main([*sources, "--out", str(tmp_path / "all")]) == 0
     assert "3 models side by side, 30 dimensions" in capsys.readouterr().out
     card = (tmp_path / "all" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: fusemix\n") and "# all\n" in card and card.count("## Limits") == 1
+    assert (
+        card.startswith("---\nlanguage: en\nlibrary_name: fusemix\n")
+        and "# all\n" in card
+        and card.count("## Limits") == 1
+    )
     assert "## Member 2: 1\n\n### Data\n\n- 9 pairs\n\n### Training\n\n#### Deep\n" in card
     assert card.count("without a card") == 2
     loaded, joined = FusionModel.from_pretrained(tmp_path / "all"), join_models(models)

@@ -15,6 +15,7 @@ from fusemix.model.card import model_card
 from fusemix.model.config import ModelConfig, TrainConfig
 from fusemix.model.hub import MAX_FILE_BYTES, Upload
 from scripts import push_to_hub
+from scripts.release import card_results
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,14 +43,14 @@ def hub(monkeypatch, tmp_path):
         def __init__(self, token=None):
             self.token = token
 
-        def create_repo(self, repo_id, *, private, exist_ok):
+        def create_repo(self, repo_id, *, private, exist_ok, repo_type):
             (place / repo_id / "main").mkdir(parents=True, exist_ok=exist_ok)
 
-        def create_branch(self, repo_id, *, branch, exist_ok):
+        def create_branch(self, repo_id, *, branch, exist_ok, repo_type):
             shutil.copytree(place / repo_id / "main", place / repo_id / branch, dirs_exist_ok=exist_ok)
 
         def upload_folder(
-            self, *, repo_id, folder_path, allow_patterns, delete_patterns, revision=None, commit_message
+            self, *, repo_id, folder_path, allow_patterns, delete_patterns, revision=None, commit_message, repo_type
         ):
             branch = place / repo_id / (revision or "main")
             for path in [path for path in branch.rglob("*") if path.is_file()]:
@@ -162,6 +163,29 @@ def test_a_card_names_the_frozen_encoders_as_the_hub_does(names, bases):
     assert ModelCard(text).data.to_dict().get("base_model", []) == bases
 
 
+def test_the_figures_of_a_training_are_results_as_the_hub_reads_them():
+    best = {"epoch": 3, "score": 0.5, "photos/image_to_text": 0.25, "photos/text_to_image": 0.75}
+    data = ModelCard(model_card("m", CONFIG, TrainConfig(), data=[], best=best, seconds=1)).data
+    assert {(r.dataset_config, r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results} == {
+        ("photos", "recall", "recall@1, image to text", 0.25),
+        ("photos", "recall", "recall@1, text to image", 0.75),
+    }
+    assert data.metrics == ["recall"] and data.model_name == "m"
+
+
+def test_the_shipped_cards_are_those_of_the_release_script_and_the_hub_reads_their_results():
+    written = card_results.cards()
+    for path, text in written.items():
+        assert path.read_text() == text, f"{path} differs; run python -m scripts.release.card_results"
+    for name, directions in (("default", 10), ("unclip-small", 6)):
+        data = ModelCard(
+            written[ROOT / "checkpoints" / name / "README.md"]
+        ).data  # strict: raises on what it cannot read
+        assert len(data.eval_results) >= directions and all(0 <= r.metric_value <= 1 for r in data.eval_results)
+        assert data.base_model == ["timm/tf_efficientnet_lite0.in1k", MINILM, "openai/whisper-tiny.en"]
+        assert data.metrics == ["recall"] and data.license == "apache-2.0" and data.pipeline_tag
+
+
 @pytest.mark.parametrize("name", ["default", "unclip-small"])
 def test_the_shipped_cards_tell_the_hub_what_it_asks_for(name):
     card = Upload.of(ROOT / "checkpoints" / name).card
@@ -172,7 +196,7 @@ def test_the_shipped_card_has_the_front_matter_of_the_generator():
     config = FusionModel.from_pretrained(ROOT / "checkpoints/default").config
     card = Upload.of(ROOT / "checkpoints/default").card
     made = ModelCard(model_card("m", config, TrainConfig(), data=[], best={}, seconds=1)).data.to_dict()
-    assert made == {key: value for key, value in card.items() if key != "datasets"}
+    assert made == {key: value for key, value in card.items() if key not in ("datasets", "metrics", "model-index")}
 
 
 @pytest.mark.parametrize(
