@@ -16,8 +16,9 @@ of the processor's own matrix-product rate that each reaches and the stages of a
 our recipes trained on the same latents, some seeds each: validation recall, and the time to that of our paper recipe.
 ``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``folder``: the index of a folder
 of photos beside its encoder alone. ``sounds``: Whisper on clips under 5 s, the frames that are there beside padding to
-30 s: speed, latents and retrieval. ``search``: numpy, faiss exact, HNSW and IVF. ``scale``: training from latents on disk as their number grows. These five count the
-processor's time of their own process, so that others on the machine do not count: run them with OMP_NUM_THREADS=1.
+30 s: speed, latents and retrieval. ``search``: numpy, faiss exact, HNSW and IVF. ``scale``: training from latents on
+disk as their number grows. These five count the processor's time of their own process, so that others on the machine
+do not count: run them with OMP_NUM_THREADS=1.
 Writes ``docs/results/benchmark-<name>.json`` and prints a table.
 """
 

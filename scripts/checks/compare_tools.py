@@ -118,7 +118,7 @@ def _sentence_transformers(x: np.ndarray, y: np.ndarray, x_new: np.ndarray, y_ne
 
 def _lightly_heads(x: np.ndarray, y: np.ndarray, x_new: np.ndarray, y_new: np.ndarray, seed: int) -> Embedded:
     import torch
-    from lightly.loss import NTXentLoss
+    from lightly.loss.ntx_ent_loss import NTXentLoss
 
     heads, loss = [torch.nn.Linear(a.shape[1], 512) for a in (x, y)], NTXentLoss(temperature=0.07)
     parameters = [p for head in heads for p in head.parameters()]

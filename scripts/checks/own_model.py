@@ -22,7 +22,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 GALLERY = ROOT / "demo/gallery/pairs.csv"
-DRAWS = 3
+DRAWS = 5
 FORECASTS: dict[str, tuple[tuple[str, str], tuple[int, ...]]] = {  # sides, and pairs that forecasts are made from
     "flickr8k": (("image", "text"), (250, 600, 3000)),
     "pictures": (("image", "text"), (100, 200, 500)),
@@ -57,7 +57,7 @@ def _compared(x: np.ndarray, y: np.ndarray, order: np.ndarray, held: np.ndarray,
         if entry["pairs"] > len(order):
             continue
         better = _held_ranks(x, y, order[: entry["pairs"]], held) - 1  # wrong ones ahead among all that are held out
-        for k in (1, 10):  # expected recall in a gallery of the forecast's size, drawn from those held out
+        for k in (k for k in (1, 10) if k < made.gallery):  # in a gallery of the forecast's size, of those held out
             truth = float(hypergeom.cdf(k - 1, len(held) - 1, better, min(made.gallery, len(held)) - 1).mean())
             value, low, high = entry[f"recall_at_{k}"]
             row = {
@@ -81,12 +81,24 @@ def _held_ranks(x: np.ndarray, y: np.ndarray, train: np.ndarray, held: np.ndarra
     from fusemix.evaluation.metrics import ranks
     from fusemix.model.cca import fit_cca
 
-    a, b = (_standard(side[np.concatenate([train, held])]) for side in (x, y))
-    n = len(train)
-    model = fit_cca(a[:n], b[:n], dim=min(CCA_DIM, a.shape[1], b.shape[1]), ridge=CCA_RIDGE)
-    p, q = (torch.from_numpy(model.embed(side, z[n:])) for side, z in ((0, a), (1, b)))
+    (a, a_held), (b, b_held) = (_by_train(side[train], side[held]) for side in (x, y))
+    model = fit_cca(a, b, dim=min(CCA_DIM, a.shape[1], b.shape[1]), ridge=CCA_RIDGE)
+    p, q = (torch.from_numpy(model.embed(side, z)) for side, z in ((0, a_held), (1, b_held)))
     right = np.arange(len(held))
     return np.concatenate([ranks(p, q, right, right), ranks(q, p, right, right)])
+
+
+def _by_train(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardise both and take principal components of the wide, by what is trained on alone."""
+    from fusemix.evaluation.diagnose import COMPONENTS
+
+    spread = train.std(axis=0)
+    scale = np.where(spread > 1e-6 * spread.max(), spread, np.inf)
+    a, b = ((rows - train.mean(axis=0)) / scale for rows in (train, held))
+    if a.shape[1] > COMPONENTS:
+        directions = np.linalg.eigh(a.T @ a)[1][:, ::-1][:, : min(COMPONENTS, len(a))]
+        a, b = a @ directions, b @ directions
+    return a, b
 
 
 def _pairs(folder: Path, modalities: tuple[str, str], *, dev: bool) -> tuple[np.ndarray, ...]:
