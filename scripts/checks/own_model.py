@@ -12,6 +12,7 @@ DIR holds the latent stores image, text and, of the gallery, audio, as ``fusemix
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,10 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 GALLERY = ROOT / "demo/gallery/pairs.csv"
-DRAWS = 5
-FORECASTS: dict[str, tuple[tuple[str, str], tuple[int, ...]]] = {  # sides, and pairs that forecasts are made from
-    "flickr8k": (("image", "text"), (250, 600, 3000)),
-    "pictures": (("image", "text"), (100, 200, 500)),
-    "sounds": (("audio", "text"), (50, 75)),
+FORECASTS: dict[str, tuple[tuple[str, str], tuple[int, ...], int]] = {  # sides, pairs that are forecast from, draws
+    "flickr8k": (("image", "text"), (250, 600, 3000), 3),
+    "pictures": (("image", "text"), (100, 200, 500), 3),
+    "sounds": (("audio", "text"), (50, 75), 10),
 }
 SEEN, SHOWN = 10, 3  # first hits that are seen; of them, most that are liked and disliked
 KINDS = {"folders": (30, 20), "words": (8, 5)}  # least pictures of a task, unseen pictures asked for
@@ -35,14 +35,16 @@ KINDS = {"folders": (30, 20), "words": (8, 5)}  # least pictures of a task, unse
 def forecast(args: argparse.Namespace) -> dict[str, Any]:
     """Compare forecasts with the closed form trained on so many pairs, on pairs that neither saw."""
     found: dict[str, Any] = {}
-    for name, (modalities, sizes) in FORECASTS.items():
-        folder = args.flickr8k if name == "flickr8k" else args.gallery
-        x, y, train, held = _pairs(folder, modalities, dev=name == "flickr8k")
-        orders = [(n, np.random.default_rng([n, draw]).permutation(train)) for n in sizes for draw in range(DRAWS)]
-        rows = [row for n, order in orders for row in _compared(x, y, order, held, n)]
+    for name, (modalities, sizes, draws) in FORECASTS.items():
+        x, y, dev = _pairs(args.flickr8k if name == "flickr8k" else args.gallery, modalities, dev=name == "flickr8k")
+        rows = []
+        for n, draw in itertools.product(sizes, range(draws)):
+            order = np.random.default_rng([n, draw]).permutation(len(x) - dev)
+            held = np.arange(len(x) - dev, len(x)) if dev else order[len(x) * 3 // 4 :]  # dev, or another quarter
+            rows += _compared(x, y, order if dev else order[: len(x) * 3 // 4], held, n)
         inside = {k: float(np.mean([row["inside"] for row in rows if row["k"] in k])) for k in ((1, 10), (1,), (10,))}
         found[name] = {"forecasts": len(rows), "inside": inside[1, 10], "at_1": inside[1,], "at_10": inside[10,]}
-        found[name] |= {"trained_on_at_most": len(train), "held_out": len(held), "draws": DRAWS, "rows": rows}
+        found[name] |= {"pairs": len(x) - dev, "held_out": len(held), "draws": draws, "rows": rows}
     return found
 
 
@@ -101,18 +103,16 @@ def _by_train(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return a, b
 
 
-def _pairs(folder: Path, modalities: tuple[str, str], *, dev: bool) -> tuple[np.ndarray, ...]:
-    """Read one pair of every group: both sides' latents, rows to train on, and held out (dev, or a quarter)."""
+def _pairs(folder: Path, modalities: tuple[str, str], *, dev: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """Read one pair of every group, those of dev last: both sides' latents and the number of dev."""
     from fusemix.evaluation.samples import from_stores
 
-    splits, sides = ("train", "dev") if dev else (None,), []
-    for split in splits:
+    sides = []
+    for split in ("train", "dev") if dev else (None,):
         read = from_stores([(m, str(folder / m)) for m in modalities], n=10**9, split=split)
         sides.append([next(iter(of_modality.values())) for of_modality in read.values()])
     x, y = (np.concatenate(side) for side in zip(*sides, strict=True))
-    rows = np.arange(len(x)) if dev else np.random.default_rng(0).permutation(len(x))
-    train = len(sides[0][0]) if dev else len(x) * 3 // 4
-    return x, y, rows[:train], rows[train:]
+    return x, y, len(sides[1][0]) if dev else 0
 
 
 def _standard(latents: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 
 def test_forecasts_are_compared_with_pairs_that_neither_saw(folder, monkeypatch):
-    monkeypatch.setattr(own_model, "FORECASTS", {k: (m, (100,)) for k, (m, _) in own_model.FORECASTS.items()})
+    monkeypatch.setattr(own_model, "FORECASTS", {k: (m, (100,), 3) for k, (m, *_) in own_model.FORECASTS.items()})
     assert own_model.main(["forecast", "--flickr8k", str(folder), "--gallery", str(folder), "--out", str(folder)]) == 0
     found = json.loads((folder / "own-model-forecast.json").read_text())
     assert {name: made["held_out"] for name, made in found.items()} == {"flickr8k": 100, "pictures": 125, "sounds": 125}
