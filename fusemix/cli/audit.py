@@ -72,8 +72,9 @@ def audit(
         folders = {modality: str(out / "latents" / modality) for modality, _ in wanted}
     if len(folders) != 2:
         raise ValueError(f"An audit compares two modalities; expected two of them, got {list(folders)}.")
-    for modality, name in wanted if table else ():
-        encode(table, modality, name, Path(folders[modality]), device=device, skip_errors=True)
+    if table:
+        for modality, name in wanted:
+            encode(table, modality, name, Path(folders[modality]), device=device, skip_errors=True)
     stores = {name: LatentStore.open(folder) for name, folder in folders.items()}
     first, second = stores.values()
     tables = {store.manifest["table"] for store in stores.values()} | ({table.fingerprint} if table else set())

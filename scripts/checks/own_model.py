@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
-GALLERY = ROOT / "demo/gallery/pairs.csv"
 FORECASTS: dict[str, tuple[tuple[str, str], tuple[int, ...], int]] = {  # sides, pairs that are forecast from, draws
     "flickr8k": (("image", "text"), (250, 600, 3000), 3),
     "pictures": (("image", "text"), (100, 200, 500), 3),
@@ -141,7 +140,8 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
             result = judge(x, y, rows["group"].to_numpy(), rows["split"].to_numpy(), seed=seed)
             hit = np.isin(result.order, planted)
             tenth = len(rows) // 10
-            draw = {"rows": len(rows), "planted": len(planted), "precision": float(hit[: len(planted)].mean())}
+            draw: dict[str, Any] = {"rows": len(rows), "planted": len(planted)}
+            draw |= {"precision": float(hit[: len(planted)].mean())}
             draw |= {"of_worst_1_percent": float(hit[: tenth // 10].mean())}
             draw |= {"found_in_worst_10_percent": float(hit[:tenth].sum() / len(planted))}
             draws.append(draw | {"random": result.random, "recall": {str(k): v for k, v in result.recall.items()}})
@@ -194,7 +194,7 @@ def labels(args: argparse.Namespace) -> dict[str, Any]:
     from fusemix.search.retriever import Retriever
 
     retriever = Retriever.from_pretrained(args.checkpoint, args.index)
-    split = pd.read_csv(GALLERY, dtype=str, keep_default_na=False).set_index("id")["split"]
+    split = pd.read_csv(args.table, dtype=str, keep_default_na=False).set_index("id")["split"]
     items = retriever.index.items("image")
     held = [row for row, item in enumerate(items) if split[item["id"]] == "val"]
     groups = sorted({items[row]["group"] for row in held})
@@ -218,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gallery", type=Path, help="folder of the gallery's stores image, text and audio")
     parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints/default"))
     parser.add_argument("--index", default=str(ROOT / "demo/index"))
+    parser.add_argument("--table", default=str(ROOT / "demo/gallery/pairs.csv"), help="of the index, for its splits")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the JSON")
     args = parser.parse_args(argv)
     found = globals()[args.what](args)
