@@ -51,7 +51,7 @@ wheel: $(VENV)/.run
 	$(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 index: $(VENV)/.run
-	$(PY) -m fusemix.cli.index --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --dtype float16 --out demo/index
+	$(PY) -m fusemix.cli.index --checkpoint checkpoints/default --pairs demo/gallery/pairs.csv --dtype int8 --dims 512 --out demo/index
 
 $(VENV)/.torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FuseMix needs Python 3.11 or newer")'

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded, named
+from fusemix.cli.extract import chosen
 from fusemix.extras import extra
 
 SOURCE = "What to compare (one of --latents and --pairs)"
@@ -38,7 +39,7 @@ def diagnose(
     pairs: Annotated[
         Path | None,
         typer.Option(
-            metavar="TABLE", help="A table of pairs, encoded here with the --encoders.", rich_help_panel=SOURCE
+            metavar="TABLE", help="A table of pairs, of which a sample is encoded here.", rich_help_panel=SOURCE
         ),
     ] = None,
     encoders: Annotated[
@@ -46,6 +47,7 @@ def diagnose(
         typer.Option(
             metavar="MODALITY=ENCODER ...",
             help="The encoders to run on the table; a modality may occur several times.",
+            show_default="the packaged ones of its two kinds",
             rich_help_panel=SOURCE,
         ),
     ] = None,
@@ -65,12 +67,12 @@ def diagnose(
     nested subsets, continued, is the forecast. Several layers of one
     network are several encoders (hub-image:...&layers=-2).
 
+    Example: fusemix diagnose --pairs pairs.csv
+
     Example: fusemix diagnose --latents image=latents/a,latents/b text=latents/c --json d.json --plot d.png
     """
     if bool(latents) == (pairs is not None):
-        raise ValueError("Give --latents, or --pairs with --encoders: one of them.")
-    if pairs is not None and not encoders:
-        raise ValueError("--pairs needs --encoders MODALITY=ENCODER to encode the table with.")
+        raise ValueError("Give --latents or --pairs: one of them.")
     from fusemix.data.pairs import PairTable
     from fusemix.evaluation.diagnose import diagnose as compare
     from fusemix.evaluation.plot import plot as draw
@@ -87,8 +89,9 @@ def diagnose(
         read = from_stores(folders, n=n, split=split, seed=seed)
     else:
         wanted = named(encoders or [], "--encoders MODALITY=ENCODER")
-        columns = list(dict.fromkeys(modality for modality, _ in wanted))
-        table = PairTable.read(pairs, own=columns)
+        table = PairTable.read(pairs, own=list(dict(wanted)))
+        wanted = chosen(table, wanted)
+        columns = list(dict(wanted))
         closing = table.summary(*columns, split=split)
         read = from_table(
             table, wanted, n=n, split=split, seed=seed, device=device,

@@ -6,13 +6,18 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fusemix.cli import flags, terminal
 from fusemix.cli.command import entry, guarded
+
+if TYPE_CHECKING:
+    from fusemix.data.latent_store import LatentStore
+    from fusemix.data.pairs import PairTable
 
 
 @guarded(stopped="Interrupted; run the same command again to continue.", words={"skip_errors=True": "--on-error skip"})
@@ -49,12 +54,29 @@ def extract(
     """
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pre-empted job stops as on Ctrl-C
-    from fusemix.data.extract import extract as write
     from fusemix.data.pairs import PairTable
-    from fusemix.encoders import load_encoder
 
     table = PairTable.read(pairs, own=(column,))
     table.rows(column, split)  # fail early on a wrong column or split
+    store = encode(
+        table, column, encoder, out, device=device,
+        split=split, dtype=dtype, batch_size=batch_size, workers=workers, skip_errors=on_error == "skip",
+    )  # fmt: skip
+    skipped = store.manifest["skipped"]
+    terminal.result(
+        f"{out}: {len(store) - len(skipped):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
+        f"{len(skipped)} left out"
+    )
+    terminal.note(table.summary(column, split=split, kept=store.rows["row"].to_numpy()))
+
+
+def encode(
+    table: PairTable, column: str, encoder: str, out: Path, *, device: str = "cpu", **settings: Any
+) -> LatentStore:
+    """Extract with a progress bar, and name the rows that were left out; ``settings`` as of the library's extract."""
+    from fusemix.data.extract import extract as write
+    from fusemix.encoders import load_encoder
+
     processes = int(os.environ.get("WORLD_SIZE", 1))
     own = device == "cuda" and processes > 1
     loaded = load_encoder(encoder, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if own else device)
@@ -66,26 +88,27 @@ def extract(
             speed = bar.tasks[task].speed
             bar.update(task, completed=done, total=total, rate=f"{speed:.0f}/s" if speed else "")
 
-        store = write(
-            table,
-            column,
-            loaded,
-            out,
-            split=split,
-            dtype=dtype,
-            batch_size=batch_size,
-            workers=workers,
-            skip_errors=on_error == "skip",
-            report=report,
-        )
-    skipped = store.manifest["skipped"]
-    for entry_ in skipped:
+        store = write(table, column, loaded, out, report=report, **settings)
+    for entry_ in store.manifest["skipped"]:
         terminal.note(f"left out {table.location(entry_['row'])}: {entry_['reason']}")
-    terminal.result(
-        f"{out}: {len(store) - len(skipped):,} latents of {store.dim} dimensions for {len(store.rows):,} rows, "
-        f"{len(skipped)} left out"
-    )
-    terminal.note(table.summary(column, split=split, kept=store.rows["row"].to_numpy()))
+    return store
+
+
+def chosen(table: PairTable, named: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the (modality, encoder) named, or the packaged encoders of the two kinds of items in a table.
+
+    Raises:
+        ValueError: If none is named and the table does not hold two kinds.
+    """
+    from fusemix.encoders import DEFAULT_ENCODERS
+
+    found = list(named) or [(m, name) for m, name in DEFAULT_ENCODERS.items() if table.has(m)]
+    if not named and len(found) != 2:
+        raise ValueError(
+            f"{table.path} holds {', '.join(m for m, _ in found) or 'no picture, text or sound'}; name two of its "
+            "columns with --encoders MODALITY=ENCODER MODALITY=ENCODER."
+        )
+    return found
 
 
 main = entry("extract", extract)

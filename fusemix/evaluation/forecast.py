@@ -19,8 +19,8 @@ CCA_DIM, CCA_RIDGE = 128, 1.0
 FOLDS = 5
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the training folds, nested
 FACTORS = (1, 2, 5, 10)  # times the pairs there are
-# The rule of the curve, in probits of recall; chosen on Flickr8k, tried on other pairs (docs/your-own-model.md).
-SLOPE, SLOPE_SD = 0.27, 0.05  # with every doubling of the pairs: expected before anything is measured, and how surely
+# The rule of the curve, in probits of recall above chance; chosen on Flickr8k (docs/your-own-model.md).
+SLOPE, SLOPE_SD = 0.2, 0.08  # with every doubling of the pairs: expected before anything is measured, and how surely
 DECAY = 0.96  # of the slope with every doubling
 RULE_SD = {1: (0.05, 0.05), 10: (0.08, 0.09)}  # its error for recall@k: at the pairs there are, for every doubling more
 ASKED = 1.3  # queries that a pair is worth: its two directions are not independent
@@ -66,8 +66,8 @@ class Forecast:
 def forecast(x: np.ndarray, y: np.ndarray, *, factors: Sequence[float] = FACTORS, seed: int = 0) -> Forecast:
     """Measure the closed form on nested subsets by cross-validation, and continue the curve.
 
-    The probit of recall grows with the logarithm of the pairs, a little less with every doubling; the slope is fitted
-    with a prior. The interval holds the sampling of pairs and the measured error of that rule.
+    The probit of recall above chance grows with the logarithm of the pairs, a little less with every doubling; the
+    slope is fitted with a prior. The interval holds the sampling of pairs and the measured error of that rule.
 
     Args:
         x: Standardised latents of one modality, (N, D_x), one pair of every group.
@@ -87,7 +87,7 @@ def forecast(x: np.ndarray, y: np.ndarray, *, factors: Sequence[float] = FACTORS
             entry[f"recall_at_{k}"] = float(share)
         value = np.clip(value, k / 2 / gallery, 1 - 0.25 / len(x))
         for entry in expected:
-            entry[f"recall_at_{k}"] = _continued(value, sizes, entry["pairs"], errors)
+            entry[f"recall_at_{k}"] = _continued(value, sizes, entry["pairs"], errors, k / gallery)
     return Forecast(len(x), gallery, measured, expected)
 
 
@@ -116,7 +116,7 @@ def held_out_ranks(x: np.ndarray, y: np.ndarray, *, share: float = 1.0, seed: in
 
 
 def _continued(
-    recall: np.ndarray, sizes: np.ndarray, pairs: int, errors: tuple[float, float]
+    recall: np.ndarray, sizes: np.ndarray, pairs: int, errors: tuple[float, float], chance: float
 ) -> tuple[float, float, float]:
     """Continue a curve of recall, (S,), at the numbers of pairs ``sizes`` to another number: value, low, high."""
     from scipy.special import ndtr, ndtri
@@ -124,9 +124,10 @@ def _continued(
     def bent(n: Any) -> Any:  # doublings beyond the last size, each counting a little less
         return (1 - DECAY ** np.log2(n / sizes[-1])) / -np.log(DECAY)
 
-    probit = ndtri(recall)
+    chance = chance if chance < 1 else 0.0  # of the first 10 among 10 nothing is to be learned
     asked = ASKED * sizes[-1] * FOLDS / (FOLDS - 1)
-    variance = recall * (1 - recall) / asked * 2 * np.pi * np.exp(probit**2)
+    probit = ndtri(np.maximum((recall - chance) / (1 - chance), 0.5 / asked))
+    variance = recall * (1 - recall) / asked / (1 - chance) ** 2 * 2 * np.pi * np.exp(probit**2)
     design = np.stack([np.ones(len(sizes)), bent(sizes)], axis=1)
     precision = design.T / variance @ design + np.diag([0, SLOPE_SD**-2])
     level_and_slope = np.linalg.solve(precision, design.T / variance @ probit + [0, SLOPE / SLOPE_SD**2])
@@ -134,7 +135,8 @@ def _continued(
     rule = errors[0] ** 2 + (errors[1] * np.log2(pairs / sizes[-1])) ** 2
     half = ndtri(0.5 + COVERED / 2) * np.sqrt(ahead @ np.linalg.solve(precision, ahead) + rule)
     centre = ahead @ level_and_slope
-    return float(ndtr(centre)), float(ndtr(centre - half)), float(ndtr(centre + half))
+    value, low, high = (float(chance + (1 - chance) * ndtr(z)) for z in (centre, centre - half, centre + half))
+    return value, low, high
 
 
 def _percent(interval: Sequence[float]) -> str:

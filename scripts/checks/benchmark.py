@@ -4,6 +4,7 @@
     python scripts/checks/benchmark.py train --peer /path/to/layer6ai-labs-fusemix
     python scripts/checks/benchmark.py recall --peer /path/to/layer6ai-labs-fusemix --latents FOLDER
     python scripts/checks/benchmark.py extract
+    python scripts/checks/benchmark.py folder --photos FOLDER
     python scripts/checks/benchmark.py sounds
     python scripts/checks/benchmark.py search --sizes 10000 100000 1000000
     python scripts/checks/benchmark.py scale --pairs 10000 100000 1000000
@@ -13,10 +14,11 @@ the peak memory the loss itself adds. ``train``: optimizer steps beside the auth
 classes (their repository in a folder of yours; nothing of it is kept here), the two taking turns, with the share
 of the processor's own matrix-product rate that each reaches and the stages of a step of ours. ``recall``: theirs and
 our recipes trained on the same latents, some seeds each: validation recall, and the time to that of our paper recipe.
-``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``sounds``: Whisper on clips
-under 5 s, the frames that are there beside padding to 30 s: speed, latents and retrieval. ``search``: numpy,
-faiss exact, HNSW and IVF. ``scale``: training from latents on disk as their number grows. These four count the
-processor's time of their own process, so that others on the machine do not count: run them with OMP_NUM_THREADS=1.
+``extract``: every packaged encoder into a store, beside a loop of one item at a time. ``folder``: the index of a folder
+of photos beside its encoder alone. ``sounds``: Whisper on clips under 5 s, the frames that are there beside padding to
+30 s: speed, latents and retrieval. ``search``: numpy, faiss exact, HNSW and IVF. ``scale``: training from latents on
+disk as their number grows. These five count the processor's time of their own process, so that others on the machine
+do not count: run them with OMP_NUM_THREADS=1.
 Writes ``docs/results/benchmark-<name>.json`` and prints a table.
 """
 
@@ -30,6 +32,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,6 +89,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     extract.add_argument("--pairs", type=Path, default=ROOT / "demo/gallery/pairs.csv")
     extract.add_argument("--items", type=int, default=96, help="of each column, spread over the table")
     extract.add_argument("--turns", type=int, default=3)
+    folder = commands.add_parser("folder", help="photos a minute of the index of a folder, beside its encoder alone")
+    folder.add_argument("--photos", type=Path, required=True, help="a folder of photos")
+    folder.add_argument("--items", type=int, default=500)
+    folder.add_argument("--turns", type=int, default=5, help="folders that they are divided into")
+    folder.add_argument("--checkpoint", default=str(ROOT / "checkpoints/default"))
     sounds = commands.add_parser("sounds", help="Whisper on short clips: real frames beside 30 s windows")
     sounds.add_argument("--pairs", type=Path, default=ROOT / "demo/gallery/pairs.csv")
     sounds.add_argument("--under", type=float, default=5.0, help="seconds")
@@ -534,6 +542,40 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def run_folder(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the index of folders of photos and, in turns, their encoder alone on the same batches."""
+    from fusemix.encoders.recorded import load_recorded
+    from fusemix.model.adapters import FusionModel
+    from fusemix.search.living import _BATCH, FolderIndex
+
+    model = FusionModel.from_pretrained(args.checkpoint)
+    encoder = load_recorded("image", model.config.encoders)
+    photos = spread(sorted(args.photos.iterdir()), args.items)
+    encoder.encode([str(photo) for photo in photos[:4]])
+    spent = {"encoder": np.zeros(2), "index": np.zeros(2), "nothing_new": np.zeros(2)}  # wall and processor seconds
+    for turn in range(args.turns):
+        part = photos[turn :: args.turns]
+        with tempfile.TemporaryDirectory() as work:
+            (root := Path(work) / "photos").mkdir()
+            paths = [shutil.copy(photo, root) for photo in part]
+            living = FolderIndex(model, {"image": encoder}, root, Path(work) / "index")
+            ways: dict[str, Callable[[], object]] = {
+                "encoder": lambda: [encoder.encode(paths[i : i + _BATCH]) for i in range(0, len(paths), _BATCH)],  # noqa: B023
+                "index": living.update,
+                "nothing_new": living.update,
+            }
+            for name, way in ways.items():
+                began = np.array([time.perf_counter(), time.process_time()])
+                way()
+                spent[name] += np.array([time.perf_counter(), time.process_time()]) - began
+    wall, cpu = ({name: 60 * len(photos) / s[i] for name, s in spent.items()} for i in (0, 1))
+    values = {"photos": len(photos), "encoder": encoder.name, "per_minute": wall, "per_cpu_minute": cpu}
+    values |= {"ratio": wall["index"] / wall["encoder"], "cpu_ratio": cpu["index"] / cpu["encoder"]}
+    print(values)
+    save(args, "folder", values)
+    return values
+
+
 def spread(values: list[Any], count: int | None) -> list[Any]:
     """Return at most ``count`` of the values, evenly from first to last."""
     if count is None or count >= len(values):
@@ -874,6 +916,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": run_train,
         "recall": run_recall,
         "extract": run_extract,
+        "folder": run_folder,
         "sounds": run_sounds,
         "search": run_search,
         "scale": run_scale,

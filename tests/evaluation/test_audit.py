@@ -119,3 +119,33 @@ def test_the_command_ranks_every_row_and_shows_the_worst(tmp_path, capsys):
     assert "caption &lt;b&gt;3&lt;/b&gt;" in page and "data:image/jpeg;base64," in page and "<b>" not in page
     assert command.main([*words[:2], "--out", str(tmp_path / "out")]) == 2
     assert "compares two modalities" in capsys.readouterr().err
+
+
+def test_a_table_alone_is_encoded_and_the_latents_are_kept(tmp_path, capsys, monkeypatch):
+    with open(tmp_path / "pairs.csv", "w", newline="") as handle:
+        out = csv.writer(handle)
+        out.writerow(["image", "text", "note"])
+        for i in range(50):
+            Image.new("RGB", (20, 20), (5 * i, 0, 250 - 5 * i)).save(tmp_path / f"{i}.png")
+            out.writerow([f"{i}.png", f"{i} parts of red", f"note {i}"])
+    words = ["--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "out")]
+    assert command.main(words) == 0
+    told = capsys.readouterr()
+    assert "50 rows" in told.out and f"text by minilm-l6 in {tmp_path}/out/latents/text" in told.err
+    monkeypatch.setattr("fusemix.encoders.base.Encoder.encode_prepared", None)  # a second time nothing is encoded
+    assert command.main(words) == 0
+    assert command.main([*words[:3], str(tmp_path / "other"), "--encoders", "note=minilm-l6"]) == 2
+    assert "compares two modalities" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [([], "Give --latents MODALITY=DIR MODALITY=DIR, or --pairs TABLE"),
+     (["--pairs", "pairs.csv"], "holds text; name two of its columns with --encoders"),
+     (["--latents", "image=a", "text=b", "--encoders", "text=minilm-l6"], "or --pairs TABLE to be encoded")],
+)  # fmt: skip
+def test_what_is_to_be_judged_is_asked_for(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").write_text("text\na\nb\n")
+    assert command.main([*words, "--out", "out"]) == 2
+    assert sentence in capsys.readouterr().err

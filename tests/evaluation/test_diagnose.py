@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fusemix.data.latent_writer import write_latents
+from fusemix.data.pairs import PairTable
 from fusemix.evaluation import diagnose as d
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,9 +187,12 @@ def test_the_script_compares_every_combination_of_stores(script, tmp_path, capsy
 
 def test_the_script_encodes_a_table(script, tmp_path, capsys):
     table = ROOT / "demo" / "gallery" / "pairs.csv"
-    words = ["--encoders", "text=minilm-l6", "image=efficientnet-lite0"]
+    assert script.main(["--pairs", str(table)]) == 2  # which two of its three kinds?
+    assert "holds image, text, audio; name two of its columns" in capsys.readouterr().err
+    two = PairTable.read(table).frame.query("image != ''")[["image", "text", "group"]]
+    two.assign(image=[str(table.parent / path) for path in two["image"]]).to_csv(tmp_path / "pairs.csv", index=False)
     out = tmp_path / "d.json"
-    assert script.main(["--pairs", str(table), *words, "--n", "60", "--json", str(out)]) == 0
+    assert script.main(["--pairs", str(tmp_path / "pairs.csv"), "--n", "60", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["n_pairs"] == 60 and result["encoders"]["image"]["efficientnet-lite0"]["dim"] == 1280
     assert script.main(["--pairs", str(table), "--encoders", "text"]) == 2
