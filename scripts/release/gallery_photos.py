@@ -51,6 +51,12 @@ ORIGINS = {
     "lomiri-wallpapers-20.04": "`apt-get download lomiri-wallpapers-20.04`, <https://ubuntu-touch.io>",
 }
 OWN = tuple(f"Debian {package} " for package in CAPTIONS)
+NOTE = """
+Photographs and everyday sounds of GCompris, MATE and Lomiri were added by `scripts/release/gallery_photos.py`: pictures
+whole, made smaller (longest side at most 256 pixels); sounds as above; captions written by looking at the pictures, for
+sounds from their file names. The packages' own copyright files, with the texts of their licences, are in
+[`licences/`](licences).
+"""
 SPDX = {
     "GPL-2+": "GPL-2.0-or-later", "GPL-3": "GPL-3.0-only", "GPL-3+": "GPL-3.0-or-later", "free-art": "LAL-1.3",
 }  # fmt: skip
@@ -183,7 +189,8 @@ def add(sources: Path, gallery: Path) -> None:
                 folder / f"usr/share/doc/{package}/copyright", gallery / f"licences/{package}-copyright.txt"
             )
     shutil.copyfile("/usr/share/common-licenses/GPL-3", gallery / "licences/GPL-3.0.txt")
-    (gallery / "LICENSES.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    text = "\n".join(page) + "\n"
+    (gallery / "LICENSES.md").write_text(text if NOTE in text else text + NOTE, encoding="utf-8")
     with (gallery / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -19,12 +19,19 @@ from fusemix.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 N_PAIRS = 1500
+LATER = ("Debian gcompris-", "Debian mate-", "Debian lomiri-")
 
 
 def chosen_rows(table: PairTable, count: int) -> list[int]:
-    """Rows with a picture and a caption, each caption once whatever its capitals, evenly from the whole table."""
+    """Rows with a picture and a caption, each caption once whatever its capitals, evenly from the whole table.
+
+    The photographs that joined the gallery later (gallery_photos.py) are left out.
+    """
     first: dict[str, int] = {}
+    sources = table.frame["source"] if "source" in table.frame else None
     for row in table.rows("image"):
+        if sources is not None and str(sources.iat[row]).startswith(LATER):
+            continue
         if text := str(table.frame["text"].iat[row]).lower():
             first.setdefault(text, int(row))
     rows = list(first.values())

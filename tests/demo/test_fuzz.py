@@ -283,11 +283,16 @@ widgets = st.tuples(
     *[mostly(st.floats(-1, 1)) for _ in range(4)],  # weights
     st.one_of(st.none(), st.just({}), st.dictionaries(st.sampled_from(["image", "audio"]), words)),  # ids, held here
     st.one_of(st.booleans(), anything),  # mix
+    st.builds(  # filters and marks, held here
+        lambda where, marked: {"where": where, "likes": marked[:2], "dislikes": marked[2:]},
+        st.dictionaries(st.sampled_from(["kind", "licence", "source"]), words, max_size=2),
+        st.lists(st.one_of(words, st.just("image:red")), max_size=4).map(tuple),
+    ),
 )
 events = st.builds(
     SimpleNamespace,
-    modality=st.one_of(st.sampled_from(["image", "audio", "text", "example"]), words),
-    id=st.one_of(st.sampled_from(["red", "hum", "blue"]), words),
+    modality=st.one_of(st.sampled_from(["image", "audio", "text", "example", "like", "dislike", "where"]), words),
+    id=st.one_of(st.sampled_from(["red", "hum", "blue", "image:red", "kind=audio"]), words),
 )
 drawings = st.tuples(
     mostly(st.none()),  # sound

@@ -15,7 +15,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 GALLERY = ROOT / "demo/gallery"
 COLUMNS = ["id", "image", "audio", "text", "split", "group", "title", "source", "licence", "credit"]
-LICENCES = {"GPL-2.0-or-later", "public domain", "CC-BY-SA-4.0", "CC0-1.0"}
+LICENCES = {
+    "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "public domain", "CC0-1.0", "LAL-1.3",
+    "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0",
+}  # fmt: skip
 
 
 def load_script():
@@ -53,7 +56,7 @@ def test_files_and_manifest_list_each_other(rows):
     media = {name for name in on_disk if name.startswith(("images/", "sounds/"))}
     assert set(listed(rows, "image")) | set(listed(rows, "audio")) == media
     others = {name for name in on_disk - media if not name.startswith("licences/")}
-    assert others == {"pairs.csv", "LICENSES.md"}
+    assert others == {"pairs.csv", "LICENSES.md", "map.json", "thumbnails.webp"}
 
 
 def test_gallery_is_large_enough_to_search_and_small_enough_to_ship(rows):
