@@ -123,9 +123,9 @@ def build_demo(service: Service) -> gr.Blocks:
             with gr.Tab("Sound to picture"):
                 build_generate_tab(service)
             with gr.Tab("Your files"):
-                CorpusTab(service, demo)
+                files = CorpusTab(service, demo)
             with gr.Tab("Train your own"):
-                TrainingTab(demo)
+                TrainingTab(demo, corpora=files.corpora)
         search.wire(demo, nearest, land)
         _about(service)
         _api(service)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 from gradio.utils import get_upload_folder
 
+from demo.collection import Corpus
 from demo.results import apology, file_url
 from demo.sessions import Visitors
 from demo.tabs.account import PushRow, sign_in_button
 from demo.tabs.picture_input import FilesInput
-from demo.training import MAX_DIM, MAX_EPOCHS, MAX_ROWS, MAX_SECONDS, Stage, Training
+from demo.training import MAX_DIM, MAX_EPOCHS, MAX_ROWS, MAX_SECONDS, MIN_ROWS, Stage, Training
 from fusemix.media import MediaError, shown
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,8 @@ logger = logging.getLogger(__name__)
 EXAMPLE = {name: Path(__file__).parents[1] / "examples" / f"latents-{name}.npy" for name in ("image", "text")}
 SORRY = "Something went wrong on our side, and we have logged it. Please try again."
 TRAINING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}  # search never waits for it
+OWN = "own"  # the training is on the pictures and captions of "Your files"
+ADOPTED = " “Your files” is now searched with this model, by words and pictures."
 _PAUSE_S = 0.25  # between two updates of the page while training
 _COLOURS = ("#0d9488", "#d97706")  # legible on light and dark
 _COLUMNS = ["epoch", "recall@1", "direction"]
@@ -68,18 +74,25 @@ def legend_html(stage: Stage) -> str:
 class TrainingTab:
     """Widgets of the tab and their events."""
 
-    def __init__(self, demo: gr.Blocks, trainings: Visitors[Training] | None = None) -> None:
+    def __init__(
+        self,
+        demo: gr.Blocks,
+        trainings: Visitors[Training] | None = None,
+        corpora: Visitors[Corpus] | None = None,
+    ) -> None:
         """Lay out the tab and wire it; call inside a ``gr.Tab``.
 
         Args:
             demo: The page; closing it deletes the visitor's training.
             trainings: Trainings by visitor; by default in Gradio's upload folder, which it serves.
+            corpora: Files of the tab "Your files" by visitor, whose pictures and captions can be trained on.
         """
+        self.corpora = corpora
         self.trainings = Visitors(Training, Path(get_upload_folder()) / "trainings") if trainings is None else trainings
         gr.HTML(
             '<p class="fm-lead">Upload two files of latents (.npy, .safetensors or .parquet), one latent per row; '
-            "the first row of one belongs to the first row of the other, and so on. FuseMix then trains small adapters "
-            "on them, here, on one processor core. "
+            "the first row of one belongs to the first row of the other, and so on; or train on the pictures and "
+            "captions in “Your files”. FuseMix then trains small adapters on them, here, on one processor core. "
             f"<span>Up to {MAX_ROWS:,} pairs, {MAX_DIM:,} dimensions and {MAX_SECONDS / 60:.0f} minutes; very wide "
             "latents spend the first minutes in the closed form. Your files are deleted once they are read, the "
             "result a minute after you close the page, or after an hour.</span></p>"
@@ -93,6 +106,12 @@ class TrainingTab:
             self.go = gr.Button("Train on my files", size="sm", elem_id="fm-train")
             self.example = gr.Button(
                 "Train on the example: 1,500 pictures and captions", size="sm", elem_id="fm-train-example"
+            )
+            self.own = gr.Button(
+                "Train on the pictures and captions in Your files",
+                size="sm",
+                elem_id="fm-train-own",
+                visible=corpora is not None,
             )
             self.cancel = gr.Button("Cancel", variant="stop", size="sm", elem_id="fm-train-cancel", interactive=False)
         self.progress = gr.HTML(elem_id="fm-train-progress")
@@ -133,6 +152,7 @@ class TrainingTab:
         starts = [
             self.go.click(self.arrive, given, [file_a, file_b, self.ready, *shown], queue=False, **hidden),
             self.example.click(self.arrive_example, None, [self.ready, *shown], queue=False, **hidden),
+            self.own.click(self.arrive_own, None, [self.ready, *shown], queue=False, **hidden),
         ]
         for start in starts:
             start.success(self.train, [self.ready, self.epochs, self.plain], shown, **TRAINING, **hidden)
@@ -155,6 +175,28 @@ class TrainingTab:
         """Take the example latents that ship with the app."""
         return self._take(page, EXAMPLE, link=False)
 
+    def arrive_own(self, page: gr.Request) -> Page:
+        """Take the pictures with captions of the tab "Your files"."""
+        pairs: dict[str, np.ndarray] = {}
+        with suppress(MediaError):  # there are none
+            pairs = self.corpora.of(page.session_hash).pairs() if self.corpora else {}
+        count = len(next(iter(pairs.values()), ()))
+        if count < MIN_ROWS:
+            return self._refused(
+                f"“Your files” holds {count} pictures with a caption, and at least {MIN_ROWS} are needed. Drop "
+                "pictures there, together with a table that has the columns image (their file names) and text."
+            )
+        try:
+            folder = self.trainings.open(page.session_hash).folder / "arrived"
+        except MediaError as error:
+            return self._refused(str(error))
+        folder.mkdir(exist_ok=True)
+        files = {modality: folder / f"{modality}.npy" for modality in pairs}
+        for modality, latents in pairs.items():
+            np.save(files[modality], latents)
+        taken = self._take(page, files, link=False)
+        return taken | {self.ready: OWN if taken[self.ready] else False}
+
     def _take(self, page: gr.Request, files: dict[str, Path], *, link: bool) -> Page:
         """Take files; a failure is one sentence, and nothing is trained."""
         try:
@@ -175,7 +217,7 @@ class TrainingTab:
     def _refused(self, sentence: str) -> Page:
         return {self.progress: apology(sentence), self.ready: False}
 
-    def train(self, ready: bool, epochs: float, plain: bool, page: gr.Request) -> Iterator[Page]:
+    def train(self, ready: bool | str, epochs: float, plain: bool, page: gr.Request) -> Iterator[Page]:
         """Train on the files that arrived, showing the progress; do nothing if none arrived."""
         over = {self.cancel: gr.update(interactive=False)}
         if not ready:
@@ -196,6 +238,9 @@ class TrainingTab:
                     drawn = len(stage.history)
                     page_[self.plot] = gr.update(value=curve(stage), color_map=colours(stage), visible=True)
                     page_[self.legend] = legend_html(stage)
+                if stage.done and ready == OWN and self.corpora and training.model is not None:
+                    self.corpora.of(page.session_hash).adopt(training.model)
+                    page_[self.progress] = stage_html(replace(stage, sentence=stage.sentence + ADOPTED))
                 if stage.done:
                     page_ |= over | {self.download: download_html(training), self.panel: gr.update(visible=True)}
                 yield page_

@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from demo.sessions import Visitors
 from demo.tabs.train_your_own import EXAMPLE, SORRY, TrainingTab, curve, stage_html
@@ -234,6 +234,24 @@ def test_the_tab_shows_a_growing_curve_and_a_download_and_deletes_it(tab, files)
         tab.trainings.of("them")
     page = tab.remove(ME)
     assert not path.exists() and page[tab.download] == "" and not page[tab.panel]["visible"]
+
+
+def test_pictures_and_captions_of_your_files_are_trained_on_and_searched_with_the_result(files, tmp_path):
+    adopted, pairs = [], {"image": np.load(files["sensor"]), "text": load_file(files["words"])["x"]}
+    mine = SimpleNamespace(pairs=lambda: pairs, adopt=adopted.append)
+    few = SimpleNamespace(pairs=lambda: {modality: rows[:49] for modality, rows in pairs.items()})
+    corpora = SimpleNamespace(of={"me": mine, "them": few}.__getitem__)
+    with gr.Blocks() as demo:
+        tab = TrainingTab(demo, Visitors(Training, tmp_path / "trainings"), corpora)
+    refused = tab.arrive_own(THEM)
+    assert "holds 49 pictures with a caption, and at least 50" in refused[tab.progress] and not refused[tab.ready]
+    assert tab.arrive_own(ME)[tab.ready] == "own"
+    pages = list(tab.train("own", 3, False, ME))
+    assert "is now searched with this model" in pages[-1][tab.progress]
+    assert adopted == [tab.trainings.of("me").model] and adopted[0].modalities == ("image", "text")
+    tab.arrive("a", [str(files["sensor"])], "b", [str(files["words"])], ME)
+    assert "is now searched" not in list(tab.train(True, 3, False, ME))[-1][tab.progress] and len(adopted) == 1
+    tab.trainings.delete("me")
 
 
 def test_failures_of_the_tab_are_one_sentence(tab, files, monkeypatch, caplog):
