@@ -8,6 +8,7 @@
     python scripts/checks/benchmark.py sounds
     python scripts/checks/benchmark.py search --sizes 10000 100000 1000000
     python scripts/checks/benchmark.py scale --pairs 10000 100000 1000000
+    python scripts/checks/benchmark.py processes
 
 ``loss``: forward and backward of the symmetric InfoNCE, plain and in tiles, each in a fresh process, with
 the peak memory the loss itself adds. ``train``: optimizer steps beside the authors' own model and dataset
@@ -31,6 +32,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -114,6 +116,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     scale.add_argument("--also-held", type=int, help="at this size also a process that holds all latents in memory")
     scale.add_argument("--hold-bytes", type=int, help=argparse.SUPPRESS)
     scale.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # pairs and folder, in a child process
+    both = commands.add_parser("processes", help="one process with two threads beside two processes with one each")
+    both.add_argument("--pairs", type=int, default=20_000)
+    both.add_argument("--widths", type=int, nargs=2, default=[768, 384], help="latent widths of image and text")
+    both.add_argument("--depth", type=int, default=4)
+    both.add_argument("--batch-size", type=int, default=4096, help="pairs read a step")
+    both.add_argument("--epochs", type=int, default=3)
+    both.add_argument("--turns", type=int, default=2)
+    both.add_argument("--dropout-rows", type=int, nargs="+", default=[1, 512])
     return parser.parse_args(argv)
 
 
@@ -900,6 +910,45 @@ def answer(child: subprocess.Popen[str], word: str | None = None) -> dict[str, A
     return said
 
 
+def run_processes(args: argparse.Namespace) -> dict[str, Any]:
+    """Train by the command in both ways, in turns; pairs a second of whole epochs, as the progress reports them."""
+    from fusemix.data.latent_writer import write_latents
+
+    ways = {"1 process, 2 threads": (2, []), "2 processes, 1 thread each": (1, ["--nproc_per_node", "2"])}
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        rng = np.random.default_rng(0)
+        for modality, width in zip(("image", "text"), args.widths, strict=True):
+            rows = rng.normal(size=(args.pairs, width)).astype(np.float32)
+            write_latents(Path(work) / modality, rows, modality=modality, name="random")
+        for turn, rows_a_mask, way in itertools.product(range(args.turns), args.dropout_rows, ways):
+            threads, launch = ways[way]
+            start = ["-m", "torch.distributed.run", "--standalone", *launch] if launch else []
+            out = Path(work) / f"{turn}-{rows_a_mask}-{threads}"
+            command = [
+                sys.executable, *start, "-m", "fusemix.cli.train", "--recipe", "paper", "--out", out, "--latents",
+                f"image={work}/image", f"text={work}/text", "--depth", args.depth, "--batch-size", args.batch_size,
+                "--epochs", args.epochs, "--val-fraction", 0.01, "--dropout-rows", rows_a_mask, "--eval-every", 1,
+            ]  # fmt: skip
+            began = time.perf_counter()
+            run = subprocess.run(
+                list(map(str, command)), check=True, capture_output=True, text=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200"},
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            told = [
+                float(rate.replace(",", ""))
+                for rate in re.findall(r"([\d,]+) pairs/s  recall", run.stdout + run.stderr)
+            ]
+            name = f"{way}, dropout rows {rows_a_mask}"
+            rates.setdefault(name, []).extend(told)
+            print(f"{name}: {np.median(told):,.0f} pairs/s, {seconds:.0f} s in all", file=sys.stderr, flush=True)
+    values = {"settings": {k: getattr(args, k) for k in ("pairs", "widths", "depth", "batch_size", "epochs", "turns")}}
+    values |= {"pairs_per_s": {name: float(np.median(told)) for name, told in rates.items()}}
+    save(args, "processes", values)
+    return values
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark."""
     args = parse(argv)
@@ -920,6 +969,7 @@ def main(argv: list[str] | None = None) -> int:
         "sounds": run_sounds,
         "search": run_search,
         "scale": run_scale,
+        "processes": run_processes,
     }
     commands[args.command](args)
     return 0

@@ -28,7 +28,7 @@ def chosen_rows(table: PairTable, count: int) -> list[int]:
     The photographs that joined the gallery later (gallery_photos.py) are left out.
     """
     first: dict[str, int] = {}
-    sources = table.frame["source"] if "source" in table.frame else None
+    sources = table.frame.get("source")
     for row in table.rows("image"):
         if sources is not None and str(sources.iat[row]).startswith(LATER):
             continue
