@@ -356,7 +356,7 @@ def test_axe_finds_nothing(open_page, dark, width):
     assert violations(page) == []
     page.get_by_role("tab", name="Your files").click()
     page.locator("#fm-own-example").click()
-    expect(page.locator(".fm-own-note")).to_contain_text("of your own", timeout=60_000)
+    expect(page.locator(".fm-own-note", has_text="of your own")).to_be_visible(timeout=60_000)
     page.get_by_placeholder("Search your files").fill("a bird")
     page.keyboard.press("Enter")
     expect(page.locator("#fm-own .fm-image li")).to_have_count(12)
@@ -364,6 +364,9 @@ def test_axe_finds_nothing(open_page, dark, width):
     page.get_by_role("tab", name="Search").click()
     ask(page)
     page.get_by_role("button", name="Why these results").click()
+    page.get_by_text("Filter and save").click()
+    page.get_by_role("button", name="More like this, steer").first.click()
+    expect(page.get_by_role("button", name="Take back: steered by 1 mark")).to_be_visible()
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -517,7 +520,8 @@ def test_own_files_are_embedded_searched_downloaded_and_deleted(open_page, shots
     mine.screenshot(path=shots / "desktop-own-files.png", full_page=True)
     picture = mine.locator("#fm-own .fm-image img").first.evaluate("(image) => image.src")
     theirs.locator("#fm-own-example").click()
-    expect(theirs.locator(".fm-own-note")).to_contain_text("24 pictures and 6 sounds of your own", timeout=60_000)
+    note = theirs.locator(".fm-own-note", has_text="24 pictures and 6 sounds of your own")
+    expect(note).to_be_visible(timeout=60_000)
     theirs.screenshot(path=shots / "phone-own-files.png", full_page=True)
     assert theirs.evaluate("document.documentElement.scrollWidth") <= 390
     assert httpx.get(picture).status_code == 200
