@@ -265,3 +265,13 @@ def test_with_a_read_only_home_and_a_full_disk_words_are_answered_and_uploads_wh
     assert client.predict("a red square", 2, api_name="/search_text")["hits"]
     (served.disk / "filler").unlink()
     assert client.predict(handle_file(other), 2, api_name="/search_image")["hits"]["image"][0]["id"] == "red"
+
+
+def test_a_space_chooses_model_and_index_by_its_variables(monkeypatch):
+    monkeypatch.setenv("FUSEMIX_CHECKPOINT", "me/model")
+    monkeypatch.setenv("FUSEMIX_INDEX", "me/index?root=pictures")
+    args = app.parse_args([])
+    assert (args.checkpoint, args.index) == ("me/model", "me/index?root=pictures")
+    monkeypatch.delenv("FUSEMIX_INDEX")
+    assert app.parse_args(["--checkpoint", "mine"]).checkpoint == "mine"
+    assert app.parse_args([]).index == str(ROOT / "demo/index")
