@@ -43,7 +43,10 @@ def forecast(args: argparse.Namespace) -> dict[str, Any]:
             rows += _compared(x, y, order if dev else order[: len(x) * 3 // 4], held, n)
         inside = {k: float(np.mean([row["inside"] for row in rows if row["k"] in k])) for k in ((1, 10), (1,), (10,))}
         found[name] = {"forecasts": len(rows), "inside": inside[1, 10], "at_1": inside[1,], "at_10": inside[10,]}
-        found[name] |= {"pairs": len(x) - dev, "held_out": len(held), "draws": draws, "rows": rows}
+        found[name] |= {"pairs": len(x) - dev, "held_out": len(held), "draws": draws}
+        found[name]["means"] = (
+            pd.DataFrame(rows).groupby(["from", "pairs", "k"], as_index=False).mean().to_dict("records")
+        )
     return found
 
 
@@ -223,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = globals()[args.what](args)
     write_json(args.out / f"own-model-{args.what}.json", found)
-    print({k: {n: v for n, v in f.items() if n != "rows"} if isinstance(f, dict) else f for k, f in found.items()})
+    print({k: {n: v for n, v in f.items() if n != "means"} if isinstance(f, dict) else f for k, f in found.items()})
     return 0
 
 

@@ -27,8 +27,8 @@ def test_forecasts_are_compared_with_pairs_that_neither_saw(folder, monkeypatch)
     found = json.loads((folder / "own-model-forecast.json").read_text())
     assert {name: made["held_out"] for name, made in found.items()} == {"flickr8k": 100, "pictures": 125, "sounds": 125}
     for made in found.values():
-        assert {row["pairs"] for row in made["rows"]} == {100, 200}  # 500 and 1,000 are more than there are
-        assert all(0.2 < row["truth"] <= 1 and row["low"] < row["expected"] < row["high"] for row in made["rows"])
+        assert {row["pairs"] for row in made["means"]} == {100, 200}  # 500 and 1,000 are more than there are
+        assert all(0.2 < row["truth"] <= 1 and row["low"] < row["expected"] < row["high"] for row in made["means"])
         assert made["forecasts"] == 12 and made["inside"] == (made["at_1"] + made["at_10"]) / 2
 
 
