@@ -203,9 +203,10 @@ def build_generate_tab(service: Service, studio: Studio | None = None) -> None:
     )
 
 
-_TO_STATUS = """() => {
+_TO_STATUS = """(...values) => {
   const status = document.getElementById("fm-draw-status");
   if (status.getBoundingClientRect().bottom > window.innerHeight * 0.7) status.scrollIntoView({ behavior: "smooth" });
+  return values;
 }"""
 
 

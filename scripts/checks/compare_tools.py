@@ -3,8 +3,8 @@
     FUSEMIX_PEER=DIR python scripts/checks/compare_tools.py --latents image=DIR text=DIR --seeds 0 1 2
 
 One caption a photo, drawn with the seed, which the tools get, too; trained on the split train, asked on dev, mean of
-both directions. Every tool runs in a process of its own with one thread; CPU seconds depend little on who else uses the
-machine. A tool that is not installed is left out and named. FUSEMIX_PEER is a checkout of layer6ai-labs/fusemix. Writes
+both directions. Every tool runs in a process of its own with one thread; CPU seconds grow where others use the machine.
+A tool that is not installed is left out and named. FUSEMIX_PEER is a checkout of layer6ai-labs/fusemix. Writes
 docs/results/compare-tools.json.
 """
 
