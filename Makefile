@@ -16,11 +16,9 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 demo: $(VENV)/.run
 	$(PY) app.py --port $(PORT)
 
-# First the app in Chromium, alone, because it measures time (marked serial); then the rest. `make test-browser` runs
-# all tests that are marked serial.
+# One worker a core; a file's tests stay together. `make test-browser` runs the app in Chromium alone, slow tests included.
 test: $(VENV)/.dev
-	$(PY) -m pytest -n 0 -m "serial and not slow and not gpu" tests/demo
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not serial"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-browser: $(VENV)/.dev
 	$(PY) -m pytest -n 0 -m serial tests/demo

@@ -4,6 +4,8 @@ import csv
 import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core, and what it starts: more threads would take turns
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
