@@ -83,7 +83,9 @@ def torchrun(*command):
     "changes",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"multi_positive": True, "mixup_per_row": True, "batch_size": 50},  # 13 and 12 mixed pairs
+        pytest.param(
+            {"multi_positive": True, "mixup_per_row": True, "batch_size": 50}, marks=pytest.mark.slow
+        ),  # 13, 12
         pytest.param({"accumulate": 2, "mixup_alpha": None}, marks=pytest.mark.slow),
         {"accumulate": 5, "batch_size": 38},  # 10 and 9 mixed pairs, in pieces of 2 and 1
     ],
