@@ -68,6 +68,7 @@ def search(film: Film, still: Path | None) -> None:
     """Words, letter by letter, then a spoken example."""
     page = film.page
     page.locator(".fm-tile img").first.wait_for()
+    page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 0 || !image.offsetParent)")
     page.wait_for_timeout(1500)
     film.take(1800)
     field = page.get_by_placeholder("Describe what you are looking for")
@@ -107,7 +108,9 @@ def explore(film: Film) -> None:
     page = film.page
     page.get_by_role("tab", name="Explore").click()
     page.locator("#fm-map canvas[data-ready]").wait_for(timeout=WAIT_MS)
-    page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")
+    field = page.get_by_placeholder("Type, and watch where it lands")
+    field.fill("")  # it says what was searched with
+    field.press_sequentially("a cat")
     page.wait_for_function("document.querySelector('#fm-nearest')?.innerText.includes('a cat')", timeout=WAIT_MS)
     page.wait_for_timeout(800)
     film.take(2200)

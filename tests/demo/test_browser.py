@@ -324,7 +324,11 @@ def test_a_query_lands_on_the_map_and_a_dot_is_searched_with(open_page, shots):
     page = open_page()
     page.get_by_role("tab", name="Explore").click()
     page.locator("#fm-map canvas[data-ready]").wait_for()
-    page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")
+    page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a dog")
+    expect(page.locator("#fm-nearest")).to_contain_text("Nearest to “a dog”")
+    expect(page.locator("#fm-nearest .fm-tile")).to_have_count(8)
+    page.locator("#fm-ask").evaluate("(element) => document.activeElement.blur()")
+    page.get_by_placeholder("Type, and watch where it lands").press_sequentially("a cat")  # begins anew
     expect(page.locator("#fm-nearest")).to_contain_text("Nearest to “a cat”")
     page.get_by_role("button", name="gap removed").click()
     page.wait_for_timeout(1500)
