@@ -18,7 +18,7 @@ demo: $(VENV)/.run
 
 # One worker a core; a file's tests stay together. `make test-browser` runs the app in Chromium alone, slow tests included.
 test: $(VENV)/.dev
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-browser: $(VENV)/.dev
 	$(PY) -m pytest -n 0 -m serial tests/demo

@@ -22,6 +22,7 @@ import soundfile
 from demo.query import Query
 from demo.service import EMPTY, Answer
 from demo.sessions import GONE, LIFETIME_S, take
+from demo.transcripts import SpokenWords, spoken_words
 from demo.uploads import MAX_BYTES, LeftOut, Piece, read
 from demo.workers import WorkerPools
 from fusemix.media import SAMPLE_RATE, MediaError, load_audio, load_image
@@ -292,16 +293,36 @@ class Corpus:
             raise MediaError(GONE)
         weights = {part: query.weight(part) for part in given}
 
-        def compute() -> tuple[dict[str, np.ndarray], np.ndarray]:
-            parts = {part: self._query(part, value, query.ids.get(part)) for part, value in given.items()}
-            return parts, blend(parts, weights)
+        def compute() -> tuple[dict[str, np.ndarray], np.ndarray, SpokenWords]:
+            spoken, parts = SpokenWords(), {}
+            for part, value in given.items():
+                if part == "audio" and part not in query.ids and self.model is self.retriever.model:
+                    parts[part], spoken = self._listen(value)
+                else:
+                    parts[part] = self._query(part, value, query.ids.get(part))
+            return parts, blend(parts, weights), spoken
 
-        parts, embedding = self.pools.run(compute, slow=query.brings_file)
+        parts, embedding, spoken = self.pools.run(compute, slow=query.brings_file)
         with self._lock:
             hits = {m: self.index.search(m, embedding[None], top_k=top_k)[0] for m in self.index.counts}
         return Answer(
-            "+".join(parts), hits, time.monotonic() - started, len(self), parts, weights, embedding, query.describe()
+            "+".join(parts),
+            hits,
+            time.monotonic() - started,
+            len(self),
+            parts,
+            weights,
+            embedding,
+            query.describe(),
+            doubt=spoken.doubt,
+            heard=spoken.words,
         )
+
+    def _listen(self, sound: str) -> tuple[np.ndarray, SpokenWords]:
+        """Return the embedding of a sound, or of the words that were heard clearly in it, and these words."""
+        embedding, transcript = self.retriever.embed_and_transcribe(sound)
+        words = self.retriever.embed_words(transcript)
+        return embedding if words is None else words, spoken_words(transcript)
 
     def _query(self, part: str, value: str, identity: str | None) -> np.ndarray:
         if identity is not None:

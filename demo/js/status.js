@@ -23,6 +23,17 @@ element.addEventListener('submit', (event) => {
 });
 // Back and forward: the address says what was searched then.
 addEventListener('popstate', () => trigger('select', { modality: 'link', id: location.search }));
+// A link opens its tab, and the address names the tab that is open.
+document.addEventListener('click', (event) => {
+  const tab = event.target.closest('[role=tab]');
+  if (!tab) return;
+  const address = new URL(location.href);
+  address.searchParams.delete('tab');
+  if (tab.textContent.trim() !== 'Search') address.searchParams.set('tab', tab.textContent.trim());
+  history.replaceState(history.state, '', address);
+});
+const wanted = new URLSearchParams(location.search).get('tab');
+[...document.querySelectorAll('[role=tab]')].find((tab) => tab.textContent.trim() === wanted)?.click();
 // Results follow the typing: once the fingers rest, the hidden button is pressed.
 let resting;
 document.addEventListener('input', (event) => {

@@ -34,6 +34,12 @@ MOST_LEFT_OUT = 100  # listed
 _PAUSE_S = 0.25  # between two updates of the page while embedding
 _NAMES = {"index": "Download the index (.zip)", "latents": "Download latents and embeddings (.zip)"}
 
+_INTO_VIEW = """() => {
+  const line = document.querySelector("#fm-own-status .fm-status");
+  const { top, bottom } = line?.getBoundingClientRect() ?? { top: 0, bottom: 0 };
+  if (line?.offsetParent && (top < 0 || bottom > 0.8 * innerHeight)) line.scrollIntoView({ block: "start" });
+}"""
+
 Page = dict[Any, Any]  # widget -> its new value; the others stay as they are
 
 
@@ -177,10 +183,16 @@ class CorpusTab:
         found = [self.status, self.results]
         asking: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": self.status, **private}
         quick, slow = asking | QUICK, asking | SLOW
-        gr.on([self.text.submit, self.go.click], self.by_text, self.text, found, trigger_mode="always_last", **quick)
-        self.picture.input(self.by_picture, self.picture, found, **slow)
-        gr.on([self.sound.upload, self.sound.stop_recording], self.by_sound, self.sound, found, **slow)
-        self.results.select(self.by_item, None, found, **quick)
+        searches = [
+            gr.on(
+                [self.text.submit, self.go.click], self.by_text, self.text, found, trigger_mode="always_last", **quick
+            ),
+            self.picture.input(self.by_picture, self.picture, found, **slow),
+            gr.on([self.sound.upload, self.sound.stop_recording], self.by_sound, self.sound, found, **slow),
+            self.results.select(self.by_item, None, found, **quick),
+        ]
+        for search in searches:
+            search.then(None, js=_INTO_VIEW, **private)
         demo.unload(self.leave)
 
     def arrive(self, files: list[str] | None, page: gr.Request) -> Page:

@@ -212,6 +212,16 @@ def test_results_follow_the_typing_and_enter_keeps_them_in_the_address(open_page
     page.wait_for_url("**/?q=a+red+flower")
 
 
+def test_a_link_opens_its_tab_and_the_address_names_it(open_page, address):
+    page = open_page()
+    page.goto(f"{address}?tab=Explore")
+    expect(page.get_by_role("tab", name="Explore")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Your files").click()
+    page.wait_for_url("**/?tab=Your+files")
+    page.get_by_role("tab", name="Search").click()
+    page.wait_for_url(address)
+
+
 def test_back_goes_to_the_search_before_and_then_to_the_start(open_page, address):
     page = open_page()
     ask(page, "a red flower")

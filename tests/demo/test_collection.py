@@ -64,6 +64,16 @@ def test_everything_is_found_by_itself_and_shown(corpora, captions, service):
     np.testing.assert_allclose(corpus.index.embeddings("image")[2], expected, atol=1e-4)
 
 
+def test_words_heard_clearly_in_a_voice_are_searched_with_and_told(corpora, captions, service):
+    corpus, _ = grown(corpora, "me", [*PICTURES, captions])
+    spoken = ROOT / "demo/examples/spoken-dog.mp3"
+    answer = corpus.search(Query(audio=str(spoken)))
+    assert "dog" in answer.heard.lower() and answer.doubt == ""
+    words = service.retriever.embed_words(service.retriever.embed_and_transcribe(spoken)[1])
+    np.testing.assert_allclose(answer.parts["audio"], words, atol=1e-4)
+    assert corpus.search(Query(audio=str(SOUNDS[0]))).heard == ""
+
+
 def test_more_like_this_takes_the_items_own_embedding(corpora, captions, monkeypatch):
     corpus, _ = grown(corpora, "me", [*PICTURES, captions])
     item = corpus.index.items("image")[4]

@@ -38,7 +38,7 @@ def test_the_stages_fill_the_step_and_the_trace_names_them(stores, tmp_path, acc
     assert set(found.stages) == set(STAGES) and min(found.stages.values()) > 0
     assert 0.5 * found.seconds_per_step < sum(found.stages.values()) < found.seconds_per_step
     assert found.evaluation_seconds > 0 and found.steps_per_evaluation == (300 - 66) // 64
-    assert "aten::addmm" in [name for name, _, _ in found.operators]
+    assert {"aten::addmm", "_Linear"} & {name for name, _, _ in found.operators}  # which costs most differs by machine
     named = {event.get("name") for event in json.loads(found.trace.read_text())["traceEvents"]}
     assert {*STAGES, "evaluation"} <= named
     text = "\n".join(found.lines())
