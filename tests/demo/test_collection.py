@@ -19,6 +19,7 @@ from demo.training import Training
 from fusemix.data.import_latents import import_latents
 from fusemix.media import MediaError
 from fusemix.search.index import EmbeddingIndex
+from fusemix.search.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = sorted((ROOT / "demo/gallery/images").glob("tuxpaint-food-fruit-*"))[:6]
@@ -64,12 +65,15 @@ def test_everything_is_found_by_itself_and_shown(corpora, captions, service):
     np.testing.assert_allclose(corpus.index.embeddings("image")[2], expected, atol=1e-4)
 
 
-def test_words_heard_clearly_in_a_voice_are_searched_with_and_told(corpora, captions, service):
-    corpus, _ = grown(corpora, "me", [*PICTURES, captions])
+def test_words_heard_clearly_in_a_voice_are_searched_with_and_told(captions, tmp_path):
+    shipped = Retriever.from_pretrained(ROOT / "checkpoints/default", ROOT / "demo/index")
+    corpus = Corpus(shipped, tmp_path / "mine")
+    corpus.arrive([PICTURES[0], captions], link=False)
+    assert list(corpus.embed())[-1].finished
     spoken = ROOT / "demo/examples/spoken-dog.mp3"
     answer = corpus.search(Query(audio=str(spoken)))
     assert "dog" in answer.heard.lower() and answer.doubt == ""
-    words = service.retriever.embed_words(service.retriever.embed_and_transcribe(spoken)[1])
+    words = shipped.embed_words(shipped.embed_and_transcribe(spoken)[1])
     np.testing.assert_allclose(answer.parts["audio"], words, atol=1e-4)
     assert corpus.search(Query(audio=str(SOUNDS[0]))).heard == ""
 
