@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,7 @@ def launch_options(service: Service) -> dict[str, Any]:
 def build_demo(service: Service) -> gr.Blocks:
     """Lay out the page and connect its events; launch it with :func:`launch_options`."""
     explorer = Explorer(service)
+    threading.Thread(target=lambda: explorer.map, daemon=True).start()  # or the first visitor waits a second for it
     demo: gr.Blocks
     with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         map_view = map_component(explorer)

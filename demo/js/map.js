@@ -280,9 +280,6 @@ element.addEventListener('click', (event) => {
   }
 });
 
-// The field says what is on the map; who goes there to type begins anew.
-document.addEventListener('focusin', (event) => { if (event.target.closest?.('#fm-land')) event.target.select(); });
-
 let asked = false;
 new IntersectionObserver(async (entries) => {
   if (!entries.some((entry) => entry.isIntersecting)) return;

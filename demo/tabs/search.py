@@ -437,7 +437,8 @@ class SearchTab:
         asked = f"“{answer.left_out}”" if answer.left_out else answer.asked
         reason = why(answer, self.service, SHOWN)
         listed = nearest_html(answer, asked, self.service.path_of)
-        return gr.update(visible=True), reason, self.explorer.place(answer, asked), listed, asked.strip("“”")
+        said = gr.update(value="", placeholder=asked.strip("“”"))  # so that words typed there begin anew
+        return gr.update(visible=True), reason, self.explorer.place(answer, asked), listed, said
 
 
 def _unmarked(query: Query) -> Query:

@@ -108,9 +108,7 @@ def explore(film: Film) -> None:
     page = film.page
     page.get_by_role("tab", name="Explore").click()
     page.locator("#fm-map canvas[data-ready]").wait_for(timeout=WAIT_MS)
-    field = page.get_by_placeholder("Type, and watch where it lands")
-    field.fill("")  # it says what was searched with
-    field.press_sequentially("a cat")
+    page.locator("#fm-land").locator("textarea, input").press_sequentially("a cat")
     page.wait_for_function("document.querySelector('#fm-nearest')?.innerText.includes('a cat')", timeout=WAIT_MS)
     page.wait_for_timeout(800)
     film.take(2200)

@@ -145,8 +145,8 @@ def test_stable_diffusion_gets_its_conditioner_with_the_first_drawing(serve, cli
     drawn = [client.predict(*ASK[:10], False, 1, 0, False, api_name="/generate") for _ in range(2)]
     assert all(len(pictures) == 1 and "1 picture in" in sentence for _, sentence, pictures in drawn)
     assert [query["durationSeconds"] for path, query in server.asked if path == "/schedule"] == [
-        "87",
+        "92",
         "11",
         "11",
-    ]  # CLIP of 3,804 pictures, then five steps
+    ]  # CLIP of 4,068 pictures, then five steps
     assert "The conditioner is kept in" in log.read_text()
