@@ -114,8 +114,10 @@ def read_small_parts(folder: Path) -> tuple[Any, Any]:
         if not (folder / part / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no {part}; expected a folder of scripts/release/train_unclip.py.")
     with quiet():
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
-        vae = AutoencoderTiny.from_pretrained(folder / "vae", dtype=torch.float32)
+        # Else diffusers builds on torch's meta device, and so does any other thread meanwhile, such as a training.
+        plain: dict[str, Any] = {"dtype": torch.float32, "low_cpu_mem_usage": False}
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", **plain)
+        vae = AutoencoderTiny.from_pretrained(folder / "vae", **plain)
     return unet, vae
 
 
