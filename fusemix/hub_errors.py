@@ -16,7 +16,7 @@ _HTTP: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class HubError:
-    """What an error of the client means.
+    """Name what an error of the client means.
 
     Attributes:
         kind: The network, the disk, conditions to accept first, a repository or revision that is not there (or not for

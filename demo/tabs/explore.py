@@ -50,7 +50,7 @@ class Explorer:
 
     @cached_property
     def neighbourhoods(self) -> Neighbourhoods | None:
-        """The layout of things that was made with the gallery; None for another gallery."""
+        """Return the layout of things that was made with the gallery; None for another gallery."""
         return Neighbourhoods.of(self.service.root)
 
     @property

@@ -93,7 +93,7 @@ def draw_units(units: int, p: float, pieces: int) -> Tensor:
 
 
 class _KeptUnits(torch.autograd.Function):
-    """The block between LayerNorm and sum, with products over the kept units alone; the mean is kept by a factor."""
+    """Computes the block between LayerNorm and sum over the kept units alone; a factor keeps the mean."""
 
     @staticmethod
     def forward(

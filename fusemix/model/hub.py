@@ -28,7 +28,7 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder holds, and how it lies on the Hub.
+    """Describe what a folder holds, and how it lies on the Hub.
 
     Attributes:
         name: For sentences.

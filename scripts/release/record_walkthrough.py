@@ -68,6 +68,7 @@ def search(film: Film, still: Path | None) -> None:
     """Words, letter by letter, then a spoken example."""
     page = film.page
     page.locator(".fm-tile img").first.wait_for()
+    page.get_by_role("button", name="Pause").click()  # no frame between two examples
     page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 0 || !image.offsetParent)")
     page.wait_for_timeout(1500)
     film.take(1800)
